@@ -1,0 +1,1 @@
+//! The mounted view of a commit.

@@ -1,0 +1,20 @@
+//! Larder mounts versions of datasets next to the GPUs.
+//!
+//! The lake (an S3-compatible object store) holds the only truth: commits, trees, placements
+//! and packs. A tier (a directory on shared NFS, or a local one) caches packs, write-once. A
+//! daemon shows a commit as a plain read-only directory and fetches what is read.
+//!
+//! ```text
+//! cli -> node -> fs -> store -> format
+//! ```
+//!
+//! Arrows point down only: `format` is pure (no I/O, no clock, no async, no logging); `store`
+//! owns the lake, the tier, fetching and the catalog; `fs` owns the mounted view; `node` owns the
+//! mount table and the control API; `cli` owns the command line. `docs/architecture.md` has the
+//! whole picture, `tests/tidy.rs` keeps it true.
+
+pub mod cli;
+pub mod format;
+pub mod fs;
+pub mod node;
+pub mod store;

@@ -1,0 +1,1 @@
+//! The node: mount table, control API, daemon.

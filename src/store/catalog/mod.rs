@@ -1,0 +1,1 @@
+//! The catalog: what people do with versions. Push, import, refs, log, diff, get, gc.

@@ -1,0 +1,1 @@
+//! The embedded lake: an S3 server over a local directory.

@@ -1,0 +1,15 @@
+//! Everything that lies somewhere: the lake, the tier, the catalog, and the fetching between them.
+//!
+//! * [`lake`]: the object store seam, its S3 implementation and the embedded server.
+//! * [`tier`]: the write-once cache directory: a deterministic state machine over `TierIo`, `Clock`.
+//! * [`meta`]: tree and placement blocks, from memory, the node's disk, or the lake.
+//! * [`fetch`]: single flight, lanes, windows; verified bytes of contents.
+//! * [`catalog`]: push, import, refs, log, diff, get, gc.
+//! * [`kv`]: the node's own small database.
+
+pub mod catalog;
+pub mod fetch;
+pub mod kv;
+pub mod lake;
+pub mod meta;
+pub mod tier;

@@ -1,0 +1,1 @@
+//! The tier: a write-once cache of packs in a directory, shared by nodes without locks.
