@@ -2,6 +2,7 @@
 //!
 //! * [`ids`]: the newtypes of every digest and name.
 //! * [`codec`]: the little-endian reader and writer that every decoder uses, and its errors.
+//! * `json`: the same for the few formats that are JSON.
 //! * [`digest`]: content digests, with the chaining values that let a block be checked alone.
 //! * [`tree`]: entries, segments, the index over them, building and navigating.
 //! * [`placement`]: where a tree's contents lie.
@@ -18,6 +19,7 @@ pub mod codec;
 pub mod commit;
 pub mod digest;
 pub mod ids;
+mod json;
 pub mod pack;
 pub mod paths;
 pub mod placement;

@@ -34,7 +34,11 @@ pub struct Built {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
     #[error("entry {rank} `{name}`: {why}")]
-    Entry { rank: u64, name: String, why: &'static str },
+    Entry {
+        rank: u64,
+        name: String,
+        why: &'static str,
+    },
     #[error("{given} entries were given, the directories' counts promise {promised}")]
     Counts { given: u64, promised: u64 },
 }

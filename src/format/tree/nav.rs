@@ -74,13 +74,22 @@ pub fn root_dir(_root: &TreeRoot) -> DirAt {
 }
 
 /// Finds a name in a directory.
-pub fn lookup(_root: &TreeRoot, _blocks: &dyn Blocks, _dir: &DirAt, _name: &[u8]) -> Result<EntryAt, NavError> {
+pub fn lookup(
+    _root: &TreeRoot,
+    _blocks: &dyn Blocks,
+    _dir: &DirAt,
+    _name: &[u8],
+) -> Result<EntryAt, NavError> {
     todo!()
 }
 
 /// Finds a path from the root (names separated by `/`; empty, `.` and leading `/` mean the root).
 /// The root itself answers `None`.
-pub fn resolve(_root: &TreeRoot, _blocks: &dyn Blocks, _path: &[u8]) -> Result<Option<EntryAt>, NavError> {
+pub fn resolve(
+    _root: &TreeRoot,
+    _blocks: &dyn Blocks,
+    _path: &[u8],
+) -> Result<Option<EntryAt>, NavError> {
     todo!()
 }
 
@@ -108,7 +117,11 @@ pub fn list(
 
 /// Gives all entries of the segment that holds `rank`, with the rank of its first: for scans in
 /// tree order (push --onto, get, prefetch, diff) that do not care for directories.
-pub fn segment_at(_root: &TreeRoot, _blocks: &dyn Blocks, _rank: u64) -> Result<(u64, Arc<Block>), NavError> {
+pub fn segment_at(
+    _root: &TreeRoot,
+    _blocks: &dyn Blocks,
+    _rank: u64,
+) -> Result<(u64, Arc<Block>), NavError> {
     todo!()
 }
 

@@ -134,15 +134,29 @@ pub trait Lake: std::fmt::Debug + Send + Sync + 'static {
     async fn list(&self, prefix: &str, page: Option<String>) -> Result<ListPage, LakeError>;
 
     /// Lists a foreign `bucket` below `prefix`; keys are whole, versions are given where kept.
-    async fn list_foreign(&self, bucket: &str, prefix: &str, page: Option<String>) -> Result<ListPage, LakeError>;
+    async fn list_foreign(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        page: Option<String>,
+    ) -> Result<ListPage, LakeError>;
 
     /// Begins a multipart upload.
     async fn upload_begin(&self, key: &str) -> Result<UploadId, LakeError>;
     /// Uploads a part (5 MiB at least but for the last).
-    async fn upload_part(&self, upload: &UploadId, number: u32, body: Bytes) -> Result<UploadedPart, LakeError>;
+    async fn upload_part(
+        &self,
+        upload: &UploadId,
+        number: u32,
+        body: Bytes,
+    ) -> Result<UploadedPart, LakeError>;
     /// Lists the parts that arrived: for resuming.
     async fn upload_parts(&self, upload: &UploadId) -> Result<Vec<UploadedPart>, LakeError>;
-    async fn upload_finish(&self, upload: &UploadId, parts: Vec<UploadedPart>) -> Result<String, LakeError>;
+    async fn upload_finish(
+        &self,
+        upload: &UploadId,
+        parts: Vec<UploadedPart>,
+    ) -> Result<String, LakeError>;
     async fn upload_abort(&self, upload: &UploadId) -> Result<(), LakeError>;
 }
 
