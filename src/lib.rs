@@ -18,3 +18,6 @@ pub mod format;
 pub mod fs;
 pub mod node;
 pub mod store;
+
+#[cfg(test)]
+pub(crate) mod testkit;

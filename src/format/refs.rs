@@ -231,7 +231,8 @@ name_text!(RefName);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefValue {
     pub format: u32,
-    pub commit: CommitId,
+    /// None: the ref was deleted. (Stores cannot delete conditionally, so a deletion is a value.)
+    pub commit: Option<CommitId>,
     /// Unix time in milliseconds of the last move.
     pub time_ms: i64,
     /// Who moved it.

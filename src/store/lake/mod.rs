@@ -11,7 +11,8 @@
 
 use std::ops::Range;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
 use futures::stream::BoxStream;
 
 use crate::format::tree::Pin;
@@ -133,6 +134,10 @@ pub trait Lake: std::fmt::Debug + Send + Sync + 'static {
     /// Lists below `prefix` (relative to the lake's), a page at a time.
     async fn list(&self, prefix: &str, page: Option<String>) -> Result<ListPage, LakeError>;
 
+    /// Lists the names directly below `prefix` that have keys below them (`prefix` ends with `/`,
+    /// the names have none), in order.
+    async fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, LakeError>;
+
     /// Lists a foreign `bucket` below `prefix`; keys are whole, versions are given where kept.
     async fn list_foreign(
         &self,
@@ -161,6 +166,62 @@ pub trait Lake: std::fmt::Debug + Send + Sync + 'static {
 }
 
 /// Reads a whole small object into memory, refusing more than `limit` bytes; retries what passes.
-pub async fn get_all(_lake: &dyn Lake, _key: &str, _limit: u64) -> Result<Bytes, LakeError> {
-    todo!()
+pub async fn get_all(lake: &dyn Lake, key: &str, limit: u64) -> Result<Bytes, LakeError> {
+    retry::with_retry(&retry::RetryPolicy::default(), || {
+        get_once(lake, key, limit)
+    })
+    .await
+}
+
+async fn get_once(lake: &dyn Lake, key: &str, limit: u64) -> Result<Bytes, LakeError> {
+    let body = lake.get(key, None).await?;
+    if body.len > limit {
+        return Err(too_large(key, body.len, limit));
+    }
+    let mut bytes = BytesMut::with_capacity(usize::try_from(body.len).unwrap_or(0));
+    let mut stream = body.stream;
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk?;
+        if (bytes.len() + chunk.len()) as u64 > body.len {
+            return Err(wrong_length(key, body.len));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    if bytes.len() as u64 != body.len {
+        return Err(wrong_length(key, body.len));
+    }
+    Ok(bytes.freeze())
+}
+
+fn too_large(key: &str, len_bytes: u64, limit_bytes: u64) -> LakeError {
+    let source = BodyError::TooLarge {
+        len_bytes,
+        limit_bytes,
+    }
+    .into();
+    LakeError::Permanent {
+        key: key.to_owned(),
+        source,
+    }
+}
+
+fn wrong_length(key: &str, announced_bytes: u64) -> LakeError {
+    let source = BodyError::WrongLength { announced_bytes }.into();
+    LakeError::Passing {
+        key: key.to_owned(),
+        source,
+    }
+}
+
+/// What can be wrong with a body.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    #[error("the object has {len_bytes} bytes, but at most {limit_bytes} make sense here")]
+    TooLarge { len_bytes: u64, limit_bytes: u64 },
+    #[error("the body has not the {announced_bytes} bytes that were announced")]
+    WrongLength { announced_bytes: u64 },
+    #[error("no byte came for {waited_ms} ms in the middle of the body")]
+    Stalled { waited_ms: u64 },
+    #[error("the store answered another range than the one that was asked for")]
+    WrongRange,
 }

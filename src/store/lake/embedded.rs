@@ -1,1 +1,0 @@
-//! The embedded lake: an S3 server over a local directory.
