@@ -362,7 +362,7 @@ mod tests {
     fn ref_values_survive_a_round_trip_and_a_newer_version_is_refused() {
         let value = RefValue {
             format: 1,
-            commit: CommitId([7; 32]),
+            commit: Some(CommitId([7; 32])),
             time_ms: -1,
             by: "a@b".into(),
         };
