@@ -1,1 +1,3 @@
 //! The mounted view of a commit.
+pub mod keeper;
+mod sys;

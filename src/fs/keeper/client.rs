@@ -1,0 +1,216 @@
+//! What the daemon calls: one connection for each request, so that nothing has to be kept in step.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use crate::fs::sys;
+
+use super::SOCKET_NAME;
+use super::wire::{Answer, KeptMount, MountId, MountRequest, PACKET_BYTES_MAX, Request};
+
+/// How long an answer may take: a mount may have to wait for a slow directory.
+const ANSWER_TIMEOUT_S: i64 = 30;
+
+/// Why the keeper did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// There is no keeper, or it did not answer in time.
+    #[error("the keeper at {socket} does not answer; `larder doctor` says why")]
+    Unreachable {
+        socket: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The keeper could not be started.
+    #[error("cannot start the keeper ({exe} keeper --state {state}): {why}")]
+    Start {
+        exe: PathBuf,
+        state: PathBuf,
+        why: String,
+    },
+    /// Somebody still uses the mount.
+    #[error(
+        "{dir} is in use; close what is open there (`fuser -vm {dir}`), or unmount with --force"
+    )]
+    Busy { dir: PathBuf },
+    /// The keeper refused or failed.
+    #[error("{what}")]
+    Refused { errno: i32, what: String },
+    /// The keeper speaks another protocol: it is of another version.
+    #[error(
+        "the keeper at {socket} is of another version; unmount all, then stop it with `larder daemon stop --keeper`"
+    )]
+    Protocol { socket: PathBuf },
+}
+
+/// The descriptors of a mount.
+#[derive(Debug)]
+pub struct MountFds {
+    pub id: MountId,
+    /// A duplicate of the keeper's /dev/fuse descriptor.
+    pub fuse: OwnedFd,
+    /// A duplicate of the memory file for the records of what is open.
+    pub slots: OwnedFd,
+}
+
+/// A keeper, by its socket.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// Finds the keeper of a state directory; an error where none answers.
+    pub fn connect(state: &Path) -> Result<Self, KeeperError> {
+        let client = Self {
+            socket: state.join(SOCKET_NAME),
+        };
+        client.list()?;
+        Ok(client)
+    }
+
+    /// Finds the keeper of a state directory, or starts one: `exe keeper --state DIR`.
+    pub fn start_or_connect(state: &Path, exe: &Path) -> Result<Self, KeeperError> {
+        if let Ok(client) = Self::connect(state) {
+            return Ok(client);
+        }
+        let failed = |why: String| KeeperError::Start {
+            exe: exe.to_owned(),
+            state: state.to_owned(),
+            why,
+        };
+        // It answers when its socket accepts; the keeper itself is its detached child.
+        let output = Command::new(exe)
+            .args(["keeper", "--state"])
+            .arg(state)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| failed(error.to_string()))?;
+        if !output.status.success() {
+            return Err(failed(
+                String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            ));
+        }
+        Self::connect(state)
+    }
+
+    /// Makes a mount.
+    pub fn mount(&self, request: MountRequest) -> Result<MountFds, KeeperError> {
+        self.fds(&Request::Mount(request))
+    }
+
+    /// Gives the descriptors of a mount again: for a daemon that takes over.
+    pub fn attach(&self, id: MountId) -> Result<MountFds, KeeperError> {
+        self.fds(&Request::Attach { id })
+    }
+
+    /// Lists the keeper's mounts, by id.
+    pub fn list(&self) -> Result<Vec<KeptMount>, KeeperError> {
+        let mut all: Vec<KeptMount> = Vec::new();
+        loop {
+            let after = all.last().map(|mount| mount.id);
+            match self.ask(&Request::List { after })? {
+                (Answer::Mounts { mounts, more }, _) => {
+                    let ends = !more || mounts.is_empty();
+                    all.extend(mounts);
+                    if ends {
+                        return Ok(all);
+                    }
+                }
+                _ => return Err(self.protocol()),
+            }
+        }
+    }
+
+    /// Unmounts what Larder has mounted at `dir`, also where its keeper or daemon is gone. Lazily: at
+    /// once, whoever uses it.
+    pub fn unmount(&self, dir: &Path, lazy: bool) -> Result<(), KeeperError> {
+        let asked = Request::Unmount {
+            dir: dir.to_owned(),
+            lazy,
+        };
+        self.done(&asked).map_err(|error| match error {
+            KeeperError::Refused { errno, .. } if errno == Errno::EBUSY as i32 => {
+                KeeperError::Busy {
+                    dir: dir.to_owned(),
+                }
+            }
+            other => other,
+        })
+    }
+
+    /// Replaces the note of a mount.
+    pub fn set_note(&self, id: MountId, note: &str) -> Result<(), KeeperError> {
+        self.done(&Request::Note {
+            id,
+            note: note.to_owned(),
+        })
+    }
+
+    /// Raises the kernel's read-ahead of a mount that is being served. Needs root.
+    pub fn raise_read_ahead(&self, id: MountId, kib: u32) -> Result<(), KeeperError> {
+        self.done(&Request::ReadAhead { id, kib })
+    }
+
+    /// Ends the keeper. Refused while it has mounts.
+    pub fn stop(&self) -> Result<(), KeeperError> {
+        self.done(&Request::Stop)
+    }
+
+    fn protocol(&self) -> KeeperError {
+        KeeperError::Protocol {
+            socket: self.socket.clone(),
+        }
+    }
+
+    fn done(&self, request: &Request) -> Result<(), KeeperError> {
+        match self.ask(request)? {
+            (Answer::Done, _) => Ok(()),
+            _ => Err(self.protocol()),
+        }
+    }
+
+    fn fds(&self, request: &Request) -> Result<MountFds, KeeperError> {
+        let (answer, fds) = self.ask(request)?;
+        let mut fds = fds.into_iter();
+        match (answer, fds.next(), fds.next()) {
+            (Answer::Mount(id), Some(fuse), Some(slots)) => Ok(MountFds { id, fuse, slots }),
+            _ => Err(self.protocol()),
+        }
+    }
+
+    fn ask(&self, request: &Request) -> Result<(Answer, Vec<OwnedFd>), KeeperError> {
+        let (bytes, fds) = self
+            .exchange(request)
+            .map_err(|source| KeeperError::Unreachable {
+                socket: self.socket.clone(),
+                source,
+            })?;
+        match serde_json::from_slice(&bytes) {
+            Ok(Answer::Failed { errno, what }) => Err(KeeperError::Refused { errno, what }),
+            Ok(answer) => Ok((answer, fds)),
+            Err(_) => Err(self.protocol()),
+        }
+    }
+
+    fn exchange(&self, request: &Request) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+        let connection = sys::connect_to(&self.socket)?;
+        setsockopt(
+            &connection,
+            sockopt::ReceiveTimeout,
+            &TimeVal::seconds(ANSWER_TIMEOUT_S),
+        )?;
+        sys::send_message(connection.as_fd(), &serde_json::to_vec(request)?, &[])?;
+        let (bytes, fds) = sys::receive_message(connection.as_fd(), PACKET_BYTES_MAX)?;
+        if bytes.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok((bytes, fds))
+    }
+}

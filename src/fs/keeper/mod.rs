@@ -1,0 +1,178 @@
+//! The keeper: a tiny process that makes the mounts and holds what must outlive a daemon.
+//!
+//! ```text
+//! <state>/keeper.sock    where it listens (mode 0600; the peer must be root or the same user)
+//! <state>/keeper.lock    locked while a keeper lives
+//! ```
+//!
+//! It holds, for each mount, the /dev/fuse descriptor and a memory file with the records of what is
+//! open (`crate::fs::handles`), and passes duplicates of both to the daemon that serves the mount. It
+//! never reads a request and never touches data, so there is nothing in it that can fail with a lake
+//! or a tier. If the daemon dies, the mounts stay: what is open stays open, reads wait for the next
+//! daemon, which asks for the descriptors again or unmounts.
+//!
+//! * [`wire`]: the messages. * [`mounts`]: mount(2) and fusermount3. * [`table`]: which mounts there
+//!   are. * [`client`]: what the daemon calls. * this file: the process and its loop.
+//!
+//! Single-threaded and without a runtime on purpose: one request after the other, none of them long.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+use nix::unistd::geteuid;
+
+use crate::fs::sys;
+
+mod client;
+mod mounts;
+mod table;
+mod wire;
+
+pub use client::{Client, KeeperError, MountFds};
+pub use wire::{KeptMount, MountId, MountRequest, NOTE_BYTES_MAX};
+
+use table::Table;
+use wire::{Answer, PACKET_BYTES_MAX, Request};
+
+pub(crate) const SOCKET_NAME: &str = "keeper.sock";
+const LOCK_NAME: &str = "keeper.lock";
+
+/// How often the keeper looks for mounts that ended without a change of the mount table.
+const LOOK_INTERVAL_MS: u16 = 30_000;
+/// How long it waits for a client that connected to say what it wants.
+const CLIENT_TIMEOUT_S: i64 = 2;
+
+/// Runs the keeper of a state directory: `larder keeper --state DIR`.
+///
+/// Comes back at once in the calling process, when the keeper's socket accepts connections; the
+/// keeper itself goes on in the background, detached from terminal and parent. Must be called before
+/// the process has threads. Where a keeper lives already, nothing happens.
+pub fn run(state: &Path) -> io::Result<()> {
+    let Some(keeper) = Keeper::open(state)? else {
+        return Ok(());
+    };
+    nix::unistd::daemon(false, false)?;
+    keeper.serve()
+}
+
+/// A keeper that has its lock and its socket.
+#[derive(Debug)]
+pub struct Keeper {
+    listener: OwnedFd,
+    socket: std::path::PathBuf,
+    table: Table,
+    /// Held, never read.
+    _lock: File,
+}
+
+impl Keeper {
+    /// Takes the lock and opens the socket. None where another keeper has them.
+    pub fn open(state: &Path) -> io::Result<Option<Self>> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(state)?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(state.join(LOCK_NAME))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Ok(None),
+            Err(fs::TryLockError::Error(error)) => return Err(error),
+        }
+        let socket = fs::canonicalize(state)?.join(SOCKET_NAME);
+        match fs::remove_file(&socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = sys::listen_at(&socket)?;
+        fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
+        Ok(Some(Self {
+            listener,
+            socket,
+            table: Table::default(),
+            _lock: lock,
+        }))
+    }
+
+    /// Answers requests until it is told to stop, or its socket was removed and nothing is mounted.
+    pub fn serve(mut self) -> io::Result<()> {
+        let mount_table = mounts::open_table()?;
+        loop {
+            let ready = wait(self.listener.as_fd(), mount_table.as_fd())?;
+            self.table.forget_gone();
+            if ready && self.answer_one() {
+                let _ = fs::remove_file(&self.socket);
+                return Ok(());
+            }
+            if self.table.is_empty() && !self.socket.exists() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Serves one connection; true: it was told to stop, and may.
+    fn answer_one(&mut self) -> bool {
+        let Ok(client) = sys::accept_from(&self.listener) else {
+            return false;
+        };
+        let Ok(pid) = admit(&client) else {
+            return false;
+        };
+        let Ok((bytes, _)) = sys::receive_message(client.as_fd(), PACKET_BYTES_MAX) else {
+            return false;
+        };
+        let Ok(request) = serde_json::from_slice::<Request>(&bytes) else {
+            return false;
+        };
+        let (answer, fds, stop) = self.table.handle(request, pid);
+        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(OwnedFd::as_fd).collect();
+        let packet = serde_json::to_vec(&answer).unwrap_or_default();
+        let _ = sys::send_message(client.as_fd(), &packet, &borrowed);
+        stop && answer == Answer::Done
+    }
+}
+
+/// Waits for a connection (true), a change of the mount table, or the interval.
+fn wait(listener: BorrowedFd<'_>, mount_table: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut fds = [
+        PollFd::new(listener, PollFlags::POLLIN),
+        PollFd::new(mount_table, PollFlags::POLLPRI),
+    ];
+    match poll(&mut fds, PollTimeout::from(LOOK_INTERVAL_MS)) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    Ok(fds.first().and_then(PollFd::any).unwrap_or(false))
+}
+
+/// Lets in root and the keeper's own user; gives the peer's pid.
+fn admit(client: &OwnedFd) -> io::Result<i32> {
+    let peer = getsockopt(client, sockopt::PeerCredentials)?;
+    if peer.uid() != 0 && peer.uid() != geteuid().as_raw() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    setsockopt(
+        client,
+        sockopt::ReceiveTimeout,
+        &TimeVal::seconds(CLIENT_TIMEOUT_S),
+    )?;
+    setsockopt(
+        client,
+        sockopt::SendTimeout,
+        &TimeVal::seconds(CLIENT_TIMEOUT_S),
+    )?;
+    Ok(peer.pid())
+}
+
+#[cfg(test)]
+mod tests;

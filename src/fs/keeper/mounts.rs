@@ -1,0 +1,248 @@
+//! The calls that make, find and take away mounts. Nothing else in Larder calls mount(2).
+//!
+//! With root: mount(2) itself. Without: `fusermount3`, which is setuid and hands back the
+//! descriptor. Both give the same mount: read-only (the kernel then never asks for a new access
+//! time, which would need a daemon), nosuid, nodev, permissions checked by the kernel.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::Mode;
+use nix::unistd::{getegid, geteuid};
+
+use crate::fs::sys;
+
+use super::wire::MountRequest;
+
+/// The file system type that every Larder mount has in the mount table.
+const FS_TYPE: &str = "fuse.larder";
+
+/// One line of the mount table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct MountLine {
+    /// `major:minor` of the file system, which also names its entry in /sys/class/bdi.
+    pub dev: String,
+    pub dir: PathBuf,
+    pub fs_type: String,
+}
+
+/// Mounts; gives the /dev/fuse descriptor.
+pub(super) fn make(request: &MountRequest) -> io::Result<OwnedFd> {
+    if geteuid().is_root() {
+        make_as_root(request)
+    } else {
+        make_by_fusermount(request)
+    }
+}
+
+fn source_of(request: &MountRequest) -> String {
+    format!("larder:{}", request.source)
+}
+
+fn make_as_root(request: &MountRequest) -> io::Result<OwnedFd> {
+    let fuse = nix::fcntl::open("/dev/fuse", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+    let mut data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
+        fuse.as_raw_fd(),
+        geteuid(),
+        getegid()
+    );
+    if request.allow_other {
+        data.push_str(",allow_other");
+    }
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let source = source_of(request);
+    mount(
+        Some(source.as_str()),
+        &request.dir,
+        Some(FS_TYPE),
+        flags,
+        Some(data.as_str()),
+    )?;
+    Ok(fuse)
+}
+
+/// Puts a backslash before what separates options.
+fn escape_option(value: &str) -> String {
+    value
+        .chars()
+        .flat_map(|c| {
+            if matches!(c, ',' | '\\') {
+                vec!['\\', c]
+            } else {
+                vec![c]
+            }
+        })
+        .collect()
+}
+
+fn make_by_fusermount(request: &MountRequest) -> io::Result<OwnedFd> {
+    let (ours, theirs) = UnixStream::pair()?;
+    // Single-threaded: nobody else can start a process that would inherit it.
+    fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    let mut options = format!(
+        "fsname={},subtype=larder,ro,nosuid,nodev,default_permissions",
+        escape_option(&source_of(request))
+    );
+    if request.allow_other {
+        options.push_str(",allow_other");
+    }
+    let output = Command::new("fusermount3")
+        .arg("-o")
+        .arg(options)
+        .arg("--")
+        .arg(&request.dir)
+        .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
+        .output()
+        .map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("fusermount3: {error}; install the package fuse3"),
+            )
+        })?;
+    drop(theirs);
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(io::Error::other(said.trim().to_owned()));
+    }
+    let (_, fds) = sys::receive_message(ours.as_fd(), 64)?;
+    fds.into_iter()
+        .next()
+        .ok_or_else(|| io::Error::other("fusermount3 gave no descriptor"))
+}
+
+/// Unmounts. Lazily: takes the mount out of the tree at once, whoever uses it.
+pub(super) fn unmake(dir: &Path, lazy: bool) -> io::Result<()> {
+    if geteuid().is_root() {
+        let flags = MntFlags::UMOUNT_NOFOLLOW
+            | if lazy {
+                MntFlags::MNT_DETACH
+            } else {
+                MntFlags::empty()
+            };
+        return Ok(umount2(dir, flags)?);
+    }
+    let mut command = Command::new("fusermount3");
+    command.arg("-u");
+    if lazy {
+        command.arg("-z");
+    }
+    let output = command.arg("--").arg(dir).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if said.contains("busy") {
+        Err(Errno::EBUSY.into())
+    } else {
+        Err(io::Error::other(said))
+    }
+}
+
+/// Says whether the kernel has given up a mount's connection (unmounted and no longer open, or aborted).
+pub(super) fn is_gone(fuse: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(fuse.as_fd(), PollFlags::empty())];
+    match poll(&mut fds, PollTimeout::ZERO) {
+        Ok(_) => fds.iter().any(|fd| {
+            fd.revents()
+                .is_some_and(|seen| seen.contains(PollFlags::POLLERR))
+        }),
+        Err(_) => false,
+    }
+}
+
+/// Undoes the octal escapes of the mount table.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, tail)) = rest.split_first() {
+        let octal = match tail {
+            [
+                a @ b'0'..=b'3',
+                b @ b'0'..=b'7',
+                c @ b'0'..=b'7',
+                after @ ..,
+            ] if byte == b'\\' => Some(((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'), after)),
+            _ => None,
+        };
+        let (value, after) = octal.unwrap_or((byte, tail));
+        out.push(value);
+        rest = after;
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(out))
+}
+
+/// Parses one line of /proc/self/mountinfo.
+fn parse_line(line: &[u8]) -> Option<MountLine> {
+    let mut fields = line.split(|&byte| byte == b' ');
+    let dev = fields.by_ref().nth(2)?;
+    let dir = fields.by_ref().nth(1)?;
+    let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?;
+    Some(MountLine {
+        dev: String::from_utf8(dev.to_vec()).ok()?,
+        dir: unescape(dir),
+        fs_type: String::from_utf8(fs_type.to_vec()).ok()?,
+    })
+}
+
+/// Gives what is mounted at `dir` itself, the topmost of several.
+pub(super) fn find(dir: &Path) -> io::Result<Option<MountLine>> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    let lines = table.split(|&byte| byte == b'\n').filter_map(parse_line);
+    Ok(lines
+        .filter(|line| line.dir.as_os_str().as_bytes() == dir.as_os_str().as_bytes())
+        .last())
+}
+
+/// Says whether the topmost mount at `dir` is one of Larder's.
+pub(super) fn is_ours(dir: &Path) -> io::Result<bool> {
+    Ok(find(dir)?.is_some_and(|line| line.fs_type == FS_TYPE))
+}
+
+/// Raises the read-ahead of a mounted file system; never lowers it.
+pub(super) fn raise_read_ahead(dev: &str, kib: u32) -> io::Result<()> {
+    let path = Path::new("/sys/class/bdi").join(dev).join("read_ahead_kb");
+    let now: u32 = fs::read_to_string(&path)?
+        .trim()
+        .parse()
+        .unwrap_or(u32::MAX);
+    if now < kib {
+        fs::write(&path, kib.to_string())?;
+    }
+    Ok(())
+}
+
+/// Opens the mount table so that poll(2) reports its changes.
+pub(super) fn open_table() -> io::Result<File> {
+    File::open("/proc/self/mountinfo")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_table_lines_parse_with_spaces_in_paths_and_optional_fields() {
+        let line = br"36 35 0:52 / /mnt/a\040b\134c rw,nosuid shared:1 master:2 - fuse.larder larder:xray@v1 ro,user_id=0";
+        let parsed = parse_line(line).expect("is a line");
+        assert_eq!(parsed.dev, "0:52");
+        assert_eq!(parsed.dir, Path::new(r"/mnt/a b\c"));
+        assert_eq!(parsed.fs_type, "fuse.larder");
+        assert!(parse_line(b"").is_none());
+        assert!(parse_line(b"36 35 0:52 / /mnt rw -").is_none());
+    }
+
+    #[test]
+    fn options_are_escaped_for_fusermount() {
+        assert_eq!(escape_option(r"a,b\c"), r"a\,b\\c");
+    }
+}

@@ -1,0 +1,242 @@
+//! Which mounts the keeper has, and what each request does to them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::mounts;
+use super::wire::{
+    Answer, KeptMount, MountId, MountRequest, NOTE_BYTES_MAX, PACKET_BYTES_MAX, Request,
+};
+
+/// How many mounts one keeper makes: each takes two descriptors.
+const MOUNTS_MAX: usize = 400;
+/// What an answer may take beside its mounts.
+const ENVELOPE_BYTES: usize = 1 << 10;
+
+#[derive(Debug)]
+struct Held {
+    request: MountRequest,
+    fuse: OwnedFd,
+    /// Records of what is open, written by the daemon.
+    slots: OwnedFd,
+    detached: bool,
+    server_pid: i32,
+}
+
+/// The mounts by id.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    mounts: BTreeMap<MountId, Held>,
+    last: u64,
+}
+
+/// An answer, the descriptors that go with it, and whether the keeper is to end.
+type Handled = (Answer, Vec<OwnedFd>, bool);
+
+fn failed(error: &io::Error, what: impl std::fmt::Display) -> Handled {
+    let errno = error.raw_os_error().unwrap_or(Errno::EIO as i32);
+    (
+        Answer::Failed {
+            errno,
+            what: format!("{what}: {error}"),
+        },
+        Vec::new(),
+        false,
+    )
+}
+
+fn refused(errno: Errno, what: impl std::fmt::Display) -> Handled {
+    (
+        Answer::Failed {
+            errno: errno as i32,
+            what: what.to_string(),
+        },
+        Vec::new(),
+        false,
+    )
+}
+
+fn done() -> Handled {
+    (Answer::Done, Vec::new(), false)
+}
+
+impl Table {
+    pub fn is_empty(&self) -> bool {
+        self.mounts.is_empty()
+    }
+
+    /// Drops the mounts whose connection the kernel has ended.
+    pub fn forget_gone(&mut self) {
+        self.mounts.retain(|_, held| !mounts::is_gone(&held.fuse));
+    }
+
+    /// Does what a client asks.
+    pub fn handle(&mut self, request: Request, pid: i32) -> Handled {
+        match request {
+            Request::Mount(request) => self.mount(request, pid),
+            Request::Attach { id } => match self.mounts.get_mut(&id) {
+                Some(held) => {
+                    held.server_pid = pid;
+                    give(id, held)
+                }
+                None => refused(Errno::ENOENT, format_args!("there is no mount {id}")),
+            },
+            Request::List { after } => (self.list(after), Vec::new(), false),
+            Request::Unmount { dir, lazy } => self.unmount(&dir, lazy),
+            Request::Note { id, note } => self.note(id, note),
+            Request::ReadAhead { id, kib } => self.read_ahead(id, kib),
+            Request::Stop if self.mounts.is_empty() => (Answer::Done, Vec::new(), true),
+            Request::Stop => refused(
+                Errno::EBUSY,
+                format_args!("{} mounts are left", self.mounts.len()),
+            ),
+        }
+    }
+
+    fn mount(&mut self, request: MountRequest, pid: i32) -> Handled {
+        if self.mounts.len() >= MOUNTS_MAX {
+            return refused(
+                Errno::EMFILE,
+                format_args!("{MOUNTS_MAX} mounts are the most"),
+            );
+        }
+        if request.note.len() > NOTE_BYTES_MAX || !request.dir.is_absolute() {
+            return refused(
+                Errno::EINVAL,
+                "the note is too long or the directory is not absolute",
+            );
+        }
+        let slots = match memfd_create(c"larder-slots", MFdFlags::MFD_CLOEXEC) {
+            Ok(fd) => fd,
+            Err(errno) => return failed(&errno.into(), "memfd_create"),
+        };
+        let fuse = match mounts::make(&request) {
+            Ok(fd) => fd,
+            Err(error) => return failed(&error, request.dir.display()),
+        };
+        self.last += 1;
+        let id = MountId(self.last);
+        let held = Held {
+            request,
+            fuse,
+            slots,
+            detached: false,
+            server_pid: pid,
+        };
+        let answer = give(id, &held);
+        self.mounts.insert(id, held);
+        answer
+    }
+
+    fn list(&self, after: Option<MountId>) -> Answer {
+        let first = after.map_or(0, |id| id.0 + 1);
+        let mut mounts = Vec::new();
+        let mut room = PACKET_BYTES_MAX - ENVELOPE_BYTES;
+        for (&id, held) in self.mounts.range(MountId(first)..) {
+            let mount = held.describe(id);
+            let len = serde_json::to_vec(&mount).map_or(0, |bytes| bytes.len() + 1);
+            let Some(left) = room.checked_sub(len) else {
+                return Answer::Mounts { mounts, more: true };
+            };
+            room = left;
+            mounts.push(mount);
+        }
+        Answer::Mounts {
+            mounts,
+            more: false,
+        }
+    }
+
+    fn unmount(&mut self, dir: &Path, lazy: bool) -> Handled {
+        match mounts::is_ours(dir) {
+            Ok(true) => {}
+            Ok(false) => {
+                return refused(
+                    Errno::EINVAL,
+                    format_args!("{} is not a Larder mount", dir.display()),
+                );
+            }
+            Err(error) => return failed(&error, "/proc/self/mountinfo"),
+        }
+        if let Err(error) = mounts::unmake(dir, lazy) {
+            return failed(&error, dir.display());
+        }
+        self.forget_gone();
+        // The topmost at a directory is the newest that is not detached.
+        let left = self
+            .mounts
+            .values_mut()
+            .rev()
+            .find(|held| held.request.dir == dir && !held.detached);
+        if let Some(held) = left {
+            held.detached = true;
+        }
+        done()
+    }
+
+    fn note(&mut self, id: MountId, note: String) -> Handled {
+        match self.mounts.get_mut(&id) {
+            Some(held) if note.len() <= NOTE_BYTES_MAX => {
+                held.request.note = note;
+                done()
+            }
+            Some(_) => refused(Errno::EINVAL, "the note is too long"),
+            None => refused(Errno::ENOENT, format_args!("there is no mount {id}")),
+        }
+    }
+
+    fn read_ahead(&self, id: MountId, kib: u32) -> Handled {
+        let Some(held) = self.mounts.get(&id) else {
+            return refused(Errno::ENOENT, format_args!("there is no mount {id}"));
+        };
+        let line = match mounts::find(&held.request.dir) {
+            Ok(Some(line)) => line,
+            Ok(None) => return refused(Errno::ENOENT, "it is not in the mount table"),
+            Err(error) => return failed(&error, "/proc/self/mountinfo"),
+        };
+        match mounts::raise_read_ahead(&line.dev, kib) {
+            Ok(()) => done(),
+            Err(error) => failed(
+                &error,
+                format_args!("/sys/class/bdi/{}/read_ahead_kb", line.dev),
+            ),
+        }
+    }
+}
+
+fn give(id: MountId, held: &Held) -> Handled {
+    let duplicates = || -> io::Result<Vec<OwnedFd>> {
+        Ok(vec![held.fuse.try_clone()?, held.slots.try_clone()?])
+    };
+    match duplicates() {
+        Ok(fds) => (Answer::Mount(id), fds, false),
+        Err(error) => failed(&error, "dup"),
+    }
+}
+
+impl Held {
+    fn describe(&self, id: MountId) -> KeptMount {
+        let MountRequest {
+            dir, source, note, ..
+        } = &self.request;
+        KeptMount {
+            id,
+            dir: PathBuf::from(dir),
+            source: source.clone(),
+            note: note.clone(),
+            detached: self.detached,
+            server_pid: self.server_pid,
+        }
+    }
+}
+
+impl AsFd for Held {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.fuse.as_fd()
+    }
+}

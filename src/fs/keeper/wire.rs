@@ -1,0 +1,76 @@
+//! What the keeper and its clients say to each other: one JSON packet each way.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// No packet is longer.
+pub(crate) const PACKET_BYTES_MAX: usize = 128 << 10;
+/// A note is kept as text beside a mount; it has to fit into a packet with others.
+pub const NOTE_BYTES_MAX: usize = 16 << 10;
+
+/// Names a mount to its keeper, from when it was made until it is gone. Never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MountId(pub u64);
+
+impl std::fmt::Display for MountId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a mount is to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountRequest {
+    /// An existing directory, absolute.
+    pub dir: PathBuf,
+    /// `DATASET@REV`; the mount table shows it as `larder:DATASET@REV`.
+    pub source: String,
+    /// Whether other users than the mounting one may look in.
+    pub allow_other: bool,
+    /// Kept with the mount for whoever asks; at most [`NOTE_BYTES_MAX`].
+    pub note: String,
+}
+
+/// A mount that the keeper has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptMount {
+    pub id: MountId,
+    pub dir: PathBuf,
+    pub source: String,
+    pub note: String,
+    /// Taken out of the directory tree, but still open somewhere.
+    pub detached: bool,
+    /// Whether a daemon answers, as far as the keeper knows: the one that took the mount is connected
+    /// no longer than it lives, so its pid is asked.
+    pub server_pid: i32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Request {
+    /// Makes a mount. The answer brings its /dev/fuse descriptor and its slots.
+    Mount(MountRequest),
+    /// Asks for the descriptors of a mount again.
+    Attach { id: MountId },
+    /// Asks for the mounts after `after`, as many as fit into a packet.
+    List { after: Option<MountId> },
+    /// Unmounts what is mounted at a directory.
+    Unmount { dir: PathBuf, lazy: bool },
+    /// Replaces a mount's note.
+    Note { id: MountId, note: String },
+    /// Raises the kernel's read-ahead of a mount. To be asked once the mount has been served.
+    ReadAhead { id: MountId, kib: u32 },
+    /// Ends the keeper if it has no mounts.
+    Stop,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Answer {
+    Mount(MountId),
+    Mounts { mounts: Vec<KeptMount>, more: bool },
+    Done,
+    Failed { errno: i32, what: String },
+}

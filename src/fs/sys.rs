@@ -1,0 +1,143 @@
+//! The system calls that have no safe wrapper: sockets that carry file descriptors, and the two
+//! ioctls for backing files. The only `unsafe` of the mounted view, but for one line in `fuse.rs`.
+//!
+//! Sockets are unix SEQPACKET: one message is one packet, descriptors travel with it.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
+    UnixAddr, accept4, bind, connect, listen, recvmsg, sendmsg, socket,
+};
+
+/// How many descriptors one message carries at most.
+const FDS_MAX: usize = 4;
+
+/// Opens the directory of a socket, so that its name fits into a socket address however long the
+/// directory's path is.
+fn short_path(path: &Path) -> io::Result<(File, PathBuf)> {
+    let parent = path.parent().unwrap_or_else(|| Path::new("."));
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let dir = File::open(parent)?;
+    let short = Path::new("/proc/self/fd")
+        .join(dir.as_raw_fd().to_string())
+        .join(name);
+    Ok((dir, short))
+}
+
+fn seqpacket() -> nix::Result<OwnedFd> {
+    socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+}
+
+/// Listens on a new socket at `path`, which must not exist.
+pub(crate) fn listen_at(path: &Path) -> io::Result<OwnedFd> {
+    let (_dir, short) = short_path(path)?;
+    let fd = seqpacket()?;
+    bind(fd.as_raw_fd(), &UnixAddr::new(&short)?)?;
+    listen(&fd, Backlog::new(64)?)?;
+    Ok(fd)
+}
+
+/// Connects to the socket at `path`.
+pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
+    let (_dir, short) = short_path(path)?;
+    let fd = seqpacket()?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(&short)?)?;
+    Ok(fd)
+}
+
+/// Takes a new descriptor number into ownership.
+fn own(raw: RawFd) -> OwnedFd {
+    // SAFETY: callers pass a number that the kernel has just created for this process and that
+    // nobody else knows, so this is its only owner.
+    unsafe { OwnedFd::from_raw_fd(raw) }
+}
+
+/// Accepts a connection.
+pub(crate) fn accept_from(listener: &OwnedFd) -> io::Result<OwnedFd> {
+    Ok(own(accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?))
+}
+
+/// Sends one message, with descriptors.
+pub(crate) fn send_message(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
+    let iov = [IoSlice::new(bytes)];
+    loop {
+        match sendmsg::<UnixAddr>(
+            socket.as_raw_fd(),
+            &iov,
+            control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        ) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Receives one message of at most `len_max` bytes with its descriptors. Empty: the peer is gone.
+pub(crate) fn receive_message(
+    socket: BorrowedFd<'_>,
+    len_max: usize,
+) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; len_max];
+    let mut space = nix::cmsg_space!([RawFd; FDS_MAX]);
+    let (len, raw, flags) = loop {
+        let mut iov = [IoSliceMut::new(&mut bytes)];
+        match recvmsg::<UnixAddr>(
+            socket.as_raw_fd(),
+            &mut iov,
+            Some(&mut space),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        ) {
+            Ok(message) => {
+                let mut raw = Vec::new();
+                for control in message.cmsgs()? {
+                    if let ControlMessageOwned::ScmRights(fds) = control {
+                        raw.extend(fds);
+                    }
+                }
+                break (message.bytes, raw, message.flags);
+            }
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    };
+    let fds = raw.into_iter().map(own).collect();
+    if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a message is longer than expected",
+        ));
+    }
+    bytes.truncate(len);
+    Ok((bytes, fds))
+}
+
+mod raw {
+    nix::ioctl_write_ptr!(backing_close, 229, 2, u32);
+}
+
+/// Closes a backing id. ENOENT where the kernel does not know it.
+pub(crate) fn backing_close(fuse: &impl AsFd, id: u32) -> io::Result<()> {
+    // SAFETY: the ioctl reads four bytes at the pointer, which points to a live u32.
+    unsafe { raw::backing_close(fuse.as_fd().as_raw_fd(), &raw const id) }?;
+    Ok(())
+}
