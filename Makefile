@@ -1,0 +1,35 @@
+# What a person types. `make help` lists it.
+#
+# CARGO_TARGET_DIR is respected; without it cargo's own default (./target) is used.
+
+SHELL      := /bin/bash
+CARGO      ?= cargo
+TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),$(CURDIR)/target)
+LARDER     := $(TARGET_DIR)/release/larder
+
+.PHONY: help build demo test lint campaign bench fuzz deps clean
+
+help:            ## Lists the targets.
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+build:           ## Builds the release binary.
+	$(CARGO) build --release --locked
+	@echo "built $(LARDER)"
+
+demo: deps build ## Shows the whole job on real data (KEEP=1 leaves it running).
+	LARDER_BIN=$(LARDER) KEEP=$(KEEP) demo/run
+
+test: deps       ## Runs the tests that guard every change.
+	scripts/test
+
+lint:            ## Format, clippy, docs, licences.
+	scripts/lint
+
+campaign: deps   ## Long tests: PART=kill|damage|fault|shape|trees|fuzz MINUTES=20 SEED=1.
+	PART=$(PART) MINUTES=$(MINUTES) SEED=$(SEED) scripts/campaign
+
+bench: deps build ## Runs us, the plain file system and the rivals on the same work.
+	LARDER_BIN=$(LARDER) $(CARGO) bench --locked --bench e2e -- $(BENCH)
+
+deps:            ## Installs what a fresh Debian lacks.
+	scripts/deps
