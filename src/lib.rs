@@ -14,6 +14,7 @@
 //! whole picture, `tests/tidy.rs` keeps it true.
 
 pub mod cli;
+pub mod config;
 pub mod format;
 pub mod fs;
 pub mod node;

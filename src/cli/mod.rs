@@ -1,8 +1,297 @@
-//! The command line: one file per subcommand, config merged once.
+//! The command line: one file per subcommand, configuration merged once.
+//!
+//! * [`context`]: what every command gets: configuration, runtime, lake, catalog, tier, daemon.
+//! * [`output`]: tables, JSON, progress bars, sizes and times for people.
+//! * [`report`]: how an error is told, and which exit status it has.
+//! * one module per subcommand, each with `Args` and `run`.
+//!
+//! Invariants: data goes to stdout, messages to stderr; exit status 0, 1 (failed) or 2 (usage or
+//! configuration); no question is ever asked. Commands stay thin: the work is in the library.
 
 use std::process::ExitCode;
 
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::config::{self, Overrides};
+
+pub mod branch;
+pub mod cache;
+pub mod cat;
+pub mod completions;
+pub mod config_cmd;
+pub mod context;
+pub mod daemon;
+pub mod datasets;
+pub mod diff;
+pub mod doctor;
+pub mod gc;
+pub mod get;
+pub mod import;
+pub mod keeper;
+pub mod lake;
+pub mod log;
+pub mod ls;
+pub mod man;
+pub mod mount;
+pub mod mounts;
+pub mod output;
+pub mod push;
+pub mod report;
+pub mod rm;
+pub mod show;
+pub mod status;
+pub mod tag;
+pub mod tier;
+pub mod umount;
+pub mod uncache;
+
+pub use context::Context;
+
+/// Versions of datasets: pushed to an object store, mounted next to the GPUs.
+///
+/// A dataset is a name with a history of commits. REV is `name`, `name@tag`, `name@branch` or
+/// `name@id-prefix`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "larder",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+#[command(after_help = "Examples:
+  larder push ./photos photos -m 'first version'
+  larder mount photos /data/photos
+  larder status
+Every command has examples of its own: larder COMMAND --help")]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Global {
+    /// Reads this configuration file instead of the usual one
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "LARDER_CONFIG",
+        hide_env = true
+    )]
+    pub config: Option<std::path::PathBuf>,
+    /// Prints JSON with stable keys instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Says more on stderr (twice: debug)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Says nothing on stderr but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Stores a directory as a new commit of a dataset
+    Push(push::Args),
+    /// Makes a commit over objects that already lie in the object store
+    Import(import::Args),
+    /// Copies files of a commit out
+    Get(get::Args),
+    /// Prints files of a commit
+    Cat(cat::Args),
+    /// Lists files of a commit
+    Ls(ls::Args),
+    /// Shows the history of a dataset
+    Log(log::Args),
+    /// Shows a commit
+    Show(show::Args),
+    /// Shows what differs between two commits
+    Diff(diff::Args),
+    /// Lists, makes and removes tags
+    Tag(tag::Args),
+    /// Lists, moves and removes branches
+    Branch(branch::Args),
+    /// Removes a tag, a branch or a whole dataset
+    Rm(rm::Args),
+    /// Removes what no commit needs from the lake
+    Gc(gc::Args),
+    /// Lists the datasets
+    Datasets(datasets::Args),
+    /// Mounts a commit as a read-only directory
+    Mount(mount::Args),
+    /// Unmounts a directory
+    Umount(umount::Args),
+    /// Lists the mounts
+    Mounts(mounts::Args),
+    /// Brings a commit into the cache
+    Cache(cache::Args),
+    /// Removes a commit from the cache now
+    Uncache(uncache::Args),
+    /// Shows what is cached, mounted and kept, and whether all is well
+    Status(status::Args),
+    /// Finds out what does not work here and says how to mend it
+    Doctor(doctor::Args),
+    /// Checks and shows the configuration
+    Config(config_cmd::Args),
+    /// Works on tiers (cache directories)
+    Tier(tier::Args),
+    /// Works on the lake (the object store)
+    Lake(lake::Args),
+    /// Runs, stops and asks the daemon that serves the mounts
+    Daemon(daemon::Args),
+    /// Prints a shell's completions
+    Completions(completions::Args),
+    /// Writes the manual pages into a directory
+    Man(man::Args),
+    /// Holds mounts for a daemon (started by it)
+    #[command(hide = true)]
+    Keeper(keeper::Args),
+}
+
+impl Command {
+    /// Says whether the command needs a valid configuration before it starts.
+    fn needs_config(&self) -> bool {
+        !matches!(
+            self,
+            Self::Config(_) | Self::Completions(_) | Self::Man(_) | Self::Keeper(_)
+        )
+    }
+
+    fn run(self, ctx: &Context) -> anyhow::Result<()> {
+        match self {
+            Self::Push(args) => push::run(ctx, args),
+            Self::Import(args) => import::run(ctx, args),
+            Self::Get(args) => get::run(ctx, args),
+            Self::Cat(args) => cat::run(ctx, args),
+            Self::Ls(args) => ls::run(ctx, args),
+            Self::Log(args) => log::run(ctx, args),
+            Self::Show(args) => show::run(ctx, args),
+            Self::Diff(args) => diff::run(ctx, args),
+            Self::Tag(args) => tag::run(ctx, args),
+            Self::Branch(args) => branch::run(ctx, args),
+            Self::Rm(args) => rm::run(ctx, args),
+            Self::Gc(args) => gc::run(ctx, args),
+            Self::Datasets(args) => datasets::run(ctx, args),
+            Self::Mount(args) => mount::run(ctx, args),
+            Self::Umount(args) => umount::run(ctx, args),
+            Self::Mounts(args) => mounts::run(ctx, args),
+            Self::Cache(args) => cache::run(ctx, args),
+            Self::Uncache(args) => uncache::run(ctx, args),
+            Self::Status(args) => status::run(ctx, args),
+            Self::Doctor(args) => doctor::run(ctx, args),
+            Self::Config(args) => config_cmd::run(ctx, args),
+            Self::Tier(args) => tier::run(ctx, args),
+            Self::Lake(args) => lake::run(ctx, args),
+            Self::Daemon(args) => daemon::run(ctx, args),
+            Self::Completions(args) => completions::run(ctx, args),
+            Self::Man(args) => man::run(ctx, args),
+            Self::Keeper(args) => keeper::run(ctx, args),
+        }
+    }
+}
+
+/// Gives the clap command: derived, plus one hidden global flag for each scalar configuration key.
+pub fn command() -> clap::Command {
+    let mut command = Cli::command();
+    for key in config::KEYS {
+        command = command.arg(
+            clap::Arg::new(key.name)
+                .long(key.flag)
+                .value_name(key.kind.value_name())
+                .help(key.doc)
+                .global(true)
+                .hide(true)
+                .allow_hyphen_values(true),
+        );
+    }
+    command.after_long_help(config::flags_help())
+}
+
 /// Runs the command line.
 pub fn main() -> ExitCode {
-    ExitCode::from(2)
+    report::quiet_on_closed_stdout();
+    let matches = match command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => return report::clap_exit(&error),
+    };
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => return report::clap_exit(&error),
+    };
+    report::exit(run(cli, overrides(&matches)))
+}
+
+/// Collects the configuration flags that were given, wherever on the line they stand.
+fn overrides(matches: &clap::ArgMatches) -> Overrides {
+    let mut found = Overrides::new();
+    let mut level = Some(matches);
+    while let Some(at) = level {
+        for key in config::KEYS {
+            if let Ok(Some(value)) = at.try_get_one::<String>(key.name) {
+                found.insert(key.name, value.clone());
+            }
+        }
+        level = at.subcommand().map(|(_, below)| below);
+    }
+    found
+}
+
+fn run(cli: Cli, overrides: Overrides) -> anyhow::Result<()> {
+    let ctx = Context::new(cli.global, overrides);
+    if cli.command.needs_config() {
+        ctx.load_config()?;
+    }
+    ctx.init_logging(matches!(
+        cli.command,
+        Command::Daemon(_) | Command::Keeper(_)
+    ));
+    cli.command.run(&ctx)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn a_configuration_flag_is_found_behind_the_subcommand() {
+        let matches = command()
+            .try_get_matches_from(["larder", "mounts", "--lake", "s3://b/p"])
+            .expect("parses");
+        assert_eq!(
+            overrides(&matches).get("lake.url").map(String::as_str),
+            Some("s3://b/p")
+        );
+    }
+
+    #[test]
+    fn every_command_shows_examples() {
+        fn walk(command: &clap::Command, path: &str, missing: &mut Vec<String>) {
+            let path = format!("{path} {}", command.get_name());
+            let help = command
+                .get_after_help()
+                .or(command.get_after_long_help())
+                .map(ToString::to_string);
+            let leaf = !command.has_subcommands();
+            if leaf && !command.is_hide_set() && !help.is_some_and(|h| h.contains("Example")) {
+                missing.push(path.clone());
+            }
+            for below in command.get_subcommands().filter(|c| c.get_name() != "help") {
+                walk(below, &path, missing);
+            }
+        }
+        let mut missing = Vec::new();
+        walk(&command(), "", &mut missing);
+        assert!(missing.is_empty(), "commands without examples: {missing:?}");
+    }
 }
