@@ -1,4 +1,21 @@
-//! The catalog: what people do with versions. Push, import, refs, log, diff, get, gc.
+//! The catalog: what people do with versions.
+//!
+//! * [`lakefmt`]: the format object at the root of the prefix: version, lake id, ref mode.
+//! * [`refs`]: datasets, tags, branches; one API over both ref modes.
+//! * [`open`]: [`Catalog`] itself: from a revision to a [`Snapshot`] in few round trips.
+//! * [`history`]: datasets, log, show, ls, diff, tag, branch, rm.
+//! * [`get`]: contents copied out.
+//! * [`push`]: a directory becomes a commit. * [`import`]: objects that already lie in a bucket do.
+//! * [`gc`]: what nothing refers to leaves the lake.
 
+pub mod gc;
+pub mod get;
+pub mod history;
+pub mod import;
 pub mod lakefmt;
+pub mod open;
+pub mod push;
 pub mod refs;
+
+pub use crate::store::meta::Snapshot;
+pub use open::{Catalog, CatalogError};

@@ -1,0 +1,1 @@
+//! Garbage collection: condemn what nothing refers to, wait, look again, delete.

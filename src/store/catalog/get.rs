@@ -1,0 +1,1 @@
+//! Contents copied out of a commit: get and cat.

@@ -1,0 +1,1 @@
+//! What happened to a dataset, and what its versions hold.

@@ -1,0 +1,1 @@
+//! Import: a commit over objects that already lie in a bucket, without copying a byte.

@@ -1,0 +1,1 @@
+//! Push: a directory becomes a commit.
