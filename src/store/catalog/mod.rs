@@ -7,6 +7,7 @@
 //! * [`get`]: contents copied out.
 //! * [`push`]: a directory becomes a commit. * [`import`]: objects that already lie in a bucket do.
 //! * [`gc`]: what nothing refers to leaves the lake.
+//! * [`spool`]: sorting on disk, for what memory should not hold.
 
 pub mod gc;
 pub mod get;
@@ -16,6 +17,7 @@ pub mod lakefmt;
 pub mod open;
 pub mod push;
 pub mod refs;
+pub mod spool;
 
 pub use crate::store::meta::Snapshot;
 pub use open::{Catalog, CatalogError};

@@ -16,13 +16,29 @@ use crate::store::meta::{MetaError, MetaStore, Snapshot};
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
     #[error("no dataset `{dataset}` in {lake}; {hint}")]
-    NoDataset { dataset: String, lake: String, hint: String },
-    #[error("`{dataset}` has no tag, branch or commit `{at}`; `larder log {dataset}` lists what it has")]
+    NoDataset {
+        dataset: String,
+        lake: String,
+        hint: String,
+    },
+    #[error(
+        "`{dataset}` has no tag, branch or commit `{at}`; `larder log {dataset}` lists what it has"
+    )]
     NoRevision { dataset: String, at: String },
     #[error("`{dataset}@{prefix}` is ambiguous: {candidates}")]
-    Ambiguous { dataset: String, prefix: String, candidates: String },
-    #[error("`{dataset}@{name}` has more than one head: {heads}; name one by its id, or move the branch to one of them (or push again, which merges them)")]
-    Heads { dataset: String, name: String, heads: String },
+    Ambiguous {
+        dataset: String,
+        prefix: String,
+        candidates: String,
+    },
+    #[error(
+        "`{dataset}@{name}` has more than one head: {heads}; name one by its id, or move the branch to one of them (or push again, which merges them)"
+    )]
+    Heads {
+        dataset: String,
+        name: String,
+        heads: String,
+    },
     #[error("commit {commit} has no complete placement in {lake}; push it again")]
     NoPlacement { commit: CommitId, lake: String },
     #[error(transparent)]
@@ -64,7 +80,11 @@ impl Catalog {
     }
 
     /// Opens a commit whose dataset is known (a mount that is made again).
-    pub async fn snapshot_of(&self, _dataset: &DatasetName, _commit: &CommitId) -> Result<Snapshot, CatalogError> {
+    pub async fn snapshot_of(
+        &self,
+        _dataset: &DatasetName,
+        _commit: &CommitId,
+    ) -> Result<Snapshot, CatalogError> {
         todo!()
     }
 }
