@@ -1,0 +1,66 @@
+//! What fetching asks of a tier: a narrow seam, so that tests can put a failing tier behind it.
+//!
+//! Every call is synchronous and may take as long as a file system does. Errors are `io::Error`:
+//! fetching never shows them to a reader, it goes to the lake and counts them.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+
+use crate::format::ids::{PackId, TierId};
+
+/// What makes a file of the tier the same file: a replaced or rewritten one differs. Not the ctime:
+/// a hard link elsewhere changes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FileIdentity {
+    pub file_id: u64,
+    pub size: u64,
+    pub mtime_ns: i128,
+}
+
+/// A published object, opened for reading.
+#[derive(Debug)]
+pub struct PackFile {
+    pub file: File,
+    pub len: u64,
+    pub identity: FileIdentity,
+}
+
+/// A tier, as fetching sees it.
+pub trait FetchTier: fmt::Debug + Send + Sync + 'static {
+    fn id(&self) -> TierId;
+
+    /// Opens the published object of a pack; None where the tier does not have it.
+    fn open_pack(&self, pack: &PackId) -> io::Result<Option<PackFile>>;
+
+    /// Opens (or creates) the staging file of a pack.
+    fn open_stage(&self, pack: &PackId, len: u64) -> io::Result<Box<dyn FetchStage>>;
+
+    /// Sets a damaged object aside, if it still is the one of that identity.
+    fn quarantine(&self, pack: &PackId, identity: &FileIdentity, why: &str) -> io::Result<()>;
+
+    /// Gives what was kept beside a pack under this name (`outboard`, `proof`).
+    fn sidecar(&self, pack: &PackId, name: &str) -> io::Result<Option<Vec<u8>>>;
+
+    /// Keeps bytes beside a pack, by exclusive create; gives the bytes that are there afterwards.
+    fn put_sidecar(&self, pack: &PackId, name: &str, bytes: &[u8]) -> io::Result<Vec<u8>>;
+}
+
+/// The staging file of one pack: verified bytes at their final offsets, marks for what is durable.
+pub trait FetchStage: fmt::Debug + Send + Sync {
+    /// How many bytes one mark covers (a span; the last one may be shorter).
+    fn span_len(&self) -> u64;
+
+    /// Says whether a span was marked done, here or by an earlier run.
+    fn is_done(&self, span: u64) -> bool;
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Makes a span durable (fsync) and marks it.
+    fn mark_done(&self, span: u64) -> io::Result<()>;
+
+    /// Publishes the complete file under its final name and opens it.
+    fn publish(&self) -> io::Result<PackFile>;
+}
