@@ -14,6 +14,8 @@ use crate::store::kv::Kv;
 use crate::store::lake::Lake;
 
 mod config;
+mod lanes;
+mod memory;
 mod port;
 mod stats;
 mod types;
