@@ -21,7 +21,7 @@ mod stats;
 mod types;
 
 pub use config::FetchConfig;
-pub use port::{FetchStage, FetchTier, FileIdentity, PackFile};
+pub use port::{FetchStage, FetchTier, FileIdentity, PackFile, Sidecar};
 pub use stats::{FetchStats, SourceStats};
 pub use types::{ContentRef, FetchError, ParseWordError, Prefetch, Verify, WholeFile};
 
@@ -51,7 +51,11 @@ pub enum FillError {
     #[error("filling was cancelled with {done} of {total} packs in the tier")]
     Cancelled { done: u64, total: u64 },
     #[error("{failed} of {total} packs could not be filled; the first because: {first}")]
-    Failed { failed: u64, total: u64, first: String },
+    Failed {
+        failed: u64,
+        total: u64,
+        first: String,
+    },
 }
 
 /// A running fill. Dropping the handle lets the fill go on; `cancel` ends it.

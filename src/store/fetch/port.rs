@@ -26,6 +26,14 @@ pub struct PackFile {
     pub identity: FileIdentity,
 }
 
+/// What lies beside a pack in the tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Sidecar {
+    Index,
+    Outboard,
+    Proof,
+}
+
 /// A tier, as fetching sees it.
 pub trait FetchTier: fmt::Debug + Send + Sync + 'static {
     fn id(&self) -> TierId;
@@ -33,17 +41,18 @@ pub trait FetchTier: fmt::Debug + Send + Sync + 'static {
     /// Opens the published object of a pack; None where the tier does not have it.
     fn open_pack(&self, pack: &PackId) -> io::Result<Option<PackFile>>;
 
-    /// Opens (or creates) the staging file of a pack.
+    /// Opens (or creates) the staging file of a pack. Its index must lie beside it before it is
+    /// published.
     fn open_stage(&self, pack: &PackId, len: u64) -> io::Result<Box<dyn FetchStage>>;
 
     /// Sets a damaged object aside, if it still is the one of that identity.
     fn quarantine(&self, pack: &PackId, identity: &FileIdentity, why: &str) -> io::Result<()>;
 
-    /// Gives what was kept beside a pack under this name (`outboard`, `proof`).
-    fn sidecar(&self, pack: &PackId, name: &str) -> io::Result<Option<Vec<u8>>>;
+    /// Reads what was kept beside a pack.
+    fn sidecar(&self, pack: &PackId, part: Sidecar) -> io::Result<Option<Vec<u8>>>;
 
     /// Keeps bytes beside a pack, by exclusive create; gives the bytes that are there afterwards.
-    fn put_sidecar(&self, pack: &PackId, name: &str, bytes: &[u8]) -> io::Result<Vec<u8>>;
+    fn put_sidecar(&self, pack: &PackId, part: Sidecar, bytes: &[u8]) -> io::Result<Vec<u8>>;
 }
 
 /// The staging file of one pack: verified bytes at their final offsets, marks for what is durable.

@@ -48,7 +48,10 @@ impl FromStr for Verify {
             "tier" => Ok(Self::Tier),
             "node" => Ok(Self::Node),
             "always" => Ok(Self::Always),
-            _ => Err(ParseWordError { text: text.to_owned(), words: "tier, node, always" }),
+            _ => Err(ParseWordError {
+                text: text.to_owned(),
+                words: "tier, node, always",
+            }),
         }
     }
 }
@@ -84,7 +87,10 @@ impl FromStr for Prefetch {
             "none" => Ok(Self::None),
             "touched" => Ok(Self::Touched),
             "all" => Ok(Self::All),
-            _ => Err(ParseWordError { text: text.to_owned(), words: "none, touched, all" }),
+            _ => Err(ParseWordError {
+                text: text.to_owned(),
+                words: "none, touched, all",
+            }),
         }
     }
 }
@@ -111,7 +117,9 @@ pub struct WholeFile {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum FetchError {
     /// The lake did not give the object within the time a read may take.
-    #[error("{key}: not fetched from the lake within {waited_ms} ms (pack {pack}, content {content}); check the lake, then read again")]
+    #[error(
+        "{key}: not fetched from the lake within {waited_ms} ms (pack {pack}, content {content}); check the lake, then read again"
+    )]
     Unreachable {
         pack: PackId,
         content: String,
@@ -121,7 +129,9 @@ pub enum FetchError {
         source: Arc<LakeError>,
     },
     /// The lake does not have the object any more, or refuses it.
-    #[error("{key}: the lake does not give this object (pack {pack}, content {content}); it was removed, overwritten, or access was taken away")]
+    #[error(
+        "{key}: the lake does not give this object (pack {pack}, content {content}); it was removed, overwritten, or access was taken away"
+    )]
     Gone {
         pack: PackId,
         content: String,
@@ -130,14 +140,31 @@ pub enum FetchError {
         source: Arc<LakeError>,
     },
     /// What the lake holds does not have the digest that the tree names, also when fetched again.
-    #[error("{key}: the lake's bytes do not have their digest (pack {pack}, content {content}), fetched {tries} times; restore the object from a backup or push the data again")]
-    Damaged { pack: PackId, content: String, key: String, tries: u32 },
+    #[error(
+        "{key}: the lake's bytes do not have their digest (pack {pack}, content {content}), fetched {tries} times; restore the object from a backup or push the data again"
+    )]
+    Damaged {
+        pack: PackId,
+        content: String,
+        key: String,
+        tries: u32,
+    },
     /// The pack's description contradicts the placement or itself.
     #[error("pack {pack}: its description in the lake is damaged: {why} (content {content})")]
-    BadPack { pack: PackId, content: String, why: &'static str },
+    BadPack {
+        pack: PackId,
+        content: String,
+        why: &'static str,
+    },
     /// Two readers of an imported object saw different bytes under one pin.
-    #[error("{key}: its bytes are not those that were read first and recorded (pack {pack}, content {content}); import the objects again")]
-    ProofConflict { pack: PackId, content: String, key: String },
+    #[error(
+        "{key}: its bytes are not those that were read first and recorded (pack {pack}, content {content}); import the objects again"
+    )]
+    ProofConflict {
+        pack: PackId,
+        content: String,
+        key: String,
+    },
     /// The fetcher is shutting down.
     #[error("fetching has stopped: the daemon is shutting down")]
     Stopped,
