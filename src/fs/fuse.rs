@@ -1,0 +1,1019 @@
+//! The adapter between the kernel's requests and the view: nothing but conversion and dispatch.
+//!
+//! Each handler asks the view for an answer from memory and local disks, on the worker that read the
+//! request. Where something has to be fetched, the reply moves into a task. Replies are errors from
+//! one table (`crate::fs::errno`), which are logged here, once, where they become EIO.
+//!
+//! Every operation that would change something is refused in one place ([`read_only`]); the mount is
+//! read-only as well, so the kernel refuses nearly all of them before they get here.
+//!
+//! No directory is opened (the kernel then caches listings by itself, without a request at each end),
+//! no file flushed, and nothing is ever invalidated: a commit does not change.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use fuser::{
+    BackingId, BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode,
+    OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use tokio::runtime::Handle;
+use tracing::Instrument;
+
+use crate::format::tree::Mtime;
+use crate::format::tree::nav::{Blocks, NavError};
+use crate::store::fetch::ContentRef;
+
+use super::errno::{errno_of, is_ordinary};
+use super::handles::{Handles, Latch, OpenError};
+use super::sys;
+use super::view::{Attr, Ino, Kind, Listed, Names, View, ViewError, expected_len};
+
+/// How long the kernel may keep names and attributes: a commit does not change. Ten years.
+const TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// A number is never used for another inode of the same commit.
+const GENERATION: Generation = Generation(0);
+/// Names that are taken out of the tree at a time for a listing; a page of them is about 100.
+const LIST_CHUNK: usize = 128;
+/// The bit that marks a request that the kernel has sent again; not part of a handle.
+const RESENT: u64 = 1 << 63;
+/// What statfs counts in.
+const BLOCK_BYTES: u64 = 4096;
+/// Reads ahead that may wait for us at a time (the kernel's default of 12 is made for local daemons).
+const BACKGROUND_MAX: u16 = 256;
+/// The largest read that the kernel sends.
+const READ_BYTES_MAX: usize = 1 << 20;
+
+/// Counters of one mount.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub requests: AtomicU64,
+    /// Requests that had to wait for something to be fetched.
+    pub waited: AtomicU64,
+    pub errors: AtomicU64,
+    pub read_bytes: AtomicU64,
+    pub busy_workers: AtomicU64,
+}
+
+/// What workers and tasks share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub view: View,
+    pub handles: Arc<Handles>,
+    pub counters: Counters,
+    /// A duplicate of the /dev/fuse descriptor, for the ioctls.
+    pub device: File,
+    /// Whether the kernel takes backing files from us. Becomes false when it refuses for good.
+    pub passthrough: AtomicBool,
+    pub rt: Handle,
+}
+
+/// The file system as fuser sees it.
+#[derive(Debug)]
+pub(crate) struct Adapter {
+    pub shared: Arc<Shared>,
+    /// 2 where backing files may lie on an overlayfs, else 1; 0: no passthrough.
+    pub stack_depth: u32,
+}
+
+/// Refuses an operation that would change something.
+macro_rules! read_only {
+    ($reply:expr) => {
+        $reply.error(errno(&ViewError::ReadOnly))
+    };
+}
+
+fn errno(error: &ViewError) -> fuser::Errno {
+    fuser::Errno::from_i32(errno_of(error) as i32)
+}
+
+/// Counts a worker as busy while it lives.
+struct Busy<'a>(&'a AtomicU64);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    fn enter(&self) -> Busy<'_> {
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        self.counters.busy_workers.fetch_add(1, Ordering::Relaxed);
+        Busy(&self.counters.busy_workers)
+    }
+
+    /// Turns an error into what the kernel gets, and writes it down where it is one of ours.
+    fn fail(&self, operation: &'static str, ino: INodeNo, error: &ViewError) -> fuser::Errno {
+        if !is_ordinary(error) {
+            self.counters.errors.fetch_add(1, Ordering::Relaxed);
+            let commit = self.view.commit().short();
+            let causes = causes(error);
+            tracing::error!(
+                operation,
+                ino = ino.0,
+                commit,
+                "answered with EIO: {error}{causes}"
+            );
+        }
+        errno(error)
+    }
+
+    /// Gives the id of a backing file for a content that the kernel may read itself.
+    fn register(&self, content: &ContentRef) -> Option<u32> {
+        let whole = self.view.whole(content)?;
+        match BackingId::create_raw(&self.device, &*whole.file) {
+            Ok(id) => Some(id),
+            Err(error) => {
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EPERM | libc::ENOTTY | libc::EOPNOTSUPP)
+                ) {
+                    self.passthrough.store(false, Ordering::Relaxed);
+                    tracing::info!(%error, "the kernel takes no backing files from this daemon; it reads through it instead");
+                } else {
+                    tracing::warn!(%error, "the kernel refused a backing file; it is read through the daemon");
+                }
+                None
+            }
+        }
+    }
+}
+
+/// Writes an error's causes behind it.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = String::new();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn time_of(mtime: Mtime) -> SystemTime {
+    let whole = if mtime.secs >= 0 {
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(mtime.secs.unsigned_abs()))
+    } else {
+        SystemTime::UNIX_EPOCH.checked_sub(Duration::from_secs(mtime.secs.unsigned_abs()))
+    };
+    let nanos = Duration::from_nanos(u64::from(mtime.nanos));
+    whole
+        .and_then(|whole| whole.checked_add(nanos))
+        .unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::File => FileType::RegularFile,
+        Kind::Dir => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+    }
+}
+
+fn file_attr(attr: &Attr) -> FileAttr {
+    let time = time_of(attr.mtime);
+    FileAttr {
+        ino: INodeNo(attr.ino.0),
+        size: attr.size_bytes,
+        blocks: attr.blocks,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        crtime: time,
+        kind: file_type(attr.kind),
+        perm: (attr.mode & 0o7777) as u16,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: 0,
+        blksize: BLOCK_BYTES as u32,
+        flags: 0,
+    }
+}
+
+/// An entry without an inode: the kernel remembers that the name does not exist.
+fn no_entry() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: SystemTime::UNIX_EPOCH,
+        mtime: SystemTime::UNIX_EPOCH,
+        ctime: SystemTime::UNIX_EPOCH,
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}
+
+/// The two kinds of listing.
+enum Listing {
+    Names(ReplyDirectory),
+    Plus(ReplyDirectoryPlus),
+}
+
+impl Listing {
+    /// True: full, the name was not added.
+    fn add(&mut self, listed: &Listed) -> bool {
+        let name = OsStr::from_bytes(&listed.name);
+        let ino = INodeNo(listed.attr.ino.0);
+        match self {
+            Self::Names(reply) => reply.add(ino, listed.next, file_type(listed.attr.kind), name),
+            Self::Plus(reply) => reply.add(
+                ino,
+                listed.next,
+                name,
+                &TTL,
+                &file_attr(&listed.attr),
+                GENERATION,
+            ),
+        }
+    }
+
+    fn finish(self, result: Result<(), fuser::Errno>) {
+        match (self, result) {
+            (Self::Names(reply), Ok(())) => reply.ok(),
+            (Self::Names(reply), Err(errno)) => reply.error(errno),
+            (Self::Plus(reply), Ok(())) => reply.ok(),
+            (Self::Plus(reply), Err(errno)) => reply.error(errno),
+        }
+    }
+}
+
+impl Adapter {
+    /// Answers from what this node has, else from a task that fetches first.
+    fn answer<T, R>(
+        &self,
+        span: tracing::Span,
+        reply: R,
+        mut navigate: impl FnMut(&Names, &dyn Blocks) -> Result<T, NavError> + Send + 'static,
+        send: impl FnOnce(&Arc<Shared>, R, Result<T, ViewError>) + Send + 'static,
+    ) where
+        T: Send + 'static,
+        R: Send + 'static,
+    {
+        let entered = span.enter();
+        let _busy = self.shared.enter();
+        if let Some(result) = self.shared.view.now(&mut navigate) {
+            return send(&self.shared, reply, result);
+        }
+        drop(entered);
+        let shared = Arc::clone(&self.shared);
+        shared.counters.waited.fetch_add(1, Ordering::Relaxed);
+        let task = async move {
+            let result = shared.view.soon(navigate).await;
+            send(&shared, reply, result);
+        };
+        self.shared.rt.spawn(task.instrument(span));
+    }
+
+    /// Lists names into a reply until it is full or has something and more would have to be fetched.
+    fn list(&self, span: tracing::Span, ino: INodeNo, offset: u64, mut listing: Listing) {
+        let entered = span.enter();
+        let _busy = self.shared.enter();
+        let dir = Ino(ino.0);
+        let mut from = offset;
+        loop {
+            match self
+                .shared
+                .view
+                .now(|names, blocks| names.list(blocks, dir, from, LIST_CHUNK))
+            {
+                Some(Ok(listed)) => match fill(&mut listing, &listed) {
+                    Some(next) => from = next,
+                    None => return listing.finish(Ok(())),
+                },
+                Some(Err(error)) => {
+                    return listing.finish(Err(self.shared.fail("readdir", ino, &error)));
+                }
+                None if from != offset => return listing.finish(Ok(())),
+                None => break,
+            }
+        }
+        drop(entered);
+        let shared = Arc::clone(&self.shared);
+        shared.counters.waited.fetch_add(1, Ordering::Relaxed);
+        let task = async move {
+            let result = shared
+                .view
+                .soon(|names, blocks| names.list(blocks, dir, from, LIST_CHUNK))
+                .await;
+            let result = result.map(|listed| fill(&mut listing, &listed));
+            listing.finish(
+                result
+                    .map(|_| ())
+                    .map_err(|error| shared.fail("readdir", ino, &error)),
+            );
+        };
+        self.shared.rt.spawn(task.instrument(span));
+    }
+}
+
+/// Adds names to a listing. Some: where to go on; None: it is full, or there is no more.
+fn fill(listing: &mut Listing, listed: &[Listed]) -> Option<u64> {
+    for one in listed {
+        if listing.add(one) {
+            return None;
+        }
+    }
+    listed.last().map(|one| one.next)
+}
+
+/// Answers an OPEN as the inode is latched, deciding that where it is not.
+fn send_open(
+    shared: &Arc<Shared>,
+    ino: INodeNo,
+    fh: u64,
+    reply: ReplyOpen,
+    content: Result<Option<Arc<ContentRef>>, ViewError>,
+) {
+    let content = match content {
+        Ok(Some(content)) => content,
+        Ok(None) => return reply.error(shared.fail("open", ino, &ViewError::NotFile)),
+        Err(error) => return reply.error(shared.fail("open", ino, &error)),
+    };
+    // Outside of the lock: it may have to open a file.
+    let undecided = shared.handles.latch(Ino(ino.0)).is_none();
+    let mut unused = if undecided {
+        shared.register(&content)
+    } else {
+        None
+    };
+    let opened = shared.handles.open(Ino(ino.0), fh, || unused.take());
+    if let Some(id) = unused {
+        // Another open was faster.
+        close_backing(shared, id);
+    }
+    send_opened(shared, ino, fh, reply, opened);
+}
+
+fn close_backing(shared: &Shared, id: u32) {
+    if let Err(error) = sys::backing_close(&shared.device, id) {
+        tracing::warn!(id, %error, "cannot close a backing file");
+    }
+}
+
+/// Tells the kernel how a recorded open is read.
+fn send_opened(
+    shared: &Shared,
+    ino: INodeNo,
+    fh: u64,
+    reply: ReplyOpen,
+    opened: Result<Latch, OpenError>,
+) {
+    match opened {
+        Ok(Latch::Cached) => {
+            reply.opened(
+                FileHandle(fh),
+                FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+            );
+        }
+        Ok(Latch::Backed(id)) => {
+            // SAFETY: the id was registered on this connection and stays so until the inode's last
+            // release, which cannot come before this answer; the wrapper is dissolved before it could
+            // close the id.
+            let backing = unsafe { reply.wrap_backing(id) };
+            reply.opened_passthrough(FileHandle(fh), FopenFlags::FOPEN_NOFLUSH, &backing);
+            let _ = backing.into_raw();
+        }
+        Err(OpenError::Full) => {
+            return reply.error(shared.fail("open", ino, &ViewError::TooManyOpen));
+        }
+        Err(OpenError::Record(error)) => {
+            tracing::error!(%error, ino = ino.0, "an open file cannot be recorded with the keeper");
+            return reply.error(fuser::Errno::EIO);
+        }
+    }
+    shared.handles.answered(Ino(ino.0), fh);
+}
+
+thread_local! {
+    /// A worker's buffer for reads, touched once so that it is resident.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Reads what this node has into the worker's buffer and answers. The reply comes back where something
+/// has to be fetched.
+fn read_now(
+    shared: &Shared,
+    ino: INodeNo,
+    content: &ContentRef,
+    offset: u64,
+    len: usize,
+    reply: ReplyData,
+) -> Option<ReplyData> {
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < len {
+            buffer.resize(len.max(READ_BYTES_MAX), 0);
+        }
+        let room = buffer.get_mut(..len).unwrap_or_default();
+        match shared.view.try_read(content, offset, room) {
+            None => return Some(reply),
+            Some(Ok(read)) if read == expected_len(content, offset, len) => {
+                shared
+                    .counters
+                    .read_bytes
+                    .fetch_add(read as u64, Ordering::Relaxed);
+                reply.data(buffer.get(..read).unwrap_or_default());
+            }
+            Some(Ok(_)) => reply.error(short_read(shared, ino)),
+            Some(Err(error)) => reply.error(shared.fail("read", ino, &error)),
+        }
+        None
+    })
+}
+
+fn short_read(shared: &Shared, ino: INodeNo) -> fuser::Errno {
+    shared.counters.errors.fetch_add(1, Ordering::Relaxed);
+    tracing::error!(
+        ino = ino.0,
+        "answered with EIO: the fetcher gave fewer bytes than the file has"
+    );
+    fuser::Errno::EIO
+}
+
+fn send_read(
+    shared: &Shared,
+    ino: INodeNo,
+    content: &ContentRef,
+    offset: u64,
+    len: u32,
+    result: Result<Bytes, ViewError>,
+    reply: ReplyData,
+) {
+    match result {
+        Ok(bytes) if bytes.len() == expected_len(content, offset, len as usize) => {
+            shared
+                .counters
+                .read_bytes
+                .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            reply.data(&bytes);
+        }
+        Ok(_) => reply.error(short_read(shared, ino)),
+        Err(error) => reply.error(shared.fail("read", ino, &error)),
+    }
+}
+
+/// Answers with a value, its size, or ERANGE, as getxattr and listxattr want it.
+fn send_xattr(
+    shared: &Shared,
+    ino: INodeNo,
+    size: u32,
+    value: Result<Vec<u8>, ViewError>,
+    reply: ReplyXattr,
+) {
+    match value {
+        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        Ok(value) if value.len() <= size as usize => reply.data(&value),
+        Ok(_) => reply.error(errno(&ViewError::SmallBuffer)),
+        Err(error) => reply.error(shared.fail("xattr", ino, &error)),
+    }
+}
+
+fn want(config: &mut KernelConfig, flags: InitFlags) -> bool {
+    config.add_capabilities(flags).is_ok()
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for flags in [
+            InitFlags::FUSE_DO_READDIRPLUS,
+            // Attributes only where somebody looks at them: a walk of 10 million names need not
+            // leave 10 million inodes in the kernel.
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            InitFlags::FUSE_HAS_RESEND,
+            InitFlags::FUSE_ALLOW_IDMAP,
+        ] {
+            want(config, flags);
+        }
+        let passthrough = self.stack_depth > 0
+            && want(config, InitFlags::FUSE_PASSTHROUGH)
+            && config.set_max_stack_depth(self.stack_depth).is_ok();
+        self.shared
+            .passthrough
+            .store(passthrough, Ordering::Relaxed);
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        // Also bounds what the kernel asks for in one read.
+        let _ = config.set_max_write(READ_BYTES_MAX as u32);
+        Ok(())
+    }
+
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let span =
+            tracing::debug_span!("lookup", req = req.unique().0, ino = parent.0, name = ?name);
+        let send = move |shared: &Arc<Shared>,
+                         reply: ReplyEntry,
+                         found: Result<Option<Attr>, ViewError>| match found {
+            Ok(Some(attr)) => reply.entry(&TTL, &file_attr(&attr), GENERATION),
+            Ok(None) => reply.entry(&TTL, &no_entry(), GENERATION),
+            Err(error) => reply.error(shared.fail("lookup", parent, &error)),
+        };
+        let name: Box<[u8]> = name.as_bytes().into();
+        self.answer(
+            span,
+            reply,
+            move |names, blocks| names.lookup(blocks, Ino(parent.0), &name),
+            send,
+        );
+    }
+
+    fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {}
+
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let span = tracing::debug_span!("getattr", req = req.unique().0, ino = ino.0);
+        let send = move |shared: &Arc<Shared>, reply: ReplyAttr, found: Result<Attr, ViewError>| {
+            match found {
+                Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+                Err(error) => reply.error(shared.fail("getattr", ino, &error)),
+            }
+        };
+        self.answer(
+            span,
+            reply,
+            move |names, blocks| names.attr(blocks, Ino(ino.0)),
+            send,
+        );
+    }
+
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        let span = tracing::debug_span!("readlink", req = req.unique().0, ino = ino.0);
+        let send = move |shared: &Arc<Shared>,
+                         reply: ReplyData,
+                         found: Result<Option<Box<[u8]>>, ViewError>| {
+            match found.and_then(|target| target.ok_or(ViewError::NotLink)) {
+                Ok(target) => reply.data(&target),
+                Err(error) => reply.error(shared.fail("readlink", ino, &error)),
+            }
+        };
+        self.answer(
+            span,
+            reply,
+            move |names, blocks| names.readlink(blocks, Ino(ino.0)),
+            send,
+        );
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if flags.acc_mode() != OpenAccMode::O_RDONLY {
+            return read_only!(reply);
+        }
+        let span = tracing::debug_span!("open", req = req.unique().0, ino = ino.0);
+        let fh = req.unique().0 & !RESENT;
+        let undecided = self.shared.handles.latch(Ino(ino.0)).is_none();
+        if !undecided || !self.shared.passthrough.load(Ordering::Relaxed) {
+            let _entered = span.enter();
+            let _busy = self.shared.enter();
+            // No id can be given here: where the latch went meanwhile, the page cache it is.
+            let opened = self.shared.handles.open(Ino(ino.0), fh, || None);
+            return send_opened(&self.shared, ino, fh, reply, opened);
+        }
+        let send =
+            move |shared: &Arc<Shared>, reply, content| send_open(shared, ino, fh, reply, content);
+        self.answer(
+            span,
+            reply,
+            move |names, blocks| names.content(blocks, Ino(ino.0)),
+            send,
+        );
+    }
+
+    fn read(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let span = tracing::debug_span!("read", req = req.unique().0, ino = ino.0, offset, size);
+        let entered = span.enter();
+        let _busy = self.shared.enter();
+        let reading = self.shared.handles.reading(Ino(ino.0));
+        let navigate = move |names: &Names, blocks: &dyn Blocks| names.content(blocks, Ino(ino.0));
+        let known = match self.shared.view.now(navigate) {
+            Some(Ok(Some(content))) => Some(content),
+            Some(Ok(None)) => return reply.error(errno(&ViewError::NotFile)),
+            Some(Err(error)) => return reply.error(self.shared.fail("read", ino, &error)),
+            None => None,
+        };
+        let reply = match &known {
+            Some(content) => {
+                match read_now(&self.shared, ino, content, offset, size as usize, reply) {
+                    Some(reply) => reply,
+                    None => return,
+                }
+            }
+            None => reply,
+        };
+        drop(entered);
+        let shared = Arc::clone(&self.shared);
+        shared.counters.waited.fetch_add(1, Ordering::Relaxed);
+        let task = async move {
+            let content = match known {
+                Some(content) => Ok(content),
+                None => shared
+                    .view
+                    .soon(navigate)
+                    .await
+                    .and_then(|content| content.ok_or(ViewError::NotFile)),
+            };
+            match content {
+                Ok(content) => {
+                    let result = shared.view.read(&content, offset, size).await;
+                    send_read(&shared, ino, &content, offset, size, result, reply);
+                }
+                Err(error) => reply.error(shared.fail("read", ino, &error)),
+            }
+            drop(reading);
+        };
+        self.shared.rt.spawn(task.instrument(span));
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        // The kernel does not ask again.
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let _span =
+            tracing::debug_span!("release", req = req.unique().0, ino = ino.0, fh = fh.0).entered();
+        let _busy = self.shared.enter();
+        self.shared
+            .handles
+            .release(Ino(ino.0), fh.0, |id| close_backing(&self.shared, id));
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+    }
+
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // The kernel does not ask again, caches listings, and sends no release.
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn readdir(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectory,
+    ) {
+        let span = tracing::debug_span!("readdir", req = req.unique().0, ino = ino.0, offset);
+        self.list(span, ino, offset, Listing::Names(reply));
+    }
+
+    fn readdirplus(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        let span = tracing::debug_span!("readdirplus", req = req.unique().0, ino = ino.0, offset);
+        self.list(span, ino, offset, Listing::Plus(reply));
+    }
+
+    fn fsyncdir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let _busy = self.shared.enter();
+        let totals = self.shared.view.totals();
+        let blocks = totals.bytes.div_ceil(BLOCK_BYTES);
+        reply.statfs(
+            blocks,
+            0,
+            0,
+            totals.inodes,
+            0,
+            BLOCK_BYTES as u32,
+            255,
+            BLOCK_BYTES as u32,
+        );
+    }
+
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let span =
+            tracing::debug_span!("getxattr", req = req.unique().0, ino = ino.0, name = ?name);
+        let send = move |shared: &Arc<Shared>,
+                         reply: ReplyXattr,
+                         found: Result<Option<String>, ViewError>| {
+            let value = found
+                .and_then(|value| value.ok_or(ViewError::NoXattr))
+                .map(String::into_bytes);
+            send_xattr(shared, ino, size, value, reply);
+        };
+        let name: Box<[u8]> = name.as_bytes().into();
+        self.answer(
+            span,
+            reply,
+            move |names, blocks| names.xattr(blocks, Ino(ino.0), &name),
+            send,
+        );
+    }
+
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let span = tracing::debug_span!("listxattr", req = req.unique().0, ino = ino.0);
+        let send = move |shared: &Arc<Shared>,
+                         reply: ReplyXattr,
+                         found: Result<Vec<&'static [u8]>, ViewError>| {
+            let list = |names: Vec<&[u8]>| {
+                names
+                    .into_iter()
+                    .flat_map(|name| [name, b"\0"])
+                    .flatten()
+                    .copied()
+                    .collect()
+            };
+            send_xattr(shared, ino, size, found.map(list), reply);
+        };
+        self.answer(
+            span,
+            reply,
+            move |names, blocks| names.xattr_names(blocks, Ino(ino.0)),
+            send,
+        );
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: i64,
+        _whence: i32,
+        reply: ReplyLseek,
+    ) {
+        // The kernel then answers SEEK_DATA and SEEK_HOLE itself: all data up to the size.
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(fuser::Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _ph: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        // The kernel does not ask again and reports files as always ready.
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    // --- what would change something -----------------------------------------------------------
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        _size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        read_only!(reply);
+    }
+
+    fn mknod(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        read_only!(reply);
+    }
+
+    fn mkdir(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        read_only!(reply);
+    }
+
+    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        read_only!(reply);
+    }
+
+    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        read_only!(reply);
+    }
+
+    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
+        read_only!(reply);
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _: INodeNo,
+        _: &OsStr,
+        _: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        read_only!(reply);
+    }
+
+    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        read_only!(reply);
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _offset: u64,
+        _data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        read_only!(reply);
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        read_only!(reply);
+    }
+
+    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        read_only!(reply);
+    }
+
+    fn create(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        read_only!(reply);
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        read_only!(reply);
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _offset_in: u64,
+        _: INodeNo,
+        _: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        read_only!(reply);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_keep_their_nanoseconds() {
+        let time = time_of(Mtime {
+            secs: -2,
+            nanos: 800_000_000,
+        });
+        assert_eq!(time, SystemTime::UNIX_EPOCH - Duration::new(1, 200_000_000));
+        assert_eq!(
+            time_of(Mtime { secs: 1, nanos: 5 }),
+            SystemTime::UNIX_EPOCH + Duration::new(1, 5)
+        );
+        let _ = (
+            time_of(Mtime {
+                secs: i64::MAX,
+                nanos: 999_999_999,
+            }),
+            time_of(Mtime {
+                secs: i64::MIN,
+                nanos: 0,
+            }),
+        );
+    }
+}

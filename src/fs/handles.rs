@@ -1,0 +1,249 @@
+//! What is open, and how: the latch of each inode, and the records that outlive this process.
+//!
+//! The kernel reads a file either itself, from a backing file (passthrough), or through its page cache
+//! by asking us. It refuses to mix the two for one inode, and it refuses a second backing id. So how an
+//! inode is read is decided at its first open and kept until its last release ([`Handles`]).
+//!
+//! What the kernel was told has to be known to the next daemon as well. Before an OPEN is answered its
+//! slot is written to a memory file that the keeper holds ([`slots`]); a RELEASE takes it away.
+//!
+//! Rules, in the order in which a crash may come between:
+//!
+//! 1. open: register the backing file, record the id as the highest, write the slot (prepared);
+//!    answer; mark the slot answered.
+//! 2. release: delete the slot; if it was the inode's last: record the id as closing, close it,
+//!    clear the record; answer.
+//!
+//! Locks: one per shard of inodes, held over the write to the memory file and the ioctl that registers
+//! or closes a backing file (none of them waits for a disk), never over the answer. The lock of free
+//! slots is taken inside it.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::view::Ino;
+
+pub(crate) mod slots;
+
+use slots::{OPENS_MAX, Slot, SlotState, Slots};
+
+/// A power of two, several times the number of workers.
+const SHARDS: usize = 32;
+
+/// How an inode is read while it is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Latch {
+    /// Through the page cache, by asking us.
+    Cached,
+    /// By the kernel, from the backing file with this id.
+    Backed(u32),
+}
+
+/// Why an open is refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error("{OPENS_MAX} files are open in this mount")]
+    Full,
+    #[error("cannot record an open file")]
+    Record(#[source] io::Error),
+}
+
+#[derive(Debug)]
+struct OpenInode {
+    latch: Latch,
+    opens: u32,
+    /// Reads that we have not answered. The kernel counts a read-ahead as use of the page cache even
+    /// after the last release.
+    reads: u32,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    inodes: HashMap<Ino, OpenInode>,
+    /// Slots by handle number.
+    opens: HashMap<u64, u32>,
+}
+
+/// What is open in one mount.
+#[derive(Debug)]
+pub(crate) struct Handles {
+    shards: Vec<Mutex<Shard>>,
+    slots: Slots,
+    open_now: AtomicU64,
+    backed_now: AtomicU64,
+}
+
+/// A read that is not answered yet.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    handles: Arc<Handles>,
+    ino: Ino,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let mut shard = self.handles.shard(self.ino).lock();
+        if let Some(inode) = shard.inodes.get_mut(&self.ino) {
+            inode.reads = inode.reads.saturating_sub(1);
+            if inode.reads == 0 && inode.opens == 0 {
+                shard.inodes.remove(&self.ino);
+            }
+        }
+    }
+}
+
+impl Handles {
+    /// Starts with nothing open; `slots` is an empty memory file.
+    pub fn new(slots: File) -> io::Result<Self> {
+        Ok(Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            slots: Slots::create(slots)?,
+            open_now: AtomicU64::new(0),
+            backed_now: AtomicU64::new(0),
+        })
+    }
+
+    fn shard(&self, ino: Ino) -> &Mutex<Shard> {
+        let at = ino.0 as usize % SHARDS;
+        self.shards
+            .get(at)
+            .expect("a remainder by SHARDS is one of SHARDS")
+    }
+
+    fn shard_number(ino: Ino) -> u32 {
+        (ino.0 % SHARDS as u64) as u32
+    }
+
+    /// Says how an inode is read, where that is decided.
+    pub fn latch(&self, ino: Ino) -> Option<Latch> {
+        self.shard(ino)
+            .lock()
+            .inodes
+            .get(&ino)
+            .map(|inode| inode.latch)
+    }
+
+    /// Opens an inode as it is latched. Where it is not, `register` may give the id of a backing file
+    /// (it is called with the shard locked), else it is latched to the page cache.
+    pub fn open(
+        &self,
+        ino: Ino,
+        fh: u64,
+        register: impl FnOnce() -> Option<u32>,
+    ) -> Result<Latch, OpenError> {
+        let slot = self.slots.take().ok_or(OpenError::Full)?;
+        let mut shard = self.shard(ino).lock();
+        let latched = shard.inodes.get(&ino).map(|inode| inode.latch);
+        let latch = match latched {
+            Some(latch) => latch,
+            None => register().map_or(Latch::Cached, Latch::Backed),
+        };
+        let id = match latch {
+            Latch::Cached => 0,
+            Latch::Backed(id) => id,
+        };
+        let recorded = if latched.is_none() && id != 0 {
+            self.slots.set_highest(id)
+        } else {
+            Ok(())
+        };
+        let recorded = recorded.and_then(|()| {
+            self.slots.write(
+                slot,
+                Slot {
+                    fh,
+                    ino,
+                    id,
+                    state: SlotState::Prepared,
+                },
+            )
+        });
+        if let Err(error) = recorded {
+            // An id that was registered for nothing ends with the mount.
+            self.slots.put_back(slot);
+            return Err(OpenError::Record(error));
+        }
+        let inode = shard.inodes.entry(ino).or_insert(OpenInode {
+            latch,
+            opens: 0,
+            reads: 0,
+        });
+        inode.opens += 1;
+        shard.opens.insert(fh, slot);
+        self.open_now.fetch_add(1, Ordering::Relaxed);
+        if id != 0 {
+            self.backed_now.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(latch)
+    }
+
+    /// Records that an open was answered, unless it has been released since.
+    pub fn answered(&self, ino: Ino, fh: u64) {
+        let shard = self.shard(ino).lock();
+        if let Some(&slot) = shard.opens.get(&fh)
+            && let Err(error) = self.slots.mark_answered(slot)
+        {
+            tracing::warn!(ino = ino.0, %error, "an open file is not recorded as answered");
+        }
+    }
+
+    /// Releases an open; once more does no harm. `close` closes a backing id when the inode's last
+    /// open is gone (it is called with the shard locked).
+    pub fn release(&self, ino: Ino, fh: u64, close: impl FnOnce(u32)) {
+        let mut shard = self.shard(ino).lock();
+        let Some(slot) = shard.opens.remove(&fh) else {
+            return;
+        };
+        if let Err(error) = self.slots.clear(slot) {
+            tracing::warn!(ino = ino.0, %error, "a released file stays recorded as open");
+        }
+        self.slots.put_back(slot);
+        self.open_now.fetch_sub(1, Ordering::Relaxed);
+        let Some(inode) = shard.inodes.get_mut(&ino) else {
+            return;
+        };
+        inode.opens = inode.opens.saturating_sub(1);
+        let (latch, last) = (inode.latch, inode.opens == 0);
+        if last && inode.reads == 0 {
+            shard.inodes.remove(&ino);
+        }
+        let Latch::Backed(id) = latch else { return };
+        self.backed_now.fetch_sub(1, Ordering::Relaxed);
+        if last {
+            // Also where reads are left: they are none of the backing file's.
+            shard.inodes.remove(&ino);
+            self.slots.while_closing(Self::shard_number(ino), id, close);
+        }
+    }
+
+    /// Counts a read until the guard is dropped, which must come after its answer.
+    pub fn reading(self: &Arc<Self>, ino: Ino) -> Reading {
+        let mut shard = self.shard(ino).lock();
+        let inode = shard.inodes.entry(ino).or_insert(OpenInode {
+            latch: Latch::Cached,
+            opens: 0,
+            reads: 0,
+        });
+        inode.reads += 1;
+        Reading {
+            handles: Arc::clone(self),
+            ino,
+        }
+    }
+
+    /// Says how many files are open, and how many of them the kernel reads itself.
+    pub fn open_now(&self) -> (u64, u64) {
+        (
+            self.open_now.load(Ordering::Relaxed),
+            self.backed_now.load(Ordering::Relaxed),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests;

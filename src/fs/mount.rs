@@ -1,0 +1,158 @@
+//! A view, mounted: keeper, session and read-ahead together, as the daemon uses them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+use super::keeper::{Client, KeeperError, MountId, MountRequest};
+use super::session::{MountStats, ServeOptions, Session};
+use super::view::View;
+
+/// Where and how a view is to be mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountSpec {
+    /// An existing directory.
+    pub dir: PathBuf,
+    /// `DATASET@REV`; the mount table shows it as `larder:DATASET@REV`.
+    pub source: String,
+    /// Whether other users than the mounting one may look in.
+    pub allow_other: bool,
+    /// Kept with the mount by the keeper, for a daemon that comes later.
+    pub note: String,
+    /// What the kernel reads ahead; needs root, is left alone without. 0: the kernel's default.
+    pub read_ahead_kib: u32,
+    pub serve: ServeOptions,
+}
+
+/// What the kernel reads ahead where nothing else is said. Sequential readers of packed files and of
+/// what is still being fetched gain up to 1 MiB, which is also the largest request.
+pub const READ_AHEAD_KIB: u32 = 1024;
+
+/// How long an unmount waits for the workers to see it.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a view could not be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    #[error("{dir} cannot be mounted on; name an existing directory")]
+    Dir {
+        dir: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot mount at {dir}")]
+    Keeper {
+        dir: PathBuf,
+        #[source]
+        source: KeeperError,
+    },
+    #[error("cannot serve the mount at {dir}")]
+    Serve {
+        dir: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A mount that is being served.
+#[derive(Debug)]
+pub struct MountedView {
+    id: MountId,
+    dir: PathBuf,
+    keeper: Client,
+    session: Session,
+}
+
+/// Mounts a view. Blocks while the keeper mounts; call it from a thread that may.
+pub fn mount(
+    view: View,
+    keeper: &Client,
+    spec: MountSpec,
+    rt: &Handle,
+) -> Result<MountedView, MountError> {
+    let MountSpec {
+        dir,
+        source,
+        allow_other,
+        note,
+        read_ahead_kib,
+        serve,
+    } = spec;
+    let dir = std::fs::canonicalize(&dir).map_err(|source| MountError::Dir { dir, source })?;
+    let request = MountRequest {
+        dir: dir.clone(),
+        source,
+        allow_other,
+        note,
+    };
+    let fds = keeper.mount(request).map_err(|source| MountError::Keeper {
+        dir: dir.clone(),
+        source,
+    })?;
+    let session = match Session::serve(view, fds.fuse, fds.slots, serve, rt.clone()) {
+        Ok(session) => session,
+        Err(source) => {
+            let _ = keeper.unmount(&dir, true);
+            return Err(MountError::Serve { dir, source });
+        }
+    };
+    if read_ahead_kib > 0
+        && let Err(error) = keeper.raise_read_ahead(fds.id, read_ahead_kib)
+    {
+        tracing::debug!(%error, dir = %dir.display(), "the kernel's read-ahead stays at its default");
+    }
+    Ok(MountedView {
+        id: fds.id,
+        dir,
+        keeper: keeper.clone(),
+        session,
+    })
+}
+
+impl MountedView {
+    /// Names the mount to the keeper.
+    pub fn id(&self) -> MountId {
+        self.id
+    }
+
+    /// Says where it is mounted.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Gives what is mounted.
+    pub fn view(&self) -> &View {
+        self.session.view()
+    }
+
+    /// Says whether the kernel still asks: false once it was unmounted by anybody and is no longer open.
+    pub fn is_alive(&self) -> bool {
+        self.session.is_alive()
+    }
+
+    /// Copies the counters.
+    pub fn stats(&self) -> MountStats {
+        self.session.stats()
+    }
+
+    /// Unmounts. By force: takes the mount out of the tree at once and goes on serving what is open.
+    /// Blocks while the keeper unmounts.
+    pub fn unmount(&self, force: bool) -> Result<(), KeeperError> {
+        if !self.is_alive() {
+            return Ok(());
+        }
+        self.keeper.unmount(&self.dir, force)?;
+        let deadline = Instant::now() + END_TIMEOUT;
+        while !force && self.is_alive() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Waits until the mount is gone.
+    pub fn wait(self) {
+        self.session.wait();
+    }
+}
