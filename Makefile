@@ -29,7 +29,7 @@ campaign: deps   ## Long tests: PART=kill|damage|fault|shape|trees|fuzz MINUTES=
 	PART=$(PART) MINUTES=$(MINUTES) SEED=$(SEED) scripts/campaign
 
 bench: deps build ## Runs us, the plain file system and the rivals on the same work.
-	LARDER_BIN=$(LARDER) $(CARGO) bench --locked --bench e2e -- $(BENCH)
+	PATH="$$(benches/e2e/rivals.sh):$$PATH" LARDER_BIN=$(LARDER) $(CARGO) bench --locked --bench e2e -- $(BENCH)
 
 deps:            ## Installs what a fresh Debian lacks.
 	scripts/deps
