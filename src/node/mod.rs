@@ -1,1 +1,28 @@
-//! The node: mount table, control API, daemon.
+//! The node: what one machine does with commits, held together by one daemon per state directory.
+//!
+//! * [`place`]: the state directory: node id, socket, lock, mount table, log.
+//! * [`open`]: from the configuration to a lake, a catalog, tiers, fetchers.
+//! * [`table`]: the mount table: mounts, their attachments and owners; kept in one file.
+//! * [`daemon`]: the daemon's state and its life. [`mounting`], [`fills`], [`upkeep`], [`status`]: what
+//!   it does.
+//! * [`api`]: the requests and answers, as JSON. [`server`]: the same over a unix socket. [`client`]: what
+//!   the command line speaks with. [`spawn`]: the daemon on demand.
+//! * [`metrics`]: the names of all metrics, and their text.
+//!
+//! ```text
+//! <state>/node-id         UUID, from the first start on
+//! <state>/daemon.lock     locked while a daemon lives; holds its pid
+//! <state>/daemon.log      what a daemon says that was started on demand
+//! <state>/mounts.json     the mount table, replaced by rename
+//! <state>/meta/           tree and placement blocks
+//! <state>/private/<id>/   the state of one `mount --foreground`
+//! ```
+//!
+//! Invariants: one daemon per state directory; the mount table is on disk before a mount is reported;
+//! one mount that cannot be made takes no other with it.
+
+pub mod api;
+pub mod client;
+pub mod place;
+pub mod spawn;
+pub mod table;

@@ -1,0 +1,184 @@
+//! The control API: requests and answers, as JSON over HTTP on the daemon's socket.
+//!
+//! ```text
+//! GET    /v1/info               who the daemon is and what it serves
+//! POST   /v1/mounts             MountRequest -> MountInfo
+//! GET    /v1/mounts             [MountInfo]
+//! POST   /v1/umount             UmountRequest -> MountInfo
+//! POST   /v1/fills              FillRequest -> FillInfo
+//! GET    /v1/fills/{id}?wait_ms=N   FillInfo, when something changed or the time is over
+//! DELETE /v1/fills/{id}         ends a fill
+//! POST   /v1/stop               ends the daemon
+//! GET    /metrics               Prometheus text
+//! ```
+//!
+//! An error is an `ApiError` with a status of 400 (asked wrongly), 403, 404, 409 (in the way) or 500. A
+//! version of the API only ever gets more fields; what a field means does not change.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::table::{MountOptions, Owner};
+use crate::config::{PrefetchLevel, Span, VerifyLevel};
+use crate::format::ids::{CommitId, NodeId};
+
+/// Version of the API, in each path.
+pub const API_VERSION: u32 = 1;
+
+/// What the daemon is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    pub api: u32,
+    pub version: String,
+    pub pid: u32,
+    pub uid: u32,
+    pub node: NodeId,
+    pub lake: String,
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    pub state: PathBuf,
+    pub started_ms: i64,
+    pub tiers: Vec<TierInfo>,
+}
+
+/// What the daemon knows of a tier.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TierInfo {
+    pub name: String,
+    pub path: PathBuf,
+    pub default: bool,
+    /// Why it cannot be used; None where it can, or was not needed yet.
+    #[serde(default)]
+    pub problem: Option<String>,
+}
+
+/// Mount a revision at a directory; what is None is the daemon's default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountRequest {
+    pub revision: String,
+    pub dir: PathBuf,
+    #[serde(default)]
+    pub subdir: Option<String>,
+    #[serde(default)]
+    pub verify: Option<VerifyLevel>,
+    #[serde(default)]
+    pub prefetch: Option<PrefetchLevel>,
+    #[serde(default)]
+    pub uid: Option<u32>,
+    #[serde(default)]
+    pub gid: Option<u32>,
+    #[serde(default)]
+    pub umask: Option<u32>,
+    #[serde(default)]
+    pub file_mode: Option<u32>,
+    #[serde(default)]
+    pub dir_mode: Option<u32>,
+    #[serde(default)]
+    pub allow_other: Option<bool>,
+    #[serde(default)]
+    pub tier: Option<String>,
+    #[serde(default)]
+    pub ttl: Option<Span>,
+    /// Makes the directory where it is missing.
+    #[serde(default)]
+    pub mkdir: bool,
+    /// Covers a directory that is not empty.
+    #[serde(default)]
+    pub nonempty: bool,
+}
+
+/// How a mount does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MountState {
+    Mounting,
+    Mounted,
+    Failed,
+}
+
+impl std::fmt::Display for MountState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Mounting => "mounting",
+            Self::Mounted => "mounted",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// A mount, by one of its attachments.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountInfo {
+    pub id: Uuid,
+    pub dir: PathBuf,
+    pub dataset: String,
+    pub revision: String,
+    pub commit: CommitId,
+    pub state: MountState,
+    /// Why it failed.
+    #[serde(default)]
+    pub reason: Option<String>,
+    pub owner: Owner,
+    pub since_ms: i64,
+    pub options: MountOptions,
+    /// Entries and bytes of the whole commit; None where it is not open.
+    #[serde(default)]
+    pub entries: Option<u64>,
+    #[serde(default)]
+    pub bytes: Option<u64>,
+}
+
+/// Unmount a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UmountRequest {
+    pub dir: PathBuf,
+    /// Also where it is in use: what is open fails.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Bring a revision into a tier.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FillRequest {
+    pub revision: String,
+    #[serde(default)]
+    pub tier: Option<String>,
+    /// Some(true): keep; Some(false): no longer; None: as it is.
+    #[serde(default)]
+    pub keep: Option<bool>,
+    #[serde(default)]
+    pub ttl: Option<Span>,
+}
+
+/// How a fill does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FillInfo {
+    pub id: Uuid,
+    pub dataset: String,
+    pub commit: CommitId,
+    pub tier: String,
+    pub bytes_done: u64,
+    pub bytes_total: u64,
+    pub packs_done: u64,
+    pub packs_total: u64,
+    pub finished: bool,
+    /// Why it ended early.
+    #[serde(default)]
+    pub error: Option<String>,
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiError {
+    pub error: String,
+    /// The causes, outermost first.
+    #[serde(default)]
+    pub causes: Vec<String>,
+    #[serde(default)]
+    pub hint: Option<String>,
+}

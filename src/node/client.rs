@@ -1,0 +1,258 @@
+//! What the command line speaks with a daemon: one HTTP connection over the unix socket.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use bytes::Bytes;
+use http::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use super::api::{
+    ApiError, FillInfo, FillRequest, MountInfo, MountRequest, NodeInfo, UmountRequest,
+};
+
+/// No answer is longer: thousands of mounts fit.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Why the daemon did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("no daemon listens at {}", socket.display())]
+    Absent {
+        socket: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody else's daemon.
+    #[error("the daemon at {} belongs to user {uid}; set LARDER_SOCKET to your own", socket.display())]
+    Foreign { socket: PathBuf, uid: u32 },
+    #[error("you may not use the daemon at {}", socket.display())]
+    Denied {
+        socket: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("the daemon at {} went away; its log says why: {}", socket.display(), socket.with_file_name("daemon.log").display())]
+    Lost {
+        socket: PathBuf,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It understood, and refused or failed.
+    #[error("{}", error.error)]
+    Refused {
+        status: u16,
+        error: ApiError,
+        #[source]
+        source: Option<Causes>,
+    },
+}
+
+/// The causes that the daemon told, as a chain.
+#[derive(Debug)]
+pub struct Causes {
+    text: String,
+    next: Option<Box<Causes>>,
+}
+
+impl std::fmt::Display for Causes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Causes {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.next
+            .as_ref()
+            .map(|next| next as &dyn std::error::Error)
+    }
+}
+
+impl Causes {
+    fn chain(texts: &[String]) -> Option<Self> {
+        let (first, rest) = texts.split_first()?;
+        Some(Self {
+            text: first.clone(),
+            next: Self::chain(rest).map(Box::new),
+        })
+    }
+}
+
+impl ClientError {
+    /// Says whether no daemon is there at all.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent { .. })
+    }
+
+    /// Gives the daemon's advice.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Refused { error, .. } => error.hint.as_deref(),
+            _ => None,
+        }
+    }
+}
+
+/// A daemon, by its socket. Cheap to clone; each request makes a connection of its own.
+#[derive(Debug, Clone)]
+pub struct NodeClient {
+    socket: PathBuf,
+}
+
+impl NodeClient {
+    /// Names the daemon; speaks to nobody yet.
+    pub fn at(socket: &Path) -> Self {
+        Self {
+            socket: socket.to_owned(),
+        }
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Asks who the daemon is.
+    pub async fn info(&self) -> Result<NodeInfo, ClientError> {
+        self.get("/v1/info").await
+    }
+
+    pub async fn mount(&self, request: &MountRequest) -> Result<MountInfo, ClientError> {
+        self.post("/v1/mounts", request).await
+    }
+
+    pub async fn mounts(&self) -> Result<Vec<MountInfo>, ClientError> {
+        self.get("/v1/mounts").await
+    }
+
+    pub async fn umount(&self, request: &UmountRequest) -> Result<MountInfo, ClientError> {
+        self.post("/v1/umount", request).await
+    }
+
+    pub async fn fill(&self, request: &FillRequest) -> Result<FillInfo, ClientError> {
+        self.post("/v1/fills", request).await
+    }
+
+    /// Gives how a fill does, at once where `wait` is zero, else when it changed or the time is over.
+    pub async fn fill_info(&self, id: &Uuid, wait: Duration) -> Result<FillInfo, ClientError> {
+        self.get(&format!("/v1/fills/{id}?wait_ms={}", wait.as_millis()))
+            .await
+    }
+
+    pub async fn stop(&self) -> Result<(), ClientError> {
+        let _: serde_json::Value = self.post("/v1/stop", &serde_json::json!({})).await?;
+        Ok(())
+    }
+
+    pub async fn metrics(&self) -> Result<String, ClientError> {
+        let (_, body) = self.exchange(Method::GET, "/metrics", Bytes::new()).await?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.ask(Method::GET, path, Bytes::new()).await
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| self.lost(error))?;
+        self.ask(Method::POST, path, body.into()).await
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, ClientError> {
+        let (status, body) = self.exchange(method, path, body).await?;
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(|error| self.lost(error));
+        }
+        let error = serde_json::from_slice(&body).unwrap_or_else(|_| ApiError {
+            error: format!(
+                "the daemon answered {status} to {path}: {}",
+                String::from_utf8_lossy(&body)
+            ),
+            causes: Vec::new(),
+            hint: None,
+        });
+        let source = Causes::chain(&error.causes);
+        Err(ClientError::Refused {
+            status: status.as_u16(),
+            error,
+            source,
+        })
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let stream = self.connect().await?;
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|error| self.lost(error))?;
+        let driver = tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(http::header::HOST, "larder")
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(Body::from(body))
+            .map_err(|error| self.lost(error))?;
+        let answer = sender
+            .send_request(request)
+            .await
+            .map_err(|error| self.lost(error))?;
+        let status = answer.status();
+        let bytes = to_bytes(Body::new(answer.into_body()), ANSWER_BYTES_MAX)
+            .await
+            .map_err(|error| self.lost(error))?;
+        driver.abort();
+        Ok((status, bytes))
+    }
+
+    /// Connects, and makes sure that the other end is this user's daemon or root's.
+    async fn connect(&self) -> Result<tokio::net::UnixStream, ClientError> {
+        let socket = || self.socket.clone();
+        let stream = tokio::net::UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::PermissionDenied => ClientError::Denied {
+                    socket: socket(),
+                    source,
+                },
+                _ => ClientError::Absent {
+                    socket: socket(),
+                    source,
+                },
+            })?;
+        let peer = stream.peer_cred().map_err(|error| self.lost(error))?;
+        if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
+            return Err(ClientError::Foreign {
+                socket: socket(),
+                uid: peer.uid(),
+            });
+        }
+        Ok(stream)
+    }
+
+    fn lost(&self, error: impl std::error::Error + Send + Sync + 'static) -> ClientError {
+        ClientError::Lost {
+            socket: self.socket.clone(),
+            source: Box::new(error),
+        }
+    }
+}
