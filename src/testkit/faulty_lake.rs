@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 
 use crate::format::tree::Pin;
 use crate::store::lake::{
-    Body, Lake, LakeError, ListPage, ObjectMeta, PutIf, UploadId, UploadedPart,
+    Body, Lake, LakeError, ListPage, ObjectMeta, PutIf, RunningUpload, UploadId, UploadedPart,
 };
 
 /// Bytes that a body's chunk has at most, so that tests meet several chunks.
@@ -350,6 +350,22 @@ impl Lake for MemLake {
             .iter()
             .filter_map(|(key, versions)| versions.last().map(|object| (key, object)));
         Ok(page_of(newest, prefix, page, self.page_keys))
+    }
+
+    async fn list_uploads(&self, prefix: &str) -> Result<Vec<RunningUpload>, LakeError> {
+        let state = self.state.lock();
+        let found = state
+            .uploads
+            .iter()
+            .filter(|(_, (key, _))| key.starts_with(prefix));
+        let upload = |(id, (key, _)): (&String, &(String, BTreeMap<u32, Bytes>))| RunningUpload {
+            upload: UploadId {
+                key: key.clone(),
+                id: id.clone(),
+            },
+            begun_ms: 0,
+        };
+        Ok(found.map(upload).collect())
     }
 
     async fn upload_begin(&self, key: &str) -> Result<UploadId, LakeError> {
@@ -871,6 +887,11 @@ impl Lake for FaultyLake {
             self.inner.list_foreign(bucket, prefix, page),
         )
         .await
+    }
+
+    async fn list_uploads(&self, prefix: &str) -> Result<Vec<RunningUpload>, LakeError> {
+        self.run(Op::List, prefix, self.inner.list_uploads(prefix))
+            .await
     }
 
     async fn upload_begin(&self, key: &str) -> Result<UploadId, LakeError> {

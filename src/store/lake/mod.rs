@@ -66,6 +66,14 @@ pub struct UploadId {
     pub id: String,
 }
 
+/// A multipart upload that was found in the lake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningUpload {
+    pub upload: UploadId,
+    /// Unix time in milliseconds of the store's clock.
+    pub begun_ms: i64,
+}
+
 /// A part that arrived.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct UploadedPart {
@@ -145,6 +153,9 @@ pub trait Lake: std::fmt::Debug + Send + Sync + 'static {
         prefix: &str,
         page: Option<String>,
     ) -> Result<ListPage, LakeError>;
+
+    /// Lists the multipart uploads below `prefix` that were neither finished nor aborted.
+    async fn list_uploads(&self, prefix: &str) -> Result<Vec<RunningUpload>, LakeError>;
 
     /// Begins a multipart upload.
     async fn upload_begin(&self, key: &str) -> Result<UploadId, LakeError>;

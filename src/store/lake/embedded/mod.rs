@@ -69,7 +69,9 @@ pub struct Store {
 impl Store {
     /// Opens (and makes, where missing) the directory.
     pub fn open(dir: &Path, options: StoreOptions) -> Result<Self, StoreError> {
-        Ok(Self { disk: Arc::new(disk::Disk::open(dir, options)?) })
+        Ok(Self {
+            disk: Arc::new(disk::Disk::open(dir, options)?),
+        })
     }
 
     /// Makes a bucket where there is none of that name.
