@@ -55,6 +55,11 @@ impl Writer {
         self.out
     }
 
+    /// Gives the bytes written so far, to look at.
+    pub fn as_slice(&self) -> &[u8] {
+        &self.out
+    }
+
     /// Counts the bytes written so far.
     pub fn len(&self) -> usize {
         self.out.len()

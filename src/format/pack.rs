@@ -8,12 +8,27 @@
 //! A pack's id is the BLAKE3 of its encoded [`PackIndex`]. In the lake: `packs/ab/<id>.index` (those
 //! bytes), `.recipe` (where the pack's own bytes lie), `.outboard` (chaining values, where it has a
 //! content above 256 KiB), `.proof` (digests of an imported pack, once known).
+//!
+//! * [`plan`]: which content goes to which pack. * `index`: the index and its codec.
+//! * [`piece`]: what of a pack can be verified alone. * `sidecar`: recipe, outboard, proof.
+//!
+//! Invariants: contents follow each other without gaps but for the zeros up to the next 4 KiB, so
+//! offsets are computed, never stored; a pack has one content at least; its padding is zeros.
 
-use crate::format::codec::DecodeError;
-use crate::format::digest::Outboard;
 use crate::format::ids::{ContentDigest, ContentId, PackId};
 use crate::format::placement::Extent;
 use crate::format::tree::Pin;
+
+mod index;
+pub mod piece;
+pub mod plan;
+mod sidecar;
+
+pub use piece::{Piece, PieceFault};
+pub use plan::{Layout, PackDraft, PackPlanner, Slot};
+pub use sidecar::OutboardLayout;
+
+use crate::format::digest::Outboard;
 
 /// What files start on inside a pack.
 pub const ALIGN: u64 = 4096;
@@ -21,22 +36,8 @@ pub const ALIGN: u64 = 4096;
 pub const PACK_LEN_MIN: u64 = 256 << 20;
 /// A file above this (at least) is a pack of its own.
 pub const WHOLE_LEN_MIN: u64 = 64 << 20;
-
-/// Sizes that grow with the dataset so that a placement has at most about 2,000 packs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Layout {
-    /// A pack is closed when it holds at least this.
-    pub pack_len: u64,
-    /// A file above this is a pack of its own, with its exact length.
-    pub whole_len: u64,
-}
-
-impl Layout {
-    /// Chooses by the bytes of the whole tree.
-    pub fn for_bytes(_total: u64) -> Self {
-        todo!()
-    }
-}
+/// Version of indexes, recipes, outboards and proofs that this larder writes, and the newest it reads.
+pub const PACK_FORMAT: u32 = 1;
 
 /// One content of a pack.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +60,8 @@ pub enum Place {
 pub struct PackIndex {
     /// Length of the pack.
     pub len: u64,
-    /// By offset of their first stored byte, not overlapping, no content twice.
+    /// By offset of their first stored byte, not overlapping. A content may be there twice (a
+    /// streaming writer knows a place before it knows the digest).
     pub contents: Vec<PackedContent>,
 }
 
@@ -98,70 +100,50 @@ pub struct Proof {
     pub digests: Vec<Option<ContentDigest>>,
 }
 
-/// Lays contents out in order: closes a pack when it is full, gives large ones a pack of their own.
-/// Returns, for each content pushed, nothing yet; a pack's places are known when it is closed.
-#[derive(Debug)]
-pub struct PackPlanner {
-    _private: (),
+/// Rounds up to the next multiple of [`ALIGN`]; None above 64 bits.
+pub fn align_up(len: u64) -> Option<u64> {
+    len.checked_next_multiple_of(ALIGN)
 }
 
-/// A piece that a fetch can verify by itself: whole contents, or whole blocks of a large one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Piece {
-    /// Range of the pack.
-    pub offset: u64,
-    pub len: u64,
-    /// Positions of the contents in `PackIndex::contents` that lie in it: `[first, last]`. For a piece of
-    /// a large content `first == last` and `logical` is where it starts in the content.
-    pub first: u32,
-    pub last: u32,
-    pub logical: u64,
-}
-
-impl PackIndex {
-    pub fn id(&self) -> PackId {
-        todo!()
-    }
-    pub fn encode(&self) -> Vec<u8> {
-        todo!()
-    }
-    pub fn decode(_bytes: &[u8]) -> Result<Self, DecodeError> {
-        todo!()
-    }
-    /// Cuts the pack into pieces of about `target` bytes (a multiple of 256 KiB), each verifiable alone.
-    /// Sparse contents above one block are cut at block boundaries of their logical bytes.
-    pub fn pieces(&self, _target: u64) -> Vec<Piece> {
-        todo!()
-    }
-    /// Finds the content that holds the byte at `offset`, if any (padding has none).
-    pub fn content_at(&self, _offset: u64) -> Option<usize> {
-        todo!()
+impl Place {
+    /// Gives the offset of the first stored byte.
+    pub fn start(&self) -> u64 {
+        match self {
+            Self::Run { offset } => *offset,
+            Self::Sparse { extents } => extents.first().map_or(0, |extent| extent.offset),
+        }
     }
 }
 
-impl Recipe {
-    pub fn encode(&self) -> Vec<u8> {
-        todo!()
+impl PackedContent {
+    /// Gives the offset behind the last stored byte.
+    pub fn end(&self) -> u64 {
+        match &self.place {
+            Place::Run { offset } => offset.saturating_add(self.size),
+            Place::Sparse { extents } => extents
+                .last()
+                .map_or(0, |extent| extent.offset.saturating_add(extent.len)),
+        }
     }
-    pub fn decode(_bytes: &[u8]) -> Result<Self, DecodeError> {
-        todo!()
+
+    /// Counts the bytes from the first stored one to the last, padding between extents included.
+    pub fn stored_len(&self) -> u64 {
+        self.end().saturating_sub(self.place.start())
+    }
+
+    /// Gives the stored extents: a run is one that covers the whole content.
+    pub fn extents(&self) -> std::borrow::Cow<'_, [Extent]> {
+        match &self.place {
+            Place::Run { offset } => vec![Extent {
+                logical: 0,
+                offset: *offset,
+                len: self.size,
+            }]
+            .into(),
+            Place::Sparse { extents } => extents.as_slice().into(),
+        }
     }
 }
 
-impl PackOutboard {
-    pub fn encode(&self) -> Vec<u8> {
-        todo!()
-    }
-    pub fn decode(_bytes: &[u8]) -> Result<Self, DecodeError> {
-        todo!()
-    }
-}
-
-impl Proof {
-    pub fn encode(&self) -> Vec<u8> {
-        todo!()
-    }
-    pub fn decode(_bytes: &[u8]) -> Result<Self, DecodeError> {
-        todo!()
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -17,14 +17,16 @@
 //! the index, so a change touches only the segments and index blocks on its path.
 //!
 //! * [`entry`]: entries. * [`segment`]: segments (leaves) and index blocks, their codec and limits.
-//! * [`build`]: from entries in tree order to blocks. * [`nav`]: lookups by path and by rank.
+//! * [`cut`]: where blocks end. * [`build`]: from entries in tree order to blocks. * [`nav`]: lookups by path and by rank.
 //! * [`diff`]: what differs between two trees, skipping what is equal.
 
 pub mod build;
+pub mod cut;
 pub mod diff;
 pub mod entry;
 pub mod nav;
 pub mod segment;
+mod uses;
 
 pub use entry::{Entry, EntryKind, Mtime, Pin};
 pub use segment::{Block, ChildRef, Counts, IndexBlock, Segment, TreeRoot};

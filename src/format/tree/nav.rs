@@ -55,6 +55,8 @@ pub struct DirAt {
     pub children: u64,
     /// Sum of all ranks in its subtree (its subtree's blocks end at `first + descendants`).
     pub descendants: u64,
+    /// How many of its own entries are directories.
+    pub subdirs: u64,
     /// Rank of its parent's own entry; None where the parent is the root, or it is the root.
     pub parent: Option<u64>,
 }
