@@ -5,6 +5,7 @@
 //! * [`meta`]: tree and placement blocks, from memory, the node's disk, or the lake.
 //! * [`fetch`]: single flight, lanes, windows; verified bytes of contents.
 //! * [`catalog`]: push, import, refs, log, diff, get, gc.
+//! * [`usage`]: what cached commits cost; pure.
 //! * [`kv`]: the node's own small database.
 
 pub mod catalog;
@@ -13,3 +14,4 @@ pub mod kv;
 pub mod lake;
 pub mod meta;
 pub mod tier;
+pub mod usage;

@@ -1,0 +1,637 @@
+//! A snapshot of everything that lies in the tier: what accounting and the steward's plan go by.
+//!
+//! A scan is not atomic: others go on. Whoever acts on it looks again before and after each step.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::format::ids::{NodeId, PackId};
+use crate::format::placement::PackUse;
+use crate::store::tier::error::TierError;
+use crate::store::tier::io::{Space, Stat, TierIo};
+use crate::store::tier::layout::{self, CommitKey, ObjectName, Sidecar, StagingName, parse_object};
+use crate::store::tier::objects::{FileIdentity, QuarantineReport};
+use crate::store::tier::records::Record;
+use crate::store::tier::stage::{Generation, SPAN_LEN, span_count};
+use crate::store::tier::{Core, Tier, holds};
+use crate::store::usage::{CommitFacts, TierFacts, TierUsage, account};
+
+/// Everything that lies in a tier. Times are milliseconds of the server's clock.
+#[derive(Debug, Clone, Default)]
+pub struct Scan {
+    pub now_ms: i64,
+    pub space: Space,
+    pub commits: Vec<CommitScan>,
+    pub objects: BTreeMap<PackId, ObjectScan>,
+    /// Sidecars without their pack.
+    pub loose: Vec<LooseScan>,
+    pub staging: Vec<StagingScan>,
+    pub trash: Vec<BatchScan>,
+    pub quarantine: Vec<QuarantineScan>,
+    pub holds: Vec<HoldScan>,
+    pub temp: Vec<FileScan>,
+    /// Names that are not ours, or that nobody can parse.
+    pub strangers: Vec<String>,
+    /// The steward found that evictions free nothing.
+    pub stalled: bool,
+}
+
+/// A cached commit.
+#[derive(Debug, Clone)]
+pub struct CommitScan {
+    pub key: CommitKey,
+    /// One for each placement.
+    pub records: Vec<Record>,
+    /// Records that cannot be parsed.
+    pub damaged: Vec<String>,
+    pub last_use_ms: i64,
+    pub leases: Vec<LeaseScan>,
+    pub kept: bool,
+    pub held: bool,
+    pub ttl_ms: u64,
+}
+
+/// A lease of a commit.
+#[derive(Debug, Clone)]
+pub struct LeaseScan {
+    pub path: String,
+    pub stat: Stat,
+    pub live: bool,
+}
+
+/// A published object.
+#[derive(Debug, Clone, Copy)]
+pub struct ObjectScan {
+    pub identity: FileIdentity,
+    pub len: u64,
+    pub sidecar_bytes: u64,
+    pub has_index: bool,
+}
+
+/// A sidecar without its pack.
+#[derive(Debug, Clone)]
+pub struct LooseScan {
+    pub pack: PackId,
+    pub part: Sidecar,
+    pub bytes: u64,
+    pub age_ms: i64,
+}
+
+/// A pack that arrives.
+#[derive(Debug, Clone)]
+pub struct StagingScan {
+    pub name: String,
+    pub pack: Option<PackId>,
+    /// Bytes on the medium, without what an object has as well.
+    pub bytes: u64,
+    /// Bytes of spans that are done.
+    pub done_bytes: u64,
+    pub live_claims: usize,
+    /// Since the last write, mark or claim.
+    pub idle_ms: i64,
+}
+
+/// What one eviction moved away.
+#[derive(Debug, Clone)]
+pub struct BatchScan {
+    pub name: String,
+    /// Since the last thing was moved in or out.
+    pub age_ms: i64,
+    pub items: Vec<TrashItem>,
+}
+
+/// One thing in the trash.
+#[derive(Debug, Clone)]
+pub struct TrashItem {
+    pub name: String,
+    pub is_dir: bool,
+    pub bytes: u64,
+}
+
+/// A damaged object that was set aside, or its report, or a claim.
+#[derive(Debug, Clone)]
+pub struct QuarantineScan {
+    pub name: String,
+    pub bytes: u64,
+    pub age_ms: i64,
+    /// It is not the file that its report means: a good one was moved away by mistake.
+    pub innocent: Option<PackId>,
+}
+
+/// A hold.
+#[derive(Debug, Clone)]
+pub struct HoldScan {
+    pub node: String,
+    pub mount: String,
+    pub key: Option<CommitKey>,
+    /// Bytes that only the hold keeps.
+    pub only_bytes: u64,
+    pub packs: u64,
+}
+
+/// A temporary file.
+#[derive(Debug, Clone)]
+pub struct FileScan {
+    pub name: String,
+    pub bytes: u64,
+    pub age_ms: i64,
+}
+
+impl<I: TierIo> Tier<I> {
+    /// Looks at everything.
+    pub fn scan(&self) -> Result<Scan, TierError> {
+        self.core.scan()
+    }
+
+    /// Sums up what the tier holds, exactly: by a scan.
+    pub fn usage(&self) -> Result<TierUsage, TierError> {
+        let scan = self.scan()?;
+        Ok(account(&scan.facts(self.configured_capacity_bytes())))
+    }
+}
+
+impl CommitScan {
+    /// All packs that the records name, each once.
+    pub fn packs(&self) -> Vec<PackUse> {
+        let mut packs: BTreeMap<PackId, PackUse> = BTreeMap::new();
+        for used in self.records.iter().flat_map(|record| &record.packs) {
+            packs.entry(used.pack).or_insert(*used);
+        }
+        packs.into_values().collect()
+    }
+
+    /// Counts live leases.
+    pub fn live_leases(&self) -> usize {
+        self.leases.iter().filter(|lease| lease.live).count()
+    }
+
+    /// The dataset that its first record names.
+    pub fn dataset(&self) -> &str {
+        self.records.first().map_or("", |record| &record.dataset)
+    }
+}
+
+impl Scan {
+    /// Gives the facts that accounting needs.
+    pub fn facts(&self, configured_capacity_bytes: Option<u64>) -> TierFacts {
+        let commits = self
+            .commits
+            .iter()
+            .filter(|commit| !commit.records.is_empty())
+            .map(|commit| {
+                let facts = CommitFacts {
+                    packs: commit.packs(),
+                    last_use_ms: commit.last_use_ms,
+                    ttl_ms: commit.ttl_ms,
+                    kept: commit.kept,
+                    held: commit.held,
+                    mounts: commit.live_leases(),
+                };
+                (
+                    (
+                        commit.key.lake,
+                        commit.key.commit,
+                        commit.dataset().to_owned(),
+                    ),
+                    facts,
+                )
+            });
+        let staged = self
+            .staging
+            .iter()
+            .filter_map(|s| Some((s.pack?, s.done_bytes)));
+        TierFacts {
+            commits: commits.collect(),
+            objects: self
+                .objects
+                .iter()
+                .map(|(pack, o)| (*pack, o.len + o.sidecar_bytes))
+                .collect(),
+            staged: staged.collect(),
+            loose_bytes: self.loose.iter().map(|l| l.bytes).sum(),
+            staging_bytes: self.staging.iter().map(|s| s.bytes).sum(),
+            trash_bytes: self
+                .trash
+                .iter()
+                .flat_map(|b| &b.items)
+                .map(|item| item.bytes)
+                .sum(),
+            quarantine_bytes: self.quarantine.iter().map(|q| q.bytes).sum(),
+            held_only_bytes: self.holds.iter().map(|h| h.only_bytes).sum(),
+            temp_bytes: self.temp.iter().map(|t| t.bytes).sum(),
+            configured_capacity_bytes,
+            fs_free_bytes: self.space.free_bytes,
+            now_ms: self.now_ms,
+        }
+    }
+
+    /// Packs that a record names.
+    pub fn referenced(&self) -> BTreeSet<PackId> {
+        self.commits
+            .iter()
+            .flat_map(|c| &c.records)
+            .flat_map(|r| &r.packs)
+            .map(|p| p.pack)
+            .collect()
+    }
+}
+
+impl<I: TierIo> Core<I> {
+    pub(super) fn scan(&self) -> Result<Scan, TierError> {
+        let now_ms = self.now_ms()?;
+        let mut scan = Scan {
+            now_ms,
+            ..Scan::default()
+        };
+        scan.space = self
+            .io
+            .space()
+            .map_err(|e| TierError::io("measure", ".", e))?;
+        scan.stalled = self.is_stalled(now_ms)?;
+        // Objects after staging and before trash would miss one that moves the other way meanwhile;
+        // in this order one is at worst counted twice.
+        self.scan_staging(&mut scan)?;
+        self.scan_objects(&mut scan)?;
+        self.scan_holds(&mut scan)?;
+        self.scan_commits(&mut scan)?;
+        self.scan_trash(&mut scan)?;
+        self.scan_quarantine(&mut scan)?;
+        for listed in self.list(layout::TEMP)?.unwrap_or_default() {
+            let path = format!("{}/{}", layout::TEMP, listed.name);
+            if let Some(stat) = self.look(&path)? {
+                let age_ms = now_ms - stat.mtime_ms();
+                scan.temp.push(FileScan {
+                    name: listed.name,
+                    bytes: stat.size_bytes,
+                    age_ms,
+                });
+            }
+        }
+        self.scan_strangers(&mut scan)?;
+        Ok(scan)
+    }
+
+    fn scan_objects(&self, scan: &mut Scan) -> Result<(), TierError> {
+        let mut sidecars = Vec::new();
+        for fan in 0..=255u8 {
+            let dir = format!("{}/{fan:02x}", layout::OBJECTS);
+            for listed in self.list(&dir)?.unwrap_or_default() {
+                let path = format!("{dir}/{}", listed.name);
+                let Some(name) = parse_object(&listed.name).filter(|name| name.path() == path)
+                else {
+                    scan.strangers.push(path);
+                    continue;
+                };
+                let Some(stat) = self.look(&path)? else {
+                    continue;
+                };
+                match name {
+                    ObjectName::Pack(pack) => {
+                        let (len, identity) = (stat.size_bytes, stat.into());
+                        scan.objects.insert(
+                            pack,
+                            ObjectScan {
+                                identity,
+                                len,
+                                sidecar_bytes: 0,
+                                has_index: false,
+                            },
+                        );
+                    }
+                    ObjectName::Sidecar(pack, part) => sidecars.push((pack, part, stat)),
+                }
+            }
+        }
+        for (pack, part, stat) in sidecars {
+            match scan.objects.get_mut(&pack) {
+                Some(object) => {
+                    object.sidecar_bytes += stat.size_bytes;
+                    object.has_index |= part == Sidecar::Index;
+                }
+                None => {
+                    let age_ms = scan.now_ms - stat.mtime_ms();
+                    scan.loose.push(LooseScan {
+                        pack,
+                        part,
+                        bytes: stat.size_bytes,
+                        age_ms,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn scan_staging(&self, scan: &mut Scan) -> Result<(), TierError> {
+        for listed in self.list(layout::STAGING)?.unwrap_or_default() {
+            let pack = listed.name.parse::<PackId>().ok();
+            let dir = format!("{}/{}", layout::STAGING, listed.name);
+            if pack.is_none() || !listed.is_dir {
+                scan.strangers.push(dir);
+                continue;
+            }
+            if let Some(found) = self.scan_one_staging(&dir, pack, scan.now_ms)? {
+                scan.staging.push(found);
+            }
+        }
+        Ok(())
+    }
+
+    fn scan_one_staging(
+        &self,
+        dir: &str,
+        pack: Option<PackId>,
+        now_ms: i64,
+    ) -> Result<Option<StagingScan>, TierError> {
+        let Some(folder) = self.look(dir)? else {
+            return Ok(None);
+        };
+        let current = self
+            .read_json::<Generation>(&layout::generation(dir))
+            .ok()
+            .flatten();
+        let published = pack
+            .map(|pack| self.look(&layout::object(&pack)))
+            .transpose()?
+            .flatten();
+        let name = layout::file_name(dir).to_owned();
+        let mut found = StagingScan {
+            name,
+            pack,
+            bytes: 0,
+            done_bytes: 0,
+            live_claims: 0,
+            idle_ms: now_ms - folder.mtime_ms(),
+        };
+        for listed in self.list(dir)?.unwrap_or_default() {
+            let path = format!("{dir}/{}", listed.name);
+            let Some(stat) = self.look(&path)? else {
+                continue;
+            };
+            let idle_ms = now_ms - stat.mtime_ms();
+            found.idle_ms = found.idle_ms.min(idle_ms);
+            if published.is_none_or(|object| object.file_id != stat.file_id) {
+                found.bytes += stat.allocated_bytes.min(stat.size_bytes);
+            }
+            match layout::parse_staging(&listed.name) {
+                Some(StagingName::Claim(..)) if idle_ms <= signed(self.cfg.claim_ttl_ms) => {
+                    found.live_claims += 1
+                }
+                Some(StagingName::Done(span, of)) => {
+                    if let Some(current) = current
+                        .as_ref()
+                        .filter(|c| c.generation == of && span < span_count(c.len_bytes))
+                    {
+                        let start = u64::from(span) * SPAN_LEN;
+                        found.done_bytes += current.len_bytes.saturating_sub(start).min(SPAN_LEN);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(Some(found))
+    }
+
+    fn scan_holds(&self, scan: &mut Scan) -> Result<(), TierError> {
+        for node in self.list(layout::HOLDS)?.unwrap_or_default() {
+            let node_dir = format!("{}/{}", layout::HOLDS, node.name);
+            for mount in self.list(&node_dir)?.unwrap_or_default() {
+                let dir = format!("{node_dir}/{}", mount.name);
+                let text = self
+                    .read_json::<holds::HoldText>(&format!("{dir}/hold"))
+                    .ok()
+                    .flatten();
+                let (node, mount) = (node.name.clone(), mount.name);
+                let mut found = HoldScan {
+                    node,
+                    mount,
+                    key: text.map(|t| t.key),
+                    only_bytes: 0,
+                    packs: 0,
+                };
+                for listed in self.list(&dir)?.unwrap_or_default() {
+                    let Ok(pack) = listed.name.parse::<PackId>() else {
+                        continue;
+                    };
+                    let Some(stat) = self.look(&format!("{dir}/{}", listed.name))? else {
+                        continue;
+                    };
+                    found.packs += 1;
+                    let published = scan
+                        .objects
+                        .get(&pack)
+                        .is_some_and(|o| o.identity.file_id == stat.file_id);
+                    if !published {
+                        found.only_bytes += stat.size_bytes;
+                    }
+                }
+                scan.holds.push(found);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists the commits that have a folder.
+    pub(super) fn commit_keys(&self) -> Result<Vec<CommitKey>, TierError> {
+        let mut keys = Vec::new();
+        for lake in self.list(layout::COMMITS)?.unwrap_or_default() {
+            let Ok(lake_id) = lake.name.parse() else {
+                continue;
+            };
+            for commit in self
+                .list(&format!("{}/{}", layout::COMMITS, lake.name))?
+                .unwrap_or_default()
+            {
+                if let Ok(commit) = commit.name.parse() {
+                    keys.push(CommitKey {
+                        lake: lake_id,
+                        commit,
+                    });
+                }
+            }
+        }
+        Ok(keys)
+    }
+
+    /// Which commits have a hold, as the server has it now.
+    pub(super) fn held_keys(&self) -> Result<BTreeSet<CommitKey>, TierError> {
+        let mut scan = Scan::default();
+        self.scan_holds(&mut scan)?;
+        Ok(scan.holds.iter().filter_map(|hold| hold.key).collect())
+    }
+
+    fn scan_commits(&self, scan: &mut Scan) -> Result<(), TierError> {
+        let held: BTreeSet<CommitKey> = scan.holds.iter().filter_map(|hold| hold.key).collect();
+        for key in self.commit_keys()? {
+            if let Some(mut commit) = self.scan_commit(&key, scan.now_ms)? {
+                commit.held = held.contains(&key);
+                scan.commits.push(commit);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at one commit; None where it has no folder. Holds are not looked at.
+    pub(super) fn scan_commit(
+        &self,
+        key: &CommitKey,
+        now_ms: i64,
+    ) -> Result<Option<CommitScan>, TierError> {
+        let dir = layout::commit_dir(key);
+        self.refresh(&dir);
+        let Some(names) = self.list(&dir)? else {
+            return Ok(None);
+        };
+        let mut commit = CommitScan {
+            key: *key,
+            records: Vec::new(),
+            damaged: Vec::new(),
+            last_use_ms: i64::MIN,
+            leases: Vec::new(),
+            kept: false,
+            held: false,
+            ttl_ms: self
+                .cfg
+                .ttl_ms
+                .or(self.marker.ttl_ms)
+                .unwrap_or(super::TTL_DEFAULT_MS),
+        };
+        for listed in &names {
+            let path = format!("{dir}/{}", listed.name);
+            commit.kept |= listed.name == "keep";
+            if layout::parse_record(&listed.name).is_none() {
+                continue;
+            }
+            let (Some(bytes), Some(stat)) = (self.read_small(&path)?, self.look(&path)?) else {
+                continue;
+            };
+            commit.last_use_ms = commit.last_use_ms.max(stat.mtime_ms());
+            match Record::decode(&bytes) {
+                Ok(record) if record.key == *key => commit.records.push(record),
+                _ => commit.damaged.push(path),
+            }
+        }
+        self.scan_uses(&mut commit, now_ms)?;
+        if let Some(ttl_ms) = self.ttl_of(&commit)? {
+            commit.ttl_ms = ttl_ms;
+        }
+        Ok(Some(commit))
+    }
+
+    fn scan_uses(&self, commit: &mut CommitScan, now_ms: i64) -> Result<(), TierError> {
+        let uses = layout::uses_dir(&commit.key);
+        for listed in self.list(&uses)?.unwrap_or_default() {
+            if let Some(stat) = self.look(&format!("{uses}/{}", listed.name))? {
+                commit.last_use_ms = commit.last_use_ms.max(stat.mtime_ms());
+            }
+        }
+        let leases = layout::leases_dir(&commit.key);
+        for listed in self.list(&leases)?.unwrap_or_default() {
+            let path = format!("{leases}/{}", listed.name);
+            if let Some(stat) = self.look(&path)? {
+                commit.last_use_ms = commit.last_use_ms.max(stat.mtime_ms());
+                let live = now_ms - stat.mtime_ms() <= signed(self.cfg.lease_ttl_ms);
+                commit.leases.push(LeaseScan { path, stat, live });
+            }
+        }
+        Ok(())
+    }
+
+    fn ttl_of(&self, commit: &CommitScan) -> Result<Option<u64>, TierError> {
+        if let Some(ttl) = self.read_ttl(&layout::commit_ttl(&commit.key))? {
+            return Ok(Some(ttl));
+        }
+        match layout::dataset_ttl(&commit.key.lake, commit.dataset()) {
+            Ok(path) => self.read_ttl(&path),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn scan_trash(&self, scan: &mut Scan) -> Result<(), TierError> {
+        for batch in self.list(layout::TRASH)?.unwrap_or_default() {
+            let dir = format!("{}/{}", layout::TRASH, batch.name);
+            let Some(stat) = self.look(&dir)? else {
+                continue;
+            };
+            let mut items = Vec::new();
+            for listed in self.list(&dir)?.unwrap_or_default() {
+                let bytes = self.bytes_below(&format!("{dir}/{}", listed.name), listed.is_dir)?;
+                items.push(TrashItem {
+                    name: listed.name,
+                    is_dir: listed.is_dir,
+                    bytes,
+                });
+            }
+            scan.trash.push(BatchScan {
+                name: batch.name,
+                age_ms: scan.now_ms - stat.mtime_ms(),
+                items,
+            });
+        }
+        Ok(())
+    }
+
+    /// Sums up a file, or a folder of files.
+    pub(super) fn bytes_below(&self, path: &str, is_dir: bool) -> Result<u64, TierError> {
+        let taken = |stat: Stat| stat.allocated_bytes.min(stat.size_bytes);
+        if !is_dir {
+            return Ok(self.look(path)?.map_or(0, taken));
+        }
+        let mut sum = 0;
+        for listed in self.list(path)?.unwrap_or_default() {
+            sum += self
+                .look(&format!("{path}/{}", listed.name))?
+                .map_or(0, taken);
+        }
+        Ok(sum)
+    }
+
+    fn scan_quarantine(&self, scan: &mut Scan) -> Result<(), TierError> {
+        let dir = layout::QUARANTINE;
+        for listed in self.list(dir)?.unwrap_or_default() {
+            let path = format!("{dir}/{}", listed.name);
+            let Some(stat) = self.look(&path)? else {
+                continue;
+            };
+            let mut found = QuarantineScan {
+                bytes: stat.size_bytes,
+                age_ms: scan.now_ms - stat.mtime_ms(),
+                innocent: None,
+                name: listed.name,
+            };
+            let report = format!("{path}.json");
+            if !found.name.ends_with(".json")
+                && !found.name.ends_with(".claim")
+                && let Some(report) = self.read_json::<QuarantineReport>(&report).ok().flatten()
+            {
+                // The object's own age says nothing: the report is from when it was set aside.
+                found.age_ms = self
+                    .look(&format!("{path}.json"))?
+                    .map_or(found.age_ms, |s| scan.now_ms - s.mtime_ms());
+                found.innocent = (report.identity.file_id != stat.file_id).then_some(report.pack);
+            }
+            scan.quarantine.push(found);
+        }
+        Ok(())
+    }
+
+    fn scan_strangers(&self, scan: &mut Scan) -> Result<(), TierError> {
+        for listed in self.list("")?.unwrap_or_default() {
+            let ours = layout::FOLDERS.contains(&listed.name.as_str())
+                || matches!(listed.name.as_str(), layout::MARKER | "lost+found");
+            if !ours {
+                scan.strangers.push(listed.name);
+            }
+        }
+        for listed in self.list(layout::NODES)?.unwrap_or_default() {
+            if listed.name.parse::<NodeId>().is_err() {
+                scan.strangers
+                    .push(format!("{}/{}", layout::NODES, listed.name));
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn signed(ms: u64) -> i64 {
+    i64::try_from(ms).unwrap_or(i64::MAX)
+}

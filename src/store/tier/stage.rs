@@ -1,0 +1,425 @@
+//! Staging: a pack's bytes arrive span by span, survive a kill, and are published by a link.
+//!
+//! ```text
+//! stage -> write_at* -> span_done(i)* -> put_sidecar(index) -> publish
+//! ```
+//!
+//! Invariants:
+//! * Only verified bytes are written, at their final offsets; the data file is never shortened. So
+//!   whoever writes late writes what is there already.
+//! * A span's done-mark is made after its bytes were made durable. Marks and data file carry the
+//!   generation of their staging folder: a mark that comes late, from a folder that was given up,
+//!   says nothing about another data file.
+//! * `publish` links the data file under its final name: one winner, and the loser's bytes are equal.
+
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use crate::format::ids::{NodeId, PackId};
+use crate::store::tier::error::TierError;
+use crate::store::tier::io::{TierFile, TierIo, read_full};
+use crate::store::tier::layout::{self, Sidecar, StagingName, parse_staging};
+use crate::store::tier::objects::PackFile;
+use crate::store::tier::real::RealIo;
+use crate::store::tier::turns::Turn;
+use crate::store::tier::{Core, Tier};
+
+/// What one claim and one done-mark cover: 64 MiB of a pack.
+pub const SPAN_LEN: u64 = 64 << 20;
+const TRIES: u32 = 8;
+
+/// What `staging/<pack>/generation` says.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Generation {
+    pub format: u32,
+    pub generation: Uuid,
+    pub len_bytes: u64,
+}
+
+/// Whether this process may fetch a span, or another does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claimed {
+    /// Ours until `release_claim`; renewed by [`Tier::heartbeat`].
+    Mine,
+    /// The span has arrived.
+    Done,
+    /// Another fetches it: wait for its done-mark, or go to the lake.
+    Other { node: NodeId, idle_ms: i64 },
+}
+
+/// The staging file of one pack. May be used by many threads at once.
+#[derive(Debug)]
+pub struct Stage<I: TierIo = RealIo> {
+    tier: Tier<I>,
+    pack: PackId,
+    len: u64,
+    dir: String,
+    generation: Uuid,
+    file: I::File,
+    done: Mutex<Vec<bool>>,
+}
+
+/// Counts the spans of a pack.
+pub fn span_count(len: u64) -> u32 {
+    u32::try_from(len.div_ceil(SPAN_LEN)).unwrap_or(u32::MAX)
+}
+
+impl<I: TierIo> Tier<I> {
+    /// Opens a pack's staging file, or makes it; what arrived in an earlier run is kept.
+    pub fn stage(&self, pack: &PackId, len: u64) -> Result<Stage<I>, TierError> {
+        let core = &self.core;
+        let dir = layout::staging_dir(pack);
+        for _ in 0..TRIES {
+            let generation = core.generation(pack, &dir, len)?;
+            let Some((file, done)) = core.open_staging(&dir, &generation, len)? else {
+                core.give_up_staging(&dir)?;
+                continue;
+            };
+            core.check_room(pack, len, &done)?;
+            match file.extend(len) {
+                Ok(()) => {}
+                Err(error) => return Err(TierError::io("extend", &dir, error)),
+            }
+            return Ok(Stage {
+                tier: self.clone(),
+                pack: *pack,
+                len,
+                dir,
+                generation,
+                file,
+                done: Mutex::new(done),
+            });
+        }
+        Err(TierError::Contended {
+            path: dir,
+            times: TRIES,
+        })
+    }
+}
+
+impl<I: TierIo> Core<I> {
+    /// Reads which generation a staging folder has, or fixes it: one winner.
+    fn generation(&self, pack: &PackId, dir: &str, len: u64) -> Result<Uuid, TierError> {
+        let path = layout::generation(dir);
+        for _ in 0..TRIES {
+            match self.read_json::<Generation>(&path) {
+                Ok(Some(found)) if found.len_bytes == len => return Ok(found.generation),
+                Ok(Some(found)) => {
+                    return Err(TierError::WrongSize {
+                        pack: *pack,
+                        expected: found.len_bytes,
+                        found: len,
+                    });
+                }
+                Ok(None) => {}
+                Err(TierError::BadFile { .. }) => self.give_up_staging(dir)?,
+                Err(error) => return Err(error),
+            }
+            let ours = Generation {
+                format: 1,
+                generation: self.nonce(),
+                len_bytes: len,
+            };
+            let text = serde_json::to_vec(&ours).expect("a generation has only plain fields");
+            if self.write_new(&path, &text)? {
+                return Ok(ours.generation);
+            }
+        }
+        Err(TierError::Contended { path, times: TRIES })
+    }
+
+    /// Opens the data file and reads the marks. None: marks without their bytes, which a crash of
+    /// the medium may leave; nothing of it can be trusted.
+    fn open_staging(
+        &self,
+        dir: &str,
+        generation: &Uuid,
+        len: u64,
+    ) -> Result<Option<(I::File, Vec<bool>)>, TierError> {
+        let path = layout::staging_data(dir, generation);
+        let file = match self.io.create(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => self
+                .io
+                .open(&path, true)
+                .map_err(|e| TierError::io("open", &path, e))?,
+            Err(error) => return Err(TierError::io("create", &path, error)),
+        };
+        let done = self.marks(dir, generation, len)?;
+        let size = file
+            .stat()
+            .map_err(|e| TierError::io("look at", &path, e))?
+            .size_bytes;
+        let marked_end = done
+            .iter()
+            .rposition(|d| *d)
+            .map_or(0, |last| ((last as u64 + 1) * SPAN_LEN).min(len));
+        Ok((size >= marked_end && size <= len).then_some((file, done)))
+    }
+
+    fn marks(&self, dir: &str, generation: &Uuid, len: u64) -> Result<Vec<bool>, TierError> {
+        let mut done = vec![false; span_count(len) as usize];
+        for listed in self.list(dir)?.unwrap_or_default() {
+            if let Some(StagingName::Done(span, of)) = parse_staging(&listed.name)
+                && of == *generation
+                && let Some(mark) = done.get_mut(span as usize)
+            {
+                *mark = true;
+            }
+        }
+        Ok(done)
+    }
+
+    /// Moves a whole staging folder into the trash: at once, for everybody.
+    pub(super) fn give_up_staging(&self, dir: &str) -> Result<(), TierError> {
+        let batch = self.new_batch()?;
+        let name = layout::file_name(dir);
+        self.move_away(dir, &format!("{batch}/staging.{name}"))?;
+        Ok(())
+    }
+
+    /// Refuses to begin what cannot end: the file system lacks the room.
+    fn check_room(&self, pack: &PackId, len: u64, done: &[bool]) -> Result<(), TierError> {
+        let Ok(space) = self.io.space() else {
+            return Ok(());
+        };
+        let there = done.iter().filter(|d| **d).count() as u64 * SPAN_LEN;
+        if space.free_bytes < len.saturating_sub(there) {
+            let source = std::io::Error::from_raw_os_error(nix::libc::ENOSPC);
+            return Err(TierError::io("stage", &layout::staging_dir(pack), source));
+        }
+        Ok(())
+    }
+}
+
+impl<I: TierIo> Stage<I> {
+    /// Gives the pack.
+    pub fn pack(&self) -> PackId {
+        self.pack
+    }
+
+    /// Gives the pack's length.
+    pub fn len_bytes(&self) -> u64 {
+        self.len
+    }
+
+    /// Counts the spans.
+    pub fn spans(&self) -> u32 {
+        span_count(self.len)
+    }
+
+    /// Gives a span's range in the pack.
+    pub fn span_range(&self, span: u32) -> std::ops::Range<u64> {
+        let start = (u64::from(span) * SPAN_LEN).min(self.len);
+        start..(start + SPAN_LEN).min(self.len)
+    }
+
+    /// Says whether a span is marked done, by this or an earlier run.
+    pub fn is_done(&self, span: u32) -> bool {
+        self.done
+            .lock()
+            .get(span as usize)
+            .copied()
+            .unwrap_or(false)
+    }
+
+    /// Looks for marks that others made meanwhile; gives how many spans are done.
+    pub fn refresh_done(&self) -> Result<usize, TierError> {
+        let found = self
+            .tier
+            .core
+            .marks(&self.dir, &self.generation, self.len)?;
+        let mut done = self.done.lock();
+        for (mark, found) in done.iter_mut().zip(found) {
+            *mark |= found;
+        }
+        Ok(done.iter().filter(|d| **d).count())
+    }
+
+    /// Asks whether to fetch a span: several nodes share one download so.
+    pub fn claim(&self, span: u32) -> Result<Claimed, TierError> {
+        if self.is_done(span) {
+            return Ok(Claimed::Done);
+        }
+        let core = &self.tier.core;
+        let path = layout::span_claim(&self.dir, span, &self.generation);
+        let turn = core.take_turn(&path, core.cfg.claim_ttl_ms)?;
+        // Its owner may have finished between our look and our claim.
+        self.refresh_done()?;
+        if self.is_done(span) {
+            core.give_turn(&path)?;
+            return Ok(Claimed::Done);
+        }
+        Ok(match turn {
+            Turn::Mine => Claimed::Mine,
+            Turn::Other { owner, idle_ms } => Claimed::Other {
+                node: owner.node,
+                idle_ms,
+            },
+        })
+    }
+
+    /// Gives a claim up.
+    pub fn release_claim(&self, span: u32) -> Result<(), TierError> {
+        self.tier
+            .core
+            .give_turn(&layout::span_claim(&self.dir, span, &self.generation))
+    }
+
+    /// Writes verified bytes at their final offset.
+    pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), TierError> {
+        let len = bytes.len() as u64;
+        if offset.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(TierError::OutOfRange {
+                pack: self.pack,
+                offset,
+                len,
+                pack_len: self.len,
+            });
+        }
+        self.file
+            .write_at(bytes, offset)
+            .map_err(|e| TierError::io("write", &self.dir, e))
+    }
+
+    /// Reads what was staged; the caller knows what of it is there.
+    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, TierError> {
+        read_full(&self.file, buf, offset).map_err(|e| TierError::io("read", &self.dir, e))
+    }
+
+    /// Makes what was written durable, then marks one span as arrived.
+    pub fn span_done(&self, span: u32) -> Result<(), TierError> {
+        self.spans_done(&[span])
+    }
+
+    /// The same for several spans with one sync.
+    pub fn spans_done(&self, spans: &[u32]) -> Result<(), TierError> {
+        self.file
+            .sync()
+            .map_err(|e| TierError::io("sync", &self.dir, e))?;
+        for span in spans {
+            let path = layout::span_done(&self.dir, *span, &self.generation);
+            match self.tier.core.io.create(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                    return Err(TierError::io("mark", &path, error));
+                }
+                _ => {}
+            }
+            if let Some(mark) = self.done.lock().get_mut(*span as usize) {
+                *mark = true;
+            }
+            if self
+                .tier
+                .core
+                .state
+                .lock()
+                .claims
+                .contains(&layout::span_claim(&self.dir, *span, &self.generation))
+            {
+                self.release_claim(*span)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes the pack. Another node's equal object under the name is as good.
+    pub fn publish(&self) -> Result<PackFile<I::File>, TierError> {
+        self.check_complete()?;
+        let core = &self.tier.core;
+        if core
+            .look(&layout::sidecar(&self.pack, Sidecar::Index))?
+            .is_none()
+        {
+            return Err(TierError::NoIndex { pack: self.pack });
+        }
+        let data = layout::staging_data(&self.dir, &self.generation);
+        let object = layout::object(&self.pack);
+        for _ in 0..TRIES {
+            match core.io.link(&data, &object) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(TierError::io("publish", &object, error)),
+            }
+            core.sync_dir(&layout::fan_dir(&self.pack))?;
+            let Some(published) = self.tier.pack(&self.pack)? else {
+                continue;
+            };
+            if published.len == self.len {
+                // Leftovers cost space, not correctness: the steward removes what stays.
+                let _ = self.clean();
+                return Ok(published);
+            }
+            let why = format!("{} bytes instead of {}", published.len, self.len);
+            self.tier
+                .quarantine(&self.pack, &published.identity, &why)?;
+        }
+        Err(TierError::Contended {
+            path: object,
+            times: TRIES,
+        })
+    }
+
+    fn check_complete(&self) -> Result<(), TierError> {
+        self.refresh_done()?;
+        if let Some(span) = self.done.lock().iter().position(|d| !*d) {
+            return Err(TierError::Incomplete {
+                pack: self.pack,
+                span: u32::try_from(span).unwrap_or(u32::MAX),
+            });
+        }
+        self.file
+            .sync()
+            .map_err(|e| TierError::io("sync", &self.dir, e))?;
+        let found = self
+            .file
+            .stat()
+            .map_err(|e| TierError::io("look at", &self.dir, e))?
+            .size_bytes;
+        if found != self.len {
+            return Err(TierError::WrongSize {
+                pack: self.pack,
+                expected: self.len,
+                found,
+            });
+        }
+        Ok(())
+    }
+
+    /// Removes what this generation left in staging: marks, claims, then the data's second name.
+    fn clean(&self) -> Result<(), TierError> {
+        let core = &self.tier.core;
+        let data = layout::staging_data(&self.dir, &self.generation);
+        for listed in core.list(&self.dir)?.unwrap_or_default() {
+            let path = format!("{}/{}", self.dir, listed.name);
+            match parse_staging(&listed.name) {
+                Some(StagingName::Claim(_, of) | StagingName::Done(_, of))
+                    if of == self.generation =>
+                {
+                    core.state.lock().claims.remove(&path);
+                    core.remove(&path)?;
+                }
+                _ => {}
+            }
+        }
+        core.remove(&data)?;
+        core.remove(&layout::generation(&self.dir))?;
+        let _ = core.io.rmdir(&self.dir);
+        Ok(())
+    }
+
+    /// Gives up for now: claims are released, what arrived stays for the next try.
+    pub fn abandon(self) -> Result<(), TierError> {
+        for span in 0..self.spans() {
+            let path = layout::span_claim(&self.dir, span, &self.generation);
+            if self.tier.core.state.lock().claims.contains(&path) {
+                self.release_claim(span)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Throws away what arrived (it turned out to be damaged).
+    pub fn discard(self) -> Result<(), TierError> {
+        self.tier.core.give_up_staging(&self.dir)
+    }
+}
