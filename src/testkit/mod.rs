@@ -1,5 +1,7 @@
 //! Test doubles that several modules share. Compiled for tests only.
 //!
 //! * [`faulty_lake`]: a lake in memory, and a lake that fails on demand and counts.
+//! * [`model`]: a model of a tree, and a commit of it in a lake.
 
 pub(crate) mod faulty_lake;
+pub(crate) mod model;
