@@ -97,7 +97,9 @@ impl Look {
         let (kind, size_bytes) = match &entry.kind {
             EntryKind::File { size, .. } => (Kind::File, *size),
             EntryKind::Symlink { target } => (Kind::Symlink, target.len() as u64),
-            EntryKind::Dir { .. } => return Some(self.dir(ino, entry.mode, entry.mtime, 0)),
+            EntryKind::Dir { subdirs, .. } => {
+                return Some(self.dir(ino, entry.mode, entry.mtime, *subdirs));
+            }
             EntryKind::HardLink { .. } => return None,
         };
         let blocks = if kind == Kind::File {

@@ -91,7 +91,7 @@ impl Names {
         let (base, base_attr) = match nav::resolve(&root, blocks, subdir)? {
             None => (
                 nav::root_dir(&root),
-                look.dir(ROOT, root.mode, root.mtime, 0),
+                look.dir(ROOT, root.mode, root.mtime, root.subdirs),
             ),
             Some(at) => {
                 let attr = look.entry(ROOT, &at.entry).ok_or(NavError::NotDir)?;
