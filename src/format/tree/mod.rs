@@ -18,7 +18,7 @@
 //!
 //! * [`entry`]: entries. * [`segment`]: segments (leaves) and index blocks, their codec and limits.
 //! * [`cut`]: where blocks end. * [`build`]: from entries in tree order to blocks. * [`nav`]: lookups by path and by rank.
-//! * [`diff`]: what differs between two trees, skipping what is equal.
+//! * [`walk`]: all entries below a directory, with their paths. * [`diff`]: what differs between two trees, skipping what is equal.
 
 pub mod build;
 pub mod cut;
@@ -27,6 +27,7 @@ pub mod entry;
 pub mod nav;
 pub mod segment;
 mod uses;
+pub mod walk;
 
 pub use entry::{Entry, EntryKind, Mtime, Pin};
 pub use segment::{Block, ChildRef, Counts, IndexBlock, Segment, TreeRoot};
