@@ -24,6 +24,8 @@ pub struct FetchConfig {
     pub open_files_max: usize,
     /// A read fails with EIO when the lake has not given its bytes by then.
     pub read_timeout_ms: u64,
+    /// A request of a fill is given up when the lake has not given its bytes by then.
+    pub prefetch_timeout_ms: u64,
     /// A body that brings nothing for this long is given up and asked again from where it stopped.
     pub stall_timeout_ms: u64,
     /// How often wrong bytes are fetched again before they are an error.
@@ -47,6 +49,7 @@ impl Default for FetchConfig {
             fill_packs_max: 4,
             open_files_max: 512,
             read_timeout_ms: 30_000,
+            prefetch_timeout_ms: 120_000,
             stall_timeout_ms: 5_000,
             damaged_tries_max: 3,
             absent_recheck_ms: 2_000,

@@ -1,152 +1,202 @@
 //! Fetching: exactly the right bytes of a content, or an error.
 //!
-//! A read takes the first of these that has its bytes: verified buffers in memory, the tier's
-//! published object, verified pieces of the staging file that is being filled here, a fetch that is
-//! in flight, the lake. Two lanes share the bytes in flight, demand (someone waits) before
-//! prefetch. `docs/fetch.md` has the bounds and the times.
+//! A read takes the first of these that has its bytes:
+//!
+//! ```text
+//! memory -> the tier's object -> the staging file -> a fetch in flight -> the lake
+//! (verified)  (by --verify level)  (checked again)     (joined)            (checked)
+//! ```
+//!
+//! Two lanes share the bytes in flight, demand (someone waits) before prefetch. A demand read takes
+//! what it needs: one packed file, or the 256 KiB blocks it touches and a readahead window; the
+//! prefetch lane brings whole packs into the tier behind it. Errors of the tier never reach a reader.
+//!
+//! * [`local`]: what is at hand. * [`read`]: what is not. * [`source`]: patience with the lake.
+//! * [`fill`], [`fill_run`], [`proof`]: filling one pack. * [`job`], [`attach`]: filling many.
+//! * [`check`]: digesting whole objects. * [`packs`], [`pack_meta`], [`memory`]: what is known.
+//! * [`lanes`], [`flight`], [`plan`]: the rules. * [`port`]: what is asked of a tier.
+//!
+//! Lock order: none of the locks is held while another is taken, but for a mount's `State`, under
+//! which the pause may be looked at; none is held across I/O or an await.
+//! `docs/fetch.md` has the bounds and the times.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
-use crate::format::placement::PackUse;
+use crate::format::placement::{Location, PackUse};
 use crate::store::kv::Kv;
 use crate::store::lake::Lake;
 
+mod attach;
+mod check;
 mod config;
+mod engine;
+mod fill;
+mod fill_run;
+mod flight;
+mod job;
 mod lanes;
+mod local;
 mod memory;
+mod pack_meta;
+mod packs;
+mod plan;
 mod port;
+mod proof;
+mod read;
+mod source;
 mod stats;
+mod tier_port;
 mod types;
 
+pub use attach::Attachment;
 pub use config::FetchConfig;
-pub use port::{FetchStage, FetchTier, FileIdentity, PackFile, Sidecar};
+pub use job::{FillError, FillHandle, FillProgress, PackFillError};
+pub use port::{FetchStage, FetchTier};
 pub use stats::{FetchStats, SourceStats};
 pub use types::{ContentRef, FetchError, ParseWordError, Prefetch, Verify, WholeFile};
 
-/// Reads contents and fills the tier. Cheap to clone.
+use engine::{Inner, pack_of};
+
+/// Reads contents and fills the tier. Cheap to clone; dropping the last one stops what runs in the
+/// background.
 #[derive(Debug, Clone)]
-pub struct Fetcher(());
-
-/// How far a fill is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
-pub struct FillProgress {
-    /// Bytes of all packs of the fill.
-    pub bytes_total: u64,
-    /// Bytes that are in the tier or in its staging files by now.
-    pub bytes_done: u64,
-    pub packs_total: u64,
-    /// Packs that are complete in the tier.
-    pub packs_done: u64,
-    /// Packs that were not filled because of an error.
-    pub packs_failed: u64,
+pub struct Fetcher {
+    inner: Arc<Inner>,
+    _stop: Arc<StopOnDrop>,
 }
 
-/// Why a fill did not end with all packs in the tier.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum FillError {
-    #[error("there is no tier to fill; name one with --tier or LARDER_TIER")]
-    NoTier,
-    #[error("filling was cancelled with {done} of {total} packs in the tier")]
-    Cancelled { done: u64, total: u64 },
-    #[error("{failed} of {total} packs could not be filled; the first because: {first}")]
-    Failed {
-        failed: u64,
-        total: u64,
-        first: String,
-    },
-}
-
-/// A running fill. Dropping the handle lets the fill go on; `cancel` ends it.
-#[derive(Debug, Clone)]
-pub struct FillHandle(());
-
-impl FillHandle {
-    /// Says how far the fill is.
-    pub fn progress(&self) -> FillProgress {
-        todo!()
-    }
-    /// Waits for the end; any number of callers may wait.
-    pub async fn wait(&self) -> Result<FillProgress, FillError> {
-        todo!()
-    }
-    /// Ends the fill; what was written stays for the next one.
-    pub fn cancel(&self) {
-        todo!()
-    }
-}
-
-/// A mount's packs, known to the fetcher as long as this lives. Dropping it ends its prefetch.
 #[derive(Debug)]
-pub struct Attachment(());
+struct StopOnDrop(Arc<Inner>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stopped.cancel();
+    }
+}
 
 impl Fetcher {
+    /// Makes a fetcher. Background work runs on `rt`, which must have its timers enabled.
     pub fn new(
-        _lake: Arc<dyn Lake>,
-        _tier: Option<Arc<dyn FetchTier>>,
-        _kv: Kv,
-        _cfg: FetchConfig,
-        _rt: tokio::runtime::Handle,
+        lake: Arc<dyn Lake>,
+        tier: Option<Arc<dyn FetchTier>>,
+        kv: Kv,
+        cfg: FetchConfig,
+        rt: tokio::runtime::Handle,
     ) -> Self {
-        todo!()
+        let inner = Inner::new(lake, tier, kv, cfg, rt);
+        Self {
+            _stop: Arc::new(StopOnDrop(inner.clone())),
+            inner,
+        }
     }
 
     /// Reads what memory, the tier or the staging file has, on the calling thread: never waits for
     /// the network. None: ask [`Fetcher::read`].
     pub fn try_read(
         &self,
-        _c: &ContentRef,
-        _offset: u64,
-        _len: u32,
-        _verify: Verify,
+        c: &ContentRef,
+        offset: u64,
+        len: u32,
+        verify: Verify,
     ) -> Option<Result<Bytes, FetchError>> {
-        todo!()
+        let len = clamp(c, offset, u64::from(len));
+        let mut buf = BytesMut::zeroed(len as usize);
+        self.inner
+            .try_fill(c, offset, &mut buf, verify)
+            .then(|| Ok(buf.freeze()))
     }
 
     /// Like [`Fetcher::try_read`], into the caller's buffer; gives how many bytes were filled:
     /// `min(buf.len(), size - offset)`.
     pub fn try_read_into(
         &self,
-        _c: &ContentRef,
-        _offset: u64,
-        _buf: &mut [u8],
-        _verify: Verify,
+        c: &ContentRef,
+        offset: u64,
+        buf: &mut [u8],
+        verify: Verify,
     ) -> Option<Result<usize, FetchError>> {
-        todo!()
+        let len = clamp(c, offset, buf.len() as u64) as usize;
+        let buf = buf.get_mut(..len)?;
+        self.inner
+            .try_fill(c, offset, buf, verify)
+            .then_some(Ok(len))
     }
 
     /// Reads exactly `min(len, size - offset)` bytes from wherever they are, or fails within the
     /// configured time.
     pub async fn read(
         &self,
-        _c: &ContentRef,
-        _offset: u64,
-        _len: u32,
-        _verify: Verify,
+        c: &ContentRef,
+        offset: u64,
+        len: u32,
+        verify: Verify,
     ) -> Result<Bytes, FetchError> {
-        todo!()
+        let len = clamp(c, offset, u64::from(len));
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
+        if c.location == Location::None {
+            return Ok(BytesMut::zeroed(len as usize).freeze());
+        }
+        if let Some(result) = self.try_read(c, offset, len as u32, verify) {
+            return result;
+        }
+        self.inner.read_slow(c, offset..offset + len, verify).await
     }
 
     /// Gives the file where the content is a whole object of the tier and verified as asked. Where
     /// only the verification is missing, begins it in the background.
-    pub fn whole(&self, _c: &ContentRef, _verify: Verify) -> Option<WholeFile> {
-        todo!()
+    pub fn whole(&self, c: &ContentRef, verify: Verify) -> Option<WholeFile> {
+        let Location::Run { offset: 0, .. } = c.location else {
+            return None;
+        };
+        if verify == Verify::Always {
+            return None;
+        }
+        let state = self.inner.packs.state(&pack_of(c)?);
+        let open = self.inner.packs.open(&state)?;
+        if open.len != c.size {
+            return None;
+        }
+        let trusted = open.is_whole_verified() || (verify == Verify::Tier && open.is_complete());
+        if trusted {
+            return Some(WholeFile {
+                file: open.file.clone(),
+                len: open.len,
+            });
+        }
+        match verify {
+            Verify::Tier => self.inner.learn_complete(&state, &open),
+            _ => self.inner.begin_check(&state, &open, verify),
+        }
+        None
     }
 
     /// Brings packs into the tier through the prefetch lane, in the order given.
-    pub fn fill(&self, _packs: Vec<PackUse>) -> FillHandle {
-        todo!()
+    pub fn fill(&self, packs: Vec<PackUse>) -> FillHandle {
+        FillHandle::start(&self.inner, packs)
     }
 
     /// Makes a mount's packs known (in tree order where the caller knows it), so that reads of them
     /// start the prefetch its policy asks for.
-    pub fn attach(&self, _packs: Vec<PackUse>, _prefetch: Prefetch) -> Attachment {
-        todo!()
+    pub fn attach(&self, packs: Vec<PackUse>, prefetch: Prefetch) -> Attachment {
+        Attachment::new(&self.inner, packs, prefetch)
     }
 
     /// Copies the counters.
     pub fn stats(&self) -> FetchStats {
-        todo!()
+        self.inner.stats()
     }
+
+    /// Gives the limits it works within.
+    pub fn config(&self) -> &FetchConfig {
+        &self.inner.cfg
+    }
+}
+
+/// Says how many bytes a read gives: none behind the end.
+fn clamp(c: &ContentRef, offset: u64, len: u64) -> u64 {
+    len.min(c.size.saturating_sub(offset))
 }

@@ -23,8 +23,9 @@ use crate::format::ids::{ContentDigest, ContentId, PackId};
 use crate::format::pack::{PackIndex, PackOutboard, PackedContent, Place, Proof, Recipe, Source};
 use crate::format::paths::{PackPart, data_key, pack_key};
 use crate::format::placement::Location;
+use crate::store::tier::Sidecar;
 
-use super::port::{FetchTier, Sidecar};
+use super::port::FetchTier;
 use super::source::{For, LakeReader, Object, SourceError};
 
 /// Largest index, recipe or outboard that is read; more is refused as damaged.
@@ -35,9 +36,14 @@ const ENTRY_OVERHEAD_BYTES: u64 = 512;
 /// Why a description was not read.
 #[derive(Debug, Clone)]
 pub(super) enum MetaError {
-    Source { key: String, error: SourceError },
+    Source {
+        key: String,
+        error: SourceError,
+    },
     /// It does not decode, contradicts itself, or is another pack's, also when fetched again.
-    Damaged { why: &'static str },
+    Damaged {
+        why: &'static str,
+    },
 }
 
 /// The full description of a pack.
@@ -74,7 +80,12 @@ pub(super) enum UnitProof {
 
 impl PackMeta {
     /// Finds the content that a reference means. None: the reference and the index disagree.
-    pub(super) fn position(&self, content: &ContentId, size: u64, location: &Location) -> Option<u32> {
+    pub(super) fn position(
+        &self,
+        content: &ContentId,
+        size: u64,
+        location: &Location,
+    ) -> Option<u32> {
         let start = match location {
             Location::None => return None,
             Location::Run { offset, .. } => *offset,
@@ -84,7 +95,9 @@ impl PackMeta {
         let found = self.index.contents.get(position)?;
         let same_place = match (&found.place, location) {
             (Place::Run { offset }, Location::Run { offset: asked, .. }) => offset == asked,
-            (Place::Sparse { extents }, Location::Sparse { extents: asked, .. }) => extents == asked,
+            (Place::Sparse { extents }, Location::Sparse { extents: asked, .. }) => {
+                extents == asked
+            }
             _ => false,
         };
         let same = same_place && found.size == size && found.content == *content;
@@ -99,7 +112,12 @@ impl PackMeta {
     pub(super) fn digest(&self, position: u32) -> Option<ContentDigest> {
         match self.content(position)?.content {
             ContentId::Digest(digest) => Some(digest),
-            ContentId::Pin(_) => self.proof()?.digests.get(position as usize).copied().flatten(),
+            ContentId::Pin(_) => self
+                .proof()?
+                .digests
+                .get(position as usize)
+                .copied()
+                .flatten(),
         }
     }
 
@@ -107,7 +125,12 @@ impl PackMeta {
     /// source was gone when the proof was made has no bytes there.
     pub(super) fn is_in_tier(&self, position: u32) -> bool {
         match self.proof() {
-            Some(proof) => proof.digests.get(position as usize).copied().flatten().is_some(),
+            Some(proof) => proof
+                .digests
+                .get(position as usize)
+                .copied()
+                .flatten()
+                .is_some(),
             None => self.is_native(),
         }
     }
@@ -118,7 +141,10 @@ impl PackMeta {
 
     /// Says whether every content of a published copy has its bytes there.
     pub(super) fn is_complete_in_tier(&self) -> bool {
-        self.is_native() || self.proof().is_some_and(|proof| proof.digests.iter().all(Option::is_some))
+        self.is_native()
+            || self
+                .proof()
+                .is_some_and(|proof| proof.digests.iter().all(Option::is_some))
     }
 
     pub(super) fn proof(&self) -> Option<Arc<Proof>> {
@@ -132,17 +158,23 @@ impl PackMeta {
 
     /// Keeps chaining values that were computed here, from bytes that are the content's.
     pub(super) fn learn_outboard(&self, position: u32, outboard: Outboard) {
-        self.outboards.write().insert(position, Values::Good(Arc::new(outboard)));
+        self.outboards
+            .write()
+            .insert(position, Values::Good(Arc::new(outboard)));
     }
 
     /// Says what proves a unit.
     pub(super) fn unit_proof(&self, position: u32, block: u64) -> UnitProof {
-        let Some(content) = self.content(position) else { return UnitProof::Damaged };
+        let Some(content) = self.content(position) else {
+            return UnitProof::Damaged;
+        };
         let digest = self.digest(position);
         if content.size <= BLOCK_LEN {
             return digest.map_or(UnitProof::Pin, UnitProof::Digest);
         }
-        let Some(digest) = digest else { return UnitProof::Pin };
+        let Some(digest) = digest else {
+            return UnitProof::Pin;
+        };
         match self.values(position, &digest) {
             Some(Values::Good(outboard)) => match outboard.blocks.get(block as usize) {
                 Some(value) => UnitProof::Block(*value),
@@ -158,7 +190,9 @@ impl PackMeta {
     /// Gives a content's chaining values, checked against its digest once.
     fn values(&self, position: u32, digest: &ContentDigest) -> Option<Values> {
         let found = self.outboards.read().get(&position).cloned()?;
-        let Values::Unchecked(outboard) = found else { return Some(found) };
+        let Values::Unchecked(outboard) = found else {
+            return Some(found);
+        };
         let size = self.content(position).map_or(0, |c| c.size);
         let checked = match outboard.size == size && outboard.verify(digest) {
             true => Values::Good(outboard),
@@ -173,7 +207,9 @@ impl PackMeta {
     pub(super) fn object_of(&self, position: u32) -> Option<Object> {
         match &self.recipe.source {
             Source::Native { key } => Some(Object::Own(data_key(key).into())),
-            Source::Assembled { pins } => Some(Object::Pinned(Arc::new(pins.get(position as usize)?.clone()))),
+            Source::Assembled { pins } => Some(Object::Pinned(Arc::new(
+                pins.get(position as usize)?.clone(),
+            ))),
         }
     }
 
@@ -186,7 +222,10 @@ impl PackMeta {
         let values: usize = self.outboard_bytes.len() * 2;
         let pins = match &self.recipe.source {
             Source::Native { .. } => 0,
-            Source::Assembled { pins } => pins.iter().map(|p| p.key.len() + p.bucket.len() + p.etag.len() + 128).sum(),
+            Source::Assembled { pins } => pins
+                .iter()
+                .map(|p| p.key.len() + p.bucket.len() + p.etag.len() + 128)
+                .sum(),
         };
         (self.index.heap_bytes() + self.index_bytes.len() + values + pins) as u64
     }
@@ -229,9 +268,23 @@ pub(super) struct PackMetas {
 }
 
 impl PackMetas {
-    pub(super) fn new(reader: LakeReader, tier: Option<Arc<dyn FetchTier>>, bytes_max: u64, tries_max: u32) -> Self {
-        let cache = Mutex::new(Cache { entries: LruCache::unbounded(), bytes: 0 });
-        Self { cache, bytes_max, tries_max: tries_max.max(1), reader, tier }
+    pub(super) fn new(
+        reader: LakeReader,
+        tier: Option<Arc<dyn FetchTier>>,
+        bytes_max: u64,
+        tries_max: u32,
+    ) -> Self {
+        let cache = Mutex::new(Cache {
+            entries: LruCache::unbounded(),
+            bytes: 0,
+        });
+        Self {
+            cache,
+            bytes_max,
+            tries_max: tries_max.max(1),
+            reader,
+            tier,
+        }
     }
 
     fn entry(&self, pack: &PackId) -> Arc<Entry> {
@@ -240,7 +293,9 @@ impl PackMetas {
             return entry.clone();
         }
         let entry = Arc::new(Entry::default());
-        cache.entries.put(*pack, (entry.clone(), ENTRY_OVERHEAD_BYTES));
+        cache
+            .entries
+            .put(*pack, (entry.clone(), ENTRY_OVERHEAD_BYTES));
         cache.bytes += ENTRY_OVERHEAD_BYTES;
         entry
     }
@@ -248,11 +303,15 @@ impl PackMetas {
     /// Counts what an entry costs now, and drops the least recently used ones above the bound.
     fn charge(&self, pack: &PackId, cost: u64) {
         let mut cache = self.cache.lock();
-        let Some((_, charged)) = cache.entries.get_mut(pack) else { return };
+        let Some((_, charged)) = cache.entries.get_mut(pack) else {
+            return;
+        };
         let before = std::mem::replace(charged, cost + ENTRY_OVERHEAD_BYTES);
         cache.bytes = cache.bytes - before + cost + ENTRY_OVERHEAD_BYTES;
         while cache.bytes > self.bytes_max && cache.entries.len() > 1 {
-            let Some((_, (_, dropped))) = cache.entries.pop_lru() else { return };
+            let Some((_, (_, dropped))) = cache.entries.pop_lru() else {
+                return;
+            };
             cache.bytes -= dropped;
         }
     }
@@ -263,16 +322,31 @@ impl PackMetas {
     }
 
     /// Gives the recipe.
-    pub(super) async fn recipe(&self, pack: &PackId, deadline: Instant) -> Result<Arc<Recipe>, MetaError> {
+    pub(super) async fn recipe(
+        &self,
+        pack: &PackId,
+        deadline: Instant,
+    ) -> Result<Arc<Recipe>, MetaError> {
         let entry = self.entry(pack);
-        entry.recipe.get_or_try_init(|| self.load_recipe(pack, deadline)).await.cloned()
+        entry
+            .recipe
+            .get_or_try_init(|| self.load_recipe(pack, deadline))
+            .await
+            .cloned()
     }
 
     /// Gives the full description.
-    pub(super) async fn full(&self, pack: &PackId, deadline: Instant) -> Result<Arc<PackMeta>, MetaError> {
+    pub(super) async fn full(
+        &self,
+        pack: &PackId,
+        deadline: Instant,
+    ) -> Result<Arc<PackMeta>, MetaError> {
         let entry = self.entry(pack);
         let load = async {
-            let recipe = entry.recipe.get_or_try_init(|| self.load_recipe(pack, deadline)).await?;
+            let recipe = entry
+                .recipe
+                .get_or_try_init(|| self.load_recipe(pack, deadline))
+                .await?;
             let meta = Arc::new(self.load_full(pack, recipe.clone(), deadline).await?);
             self.charge(pack, meta.cost_bytes());
             Ok(meta)
@@ -280,9 +354,15 @@ impl PackMetas {
         entry.full.get_or_try_init(|| load).await.cloned()
     }
 
-    async fn load_recipe(&self, pack: &PackId, deadline: Instant) -> Result<Arc<Recipe>, MetaError> {
+    async fn load_recipe(
+        &self,
+        pack: &PackId,
+        deadline: Instant,
+    ) -> Result<Arc<Recipe>, MetaError> {
         let recipe = self.part(pack, PackPart::Recipe, deadline, |bytes| {
-            Recipe::decode(bytes).ok().filter(|recipe| recipe.pack == *pack)
+            Recipe::decode(bytes)
+                .ok()
+                .filter(|recipe| recipe.pack == *pack)
         });
         Ok(Arc::new(recipe.await?.1))
     }
@@ -295,24 +375,37 @@ impl PackMetas {
     ) -> Result<PackMeta, MetaError> {
         let index = self.part_near(pack, Sidecar::Index, deadline, |bytes| {
             let mine = *blake3::hash(bytes).as_bytes() == *pack.as_bytes();
-            PackIndex::decode(bytes).ok().filter(|index| mine && index.len == recipe.len)
+            PackIndex::decode(bytes)
+                .ok()
+                .filter(|index| mine && index.len == recipe.len)
         });
         let (index_bytes, index) = index.await?;
         if let Source::Assembled { pins } = &recipe.source
             && !pins_match(pins, &index)
         {
-            return Err(MetaError::Damaged { why: "its pins are not those of its index" });
+            return Err(MetaError::Damaged {
+                why: "its pins are not those of its index",
+            });
         }
         let mut outboards = HashMap::new();
         let mut outboard_bytes = Bytes::new();
+        if recipe.outboard_len == 0 && matches!(recipe.source, Source::Assembled { .. }) {
+            // Computed by whoever filled the pack first.
+            let learned = self.sidecar(pack, Sidecar::Outboard).await;
+            let learned = learned.and_then(|bytes| PackOutboard::decode(&bytes).ok());
+            if let Some(learned) = learned.filter(|outboard| values_match(outboard, &index)) {
+                outboards = unchecked(learned);
+            }
+        }
         if recipe.outboard_len > 0 {
             let found = self.part_near(pack, Sidecar::Outboard, deadline, |bytes| {
-                PackOutboard::decode(bytes).ok().filter(|outboard| values_match(outboard, &index))
+                PackOutboard::decode(bytes)
+                    .ok()
+                    .filter(|outboard| values_match(outboard, &index))
             });
             let (bytes, found) = found.await?;
             outboard_bytes = bytes;
-            let values = |(position, outboard)| (position, Values::Unchecked(Arc::new(outboard)));
-            outboards = found.contents.into_iter().map(values).collect();
+            outboards = unchecked(found);
         }
         let meta = PackMeta {
             recipe,
@@ -329,7 +422,11 @@ impl PackMetas {
     }
 
     /// Looks for the proof of an imported pack; none is no error.
-    pub(super) async fn look_for_proof(&self, meta: &PackMeta, deadline: Instant) -> Result<(), MetaError> {
+    pub(super) async fn look_for_proof(
+        &self,
+        meta: &PackMeta,
+        deadline: Instant,
+    ) -> Result<(), MetaError> {
         let pack = meta.recipe.pack;
         let count = meta.index.contents.len();
         let good = |bytes: &[u8]| proof_of(bytes, &pack, count);
@@ -337,7 +434,10 @@ impl PackMetas {
         match self.part(&pack, PackPart::Proof, deadline, good).await {
             Ok((_, proof)) => meta.set_proof(Arc::new(proof)),
             Err(error) => {
-                let there = self.sidecar(&pack, Sidecar::Proof).await.and_then(|bytes| good(&bytes));
+                let there = self
+                    .sidecar(&pack, Sidecar::Proof)
+                    .await
+                    .and_then(|bytes| good(&bytes));
                 match there {
                     Some(proof) => meta.set_proof(Arc::new(proof)),
                     None if is_missing(&error) => {}
@@ -387,8 +487,14 @@ impl PackMetas {
         let key = pack_key(pack, part);
         for _ in 0..self.tries_max {
             let object = Object::Own(key.as_str().into());
-            let bytes = self.reader.read_whole(&object, PART_BYTES_MAX, For::Meta, deadline).await;
-            let bytes = bytes.map_err(|error| MetaError::Source { key: key.clone(), error })?;
+            let bytes = self
+                .reader
+                .read_whole(&object, PART_BYTES_MAX, For::Meta, deadline)
+                .await;
+            let bytes = bytes.map_err(|error| MetaError::Source {
+                key: key.clone(),
+                error,
+            })?;
             if let Some(decoded) = decode(&bytes) {
                 return Ok((bytes, decoded));
             }
@@ -407,7 +513,9 @@ impl PackMetas {
 
 /// Decodes a proof and checks that it is this pack's.
 pub(super) fn proof_of(bytes: &[u8], pack: &PackId, contents: usize) -> Option<Proof> {
-    Proof::decode(bytes).ok().filter(|proof| proof.pack == *pack && proof.digests.len() == contents)
+    Proof::decode(bytes)
+        .ok()
+        .filter(|proof| proof.pack == *pack && proof.digests.len() == contents)
 }
 
 fn is_missing(error: &MetaError) -> bool {
@@ -428,9 +536,17 @@ fn pins_match(pins: &[crate::format::tree::Pin], index: &PackIndex) -> bool {
         })
 }
 
+fn unchecked(outboard: PackOutboard) -> HashMap<u32, Values> {
+    let values = |(position, outboard)| (position, Values::Unchecked(Arc::new(outboard)));
+    outboard.contents.into_iter().map(values).collect()
+}
+
 /// Says whether chaining values are for contents of these sizes.
 fn values_match(outboard: &PackOutboard, index: &PackIndex) -> bool {
     outboard.contents.iter().all(|(position, values)| {
-        index.contents.get(*position as usize).is_some_and(|content| content.size == values.size)
+        index
+            .contents
+            .get(*position as usize)
+            .is_some_and(|content| content.size == values.size)
     })
 }

@@ -4,35 +4,10 @@
 //! fetching never shows them to a reader, it goes to the lake and counts them.
 
 use std::fmt;
-use std::fs::File;
 use std::io;
 
 use crate::format::ids::{PackId, TierId};
-
-/// What makes a file of the tier the same file: a replaced or rewritten one differs. Not the ctime:
-/// a hard link elsewhere changes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct FileIdentity {
-    pub file_id: u64,
-    pub size: u64,
-    pub mtime_ns: i128,
-}
-
-/// A published object, opened for reading.
-#[derive(Debug)]
-pub struct PackFile {
-    pub file: File,
-    pub len: u64,
-    pub identity: FileIdentity,
-}
-
-/// What lies beside a pack in the tier.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Sidecar {
-    Index,
-    Outboard,
-    Proof,
-}
+use crate::store::tier::{FileIdentity, PackFile, Sidecar};
 
 /// A tier, as fetching sees it.
 pub trait FetchTier: fmt::Debug + Send + Sync + 'static {
@@ -59,6 +34,9 @@ pub trait FetchTier: fmt::Debug + Send + Sync + 'static {
 pub trait FetchStage: fmt::Debug + Send + Sync {
     /// How many bytes one mark covers (a span; the last one may be shorter).
     fn span_len(&self) -> u64;
+
+    /// The data file's id: a published object of the same id is this file. None: not known.
+    fn file_id(&self) -> Option<u64>;
 
     /// Says whether a span was marked done, here or by an earlier run.
     fn is_done(&self, span: u64) -> bool;

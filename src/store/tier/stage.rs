@@ -203,6 +203,11 @@ impl<I: TierIo> Stage<I> {
         self.len
     }
 
+    /// Gives the data file's id: a published object of the same id is this file.
+    pub fn file_id(&self) -> Option<u64> {
+        self.file.stat().ok().map(|stat| stat.file_id)
+    }
+
     /// Counts the spans.
     pub fn spans(&self) -> u32 {
         span_count(self.len)

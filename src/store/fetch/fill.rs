@@ -1,0 +1,407 @@
+//! Filling one pack: pieces, in parallel, verified, written to the tier's staging file, published.
+//!
+//! ```text
+//! open stage -> check what an earlier run left -> pieces -> marks -> proof -> read back -> publish
+//! ```
+//!
+//! Invariants:
+//! * Only bytes that have their digest are written (of an imported pack without a proof: bytes that
+//!   came from the pinned object itself).
+//! * What is published was digested as it lies in the staging file, after the last sync: a byte that
+//!   was damaged between write and publish is found and fetched again.
+//! * A piece in flight is known to readers, who may wait for it; a piece that is done may be read
+//!   from the staging file.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::format::digest::{
+    BLOCK_LEN, ChainingValue, ContentHasher, Outboard, block_count, block_cv,
+};
+use crate::format::ids::{ContentDigest, PackId};
+use crate::format::pack::{Piece, Place};
+
+use super::pack_meta::PackMeta;
+use super::port::FetchStage;
+
+/// What came of a piece that a reader waited for: its bytes, or none.
+type Arrival = Option<Option<Bytes>>;
+
+#[derive(Debug)]
+enum PieceStatus {
+    Todo,
+    Flying(watch::Receiver<Arrival>),
+    Done,
+}
+
+/// What was learned of an imported content from the bytes that the pinned object gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Learned {
+    /// All of it.
+    Digest(ContentDigest, Option<Outboard>),
+    /// Some of its blocks.
+    Blocks(Vec<Option<ChainingValue>>),
+    /// The source object is gone, or is another one now.
+    Gone,
+}
+
+/// A pack that is being filled here.
+#[derive(Debug)]
+pub(super) struct FillState {
+    pub pack: PackId,
+    pub meta: Arc<PackMeta>,
+    pub pieces: Vec<Piece>,
+    pub stage: Box<dyn FetchStage>,
+    status: Mutex<Vec<PieceStatus>>,
+    marked: Mutex<Vec<bool>>,
+    learned: Mutex<BTreeMap<u32, Learned>>,
+    bytes_done: AtomicU64,
+}
+
+/// The duty to bring a piece.
+#[derive(Debug)]
+pub(super) struct PieceFlight {
+    fill: Arc<FillState>,
+    pub index: usize,
+    arrival: Option<watch::Sender<Arrival>>,
+}
+
+/// How a reader may get at a piece.
+#[derive(Debug)]
+pub(super) enum PieceAt {
+    /// In the staging file.
+    Staged,
+    /// Wait for it.
+    Flying(watch::Receiver<Arrival>),
+    /// Nobody brings it yet.
+    Todo,
+}
+
+impl FillState {
+    pub(super) fn new(meta: Arc<PackMeta>, stage: Box<dyn FetchStage>, piece_len: u64) -> Self {
+        let pieces = meta.index.pieces(piece_len);
+        let status = pieces.iter().map(|_| PieceStatus::Todo).collect();
+        let spans = meta.index.len.div_ceil(stage.span_len().max(1));
+        let marked = (0..spans).map(|span| stage.is_done(span)).collect();
+        Self {
+            pack: meta.recipe.pack,
+            meta,
+            pieces,
+            stage,
+            status: Mutex::new(status),
+            marked: Mutex::new(marked),
+            learned: Mutex::default(),
+            bytes_done: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn bytes_done(&self) -> u64 {
+        self.bytes_done.load(Ordering::Relaxed)
+    }
+
+    /// Finds the piece that holds this range of the pack; None where it crosses pieces.
+    pub(super) fn piece_of(&self, range: &Range<u64>) -> Option<usize> {
+        let behind = self
+            .pieces
+            .partition_point(|piece| piece.offset <= range.start);
+        let index = behind.checked_sub(1)?;
+        (range.end <= self.pieces.get(index)?.end()).then_some(index)
+    }
+
+    pub(super) fn piece_at(&self, index: usize) -> PieceAt {
+        match self.status.lock().get(index) {
+            Some(PieceStatus::Done) => PieceAt::Staged,
+            Some(PieceStatus::Flying(arrival)) => PieceAt::Flying(arrival.clone()),
+            _ => PieceAt::Todo,
+        }
+    }
+
+    /// Takes on a piece that nobody brings yet.
+    pub(super) fn begin(self: &Arc<Self>, index: usize) -> Option<PieceFlight> {
+        let mut status = self.status.lock();
+        let slot = status.get_mut(index)?;
+        if !matches!(slot, PieceStatus::Todo) {
+            return None;
+        }
+        let (sender, receiver) = watch::channel(None);
+        *slot = PieceStatus::Flying(receiver);
+        Some(PieceFlight {
+            fill: self.clone(),
+            index,
+            arrival: Some(sender),
+        })
+    }
+
+    /// Lists the pieces that nobody brings yet.
+    pub(super) fn todo(&self) -> Vec<usize> {
+        let status = self.status.lock();
+        (0..)
+            .zip(status.iter())
+            .filter(|(_, s)| matches!(s, PieceStatus::Todo))
+            .map(|(i, _)| i)
+            .collect()
+    }
+
+    /// Gives a piece that others bring at this moment.
+    pub(super) fn flying(&self) -> Option<watch::Receiver<Arrival>> {
+        self.status.lock().iter().find_map(|s| match s {
+            PieceStatus::Flying(arrival) => Some(arrival.clone()),
+            _ => None,
+        })
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.status
+            .lock()
+            .iter()
+            .all(|s| matches!(s, PieceStatus::Done))
+    }
+
+    /// Counts pieces in when an earlier run left them, or bytes were written.
+    pub(super) fn set_done(&self, index: usize) {
+        let Some(piece) = self.pieces.get(index) else {
+            return;
+        };
+        if let Some(slot) = self.status.lock().get_mut(index) {
+            *slot = PieceStatus::Done;
+        }
+        self.bytes_done.fetch_add(piece.len, Ordering::Relaxed);
+    }
+
+    /// Sends the pieces of damaged contents back to be fetched again.
+    pub(super) fn set_todo(&self, positions: &[u32]) {
+        let mut status = self.status.lock();
+        for (piece, slot) in self.pieces.iter().zip(status.iter_mut()) {
+            let hit = positions
+                .iter()
+                .any(|p| (piece.first..=piece.last).contains(p));
+            if hit && matches!(slot, PieceStatus::Done) {
+                *slot = PieceStatus::Todo;
+                self.bytes_done.fetch_sub(piece.len, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn spans_of(&self, range: Range<u64>) -> Range<u64> {
+        let span_len = self.stage.span_len().max(1);
+        range.start / span_len..range.end.div_ceil(span_len)
+    }
+
+    /// Lists the pieces that lie wholly in spans that were marked before this fill began.
+    pub(super) fn left_by_earlier_run(&self) -> Vec<usize> {
+        let marked = self.marked.lock();
+        let all = |spans: Range<u64>| {
+            spans
+                .into_iter()
+                .all(|s| marked.get(s as usize).copied().unwrap_or(false))
+        };
+        let pieces = self.pieces.iter().enumerate();
+        pieces
+            .filter(|(_, p)| p.len > 0 && all(self.spans_of(p.offset..p.end())))
+            .map(|(i, _)| i)
+            .collect()
+    }
+
+    /// Takes the spans that became complete with this piece and are not marked yet: the caller marks
+    /// them.
+    pub(super) fn take_complete_spans(&self, index: usize) -> Vec<u64> {
+        let Some(piece) = self.pieces.get(index) else {
+            return Vec::new();
+        };
+        let spans = self.spans_of(piece.offset..piece.end());
+        let status = self.status.lock();
+        let mut marked = self.marked.lock();
+        let mut complete = Vec::new();
+        for span in spans {
+            let range = span * self.stage.span_len()..(span + 1) * self.stage.span_len();
+            let done = |(p, s): (&Piece, &PieceStatus)| {
+                p.end() <= range.start || p.offset >= range.end || matches!(s, PieceStatus::Done)
+            };
+            if let Some(mark) = marked.get_mut(span as usize)
+                && !*mark
+                && self.pieces.iter().zip(status.iter()).all(done)
+            {
+                *mark = true;
+                complete.push(span);
+            }
+        }
+        complete
+    }
+
+    /// Reads a range that lies in a staged piece.
+    pub(super) fn read_staged(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        let mut at = 0;
+        while let Some(rest) = buf.get_mut(at..).filter(|rest| !rest.is_empty()) {
+            match self.stage.read_at(rest, offset + at as u64)? {
+                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                n => at += n,
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes what the fetched bytes of one content of a piece are. `logical` is where they start.
+    pub(super) fn learn(&self, position: u32, logical: u64, bytes: &[u8]) {
+        let Some(content) = self.meta.content(position) else {
+            return;
+        };
+        let learned = learn(content.size, logical, bytes);
+        let mut all = self.learned.lock();
+        let Learned::Blocks(new) = learned else {
+            all.insert(position, learned);
+            return;
+        };
+        let slot = all
+            .entry(position)
+            .or_insert_with(|| Learned::Blocks(vec![None; new.len()]));
+        if let Learned::Blocks(blocks) = slot {
+            for (block, new) in blocks.iter_mut().zip(new) {
+                *block = new.or(*block);
+            }
+        }
+    }
+
+    pub(super) fn learn_gone(&self, position: u32) {
+        self.learned.lock().insert(position, Learned::Gone);
+    }
+
+    pub(super) fn is_gone(&self, position: u32) -> bool {
+        matches!(self.learned.lock().get(&position), Some(Learned::Gone))
+    }
+
+    /// Gives what was learned of a content, put together where it came in blocks.
+    pub(super) fn learned(&self, position: u32) -> Option<Learned> {
+        let found = self.learned.lock().get(&position).cloned()?;
+        let Learned::Blocks(blocks) = found else {
+            return Some(found);
+        };
+        let blocks: Option<Vec<_>> = blocks.into_iter().collect();
+        let size = self.meta.content(position)?.size;
+        let (digest, outboard) = Outboard::of_blocks(size, blocks?)?;
+        Some(Learned::Digest(digest, Some(outboard)))
+    }
+
+    /// Gives the digest of a small imported content as it was fetched.
+    pub(super) fn learned_digest(&self, position: u32) -> Option<ContentDigest> {
+        match self.learned.lock().get(&position)? {
+            Learned::Digest(digest, _) => Some(*digest),
+            _ => None,
+        }
+    }
+}
+
+/// Digests a content, or blocks of it.
+fn learn(size: u64, logical: u64, bytes: &[u8]) -> Learned {
+    if bytes.len() as u64 == size {
+        let mut hasher = ContentHasher::new();
+        hasher.update(bytes);
+        let (digest, outboard) = hasher.finish();
+        return Learned::Digest(digest, outboard);
+    }
+    let mut blocks = vec![None; block_count(size) as usize];
+    let first = logical / BLOCK_LEN;
+    for (index, block) in (first..).zip(bytes.chunks(BLOCK_LEN as usize)) {
+        if let Some(slot) = blocks.get_mut(index as usize) {
+            *slot = Some(block_cv(index, block));
+        }
+    }
+    Learned::Blocks(blocks)
+}
+
+impl PieceFlight {
+    pub(super) fn fill(&self) -> &Arc<FillState> {
+        &self.fill
+    }
+
+    pub(super) fn piece(&self) -> Piece {
+        *self
+            .fill
+            .pieces
+            .get(self.index)
+            .expect("a flight is begun for a piece that exists")
+    }
+
+    /// Says that the bytes are verified and written.
+    pub(super) fn land(mut self, bytes: Bytes) {
+        self.fill.set_done(self.index);
+        if let Some(arrival) = self.arrival.take() {
+            arrival.send_replace(Some(Some(bytes)));
+        }
+    }
+}
+
+impl Drop for PieceFlight {
+    /// A piece that did not land may be begun again.
+    fn drop(&mut self) {
+        let Some(arrival) = self.arrival.take() else {
+            return;
+        };
+        if let Some(slot) = self.fill.status.lock().get_mut(self.index) {
+            *slot = PieceStatus::Todo;
+        }
+        arrival.send_replace(Some(None));
+    }
+}
+
+/// One content's part of a piece: where it lies in the content, and in the piece's bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ContentPart {
+    pub position: u32,
+    pub logical: Range<u64>,
+    pub in_piece: Range<usize>,
+}
+
+/// Lists the parts of contents in a piece of an imported pack, whose contents are runs.
+pub(super) fn content_parts(meta: &PackMeta, piece: &Piece) -> Vec<ContentPart> {
+    let positions = piece.first..=piece.last;
+    positions
+        .filter_map(|position| {
+            let content = meta.content(position)?;
+            let Place::Run { offset } = content.place else {
+                return None;
+            };
+            let start = piece.offset.max(offset);
+            let end = piece.end().min(content.end());
+            (start < end).then(|| ContentPart {
+                position,
+                logical: start - offset..end - offset,
+                in_piece: (start - piece.offset) as usize..(end - piece.offset) as usize,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::digest::digest;
+
+    #[test]
+    fn a_content_that_came_in_blocks_has_the_same_digest() {
+        let bytes: Vec<u8> = (0..3 * BLOCK_LEN + 5).map(|i| (i % 253) as u8).collect();
+        let size = bytes.len() as u64;
+        let whole = learn(size, 0, &bytes);
+        let Learned::Digest(found, Some(outboard)) = whole else {
+            panic!("it came whole")
+        };
+        assert_eq!(found, digest(&bytes));
+        let cut = 2 * BLOCK_LEN as usize;
+        let Learned::Blocks(first) = learn(size, 0, &bytes[..cut]) else {
+            panic!("it came in parts")
+        };
+        let Learned::Blocks(last) = learn(size, cut as u64, &bytes[cut..]) else {
+            panic!("it came in parts")
+        };
+        let merged: Vec<_> = first.iter().zip(&last).map(|(a, b)| a.or(*b)).collect();
+        assert_eq!(
+            merged,
+            outboard.blocks.iter().map(|b| Some(*b)).collect::<Vec<_>>()
+        );
+    }
+}

@@ -1,0 +1,545 @@
+//! Running the fill of one pack, single flight, as long as anybody is interested in it.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::stream::{self, StreamExt, TryStreamExt};
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::format::digest::{BLOCK_LEN, block_cv, digest};
+use crate::format::ids::PackId;
+use crate::format::pack::Piece;
+use crate::store::lake::LakeError;
+use crate::store::tier::Sidecar;
+
+use super::check::{Findings, digest_all};
+use super::config::FetchConfig;
+use super::engine::Inner;
+use super::fill::{ContentPart, FillState, PieceFlight, content_parts};
+use super::job::PackFillError;
+use super::lanes::Lane;
+use super::pack_meta::{MetaError, PackMeta, UnitProof};
+use super::packs::PackState;
+use super::port::FetchTier;
+use super::source::{For, Object, SourceError};
+use super::stats::bump;
+
+/// Requests for the objects of one piece of an imported pack, at once.
+const PIECE_REQUESTS_MAX: usize = 8;
+/// How often a pack is read back and mended before it is given up.
+const READ_BACKS_MAX: u32 = 3;
+
+type Outcome = Option<Result<(), PackFillError>>;
+
+/// The fills that run, and how many may.
+#[derive(Debug)]
+pub(super) struct Fills {
+    running: Mutex<HashMap<PackId, Weak<PackFill>>>,
+    packs: Semaphore,
+    requests: Semaphore,
+}
+
+/// Interest in the fill of one pack: when the last one is dropped, the fill ends where it is.
+#[derive(Debug)]
+pub(super) struct PackFill {
+    outcome: watch::Receiver<Outcome>,
+    cancel: CancellationToken,
+}
+
+impl Fills {
+    pub(super) fn new(cfg: &FetchConfig) -> Self {
+        Self {
+            running: Mutex::default(),
+            packs: Semaphore::new(cfg.fill_packs_max.max(1)),
+            requests: Semaphore::new(cfg.prefetch_requests_max.max(1)),
+        }
+    }
+}
+
+impl PackFill {
+    pub(super) async fn wait(&self) -> Result<(), PackFillError> {
+        let mut outcome = self.outcome.clone();
+        match outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().unwrap_or(Err(PackFillError::Cancelled)),
+            Err(_) => Err(PackFillError::Cancelled),
+        }
+    }
+}
+
+impl Drop for PackFill {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+/// What came of checking and writing a piece.
+enum Written {
+    Done(Bytes),
+    Wrong,
+    Tier(io::Error),
+}
+
+impl Inner {
+    /// Begins to fill a pack, or joins the fill that runs.
+    pub(super) fn fill_pack(self: &Arc<Self>, pack: PackId) -> Arc<PackFill> {
+        let mut running = self.fills.running.lock();
+        if let Some(there) = running.get(&pack).and_then(Weak::upgrade)
+            && there.outcome.borrow().is_none()
+        {
+            return there;
+        }
+        let (sender, outcome) = watch::channel(None);
+        let cancel = self.stopped.child_token();
+        let fill = Arc::new(PackFill {
+            outcome,
+            cancel: cancel.clone(),
+        });
+        running.insert(pack, Arc::downgrade(&fill));
+        drop(running);
+        let inner = self.clone();
+        self.rt.spawn(async move {
+            let result = tokio::select! {
+                result = inner.run_fill(pack) => result,
+                () = cancel.cancelled() => Err(PackFillError::Cancelled),
+            };
+            inner
+                .fills
+                .running
+                .lock()
+                .retain(|_, fill| fill.strong_count() > 0);
+            sender.send_replace(Some(result));
+        });
+        fill
+    }
+
+    /// Fills a pack again whose object was damaged.
+    pub(super) fn fill_again(self: &Arc<Self>, pack: PackId) {
+        let fill = self.fill_pack(pack);
+        self.rt.spawn(async move { fill.wait().await });
+    }
+
+    async fn run_fill(self: &Arc<Self>, pack: PackId) -> Result<(), PackFillError> {
+        let tier = self.packs.tier().cloned().ok_or(PackFillError::Cancelled)?;
+        let _slot = self
+            .fills
+            .packs
+            .acquire()
+            .await
+            .map_err(|_| PackFillError::Cancelled)?;
+        if let Some(why) = self.paused() {
+            return Err(PackFillError::Paused { pack, why });
+        }
+        let state = self.packs.state(&pack);
+        if self.is_published(&state).await {
+            return Ok(());
+        }
+        let meta = self.metas.full(&pack, self.prefetch_deadline()).await;
+        let meta = meta.map_err(|error| PackFillError::of_meta(pack, error))?;
+        let (opener, len, piece_len) = (tier.clone(), meta.index.len, self.cfg.piece_len_bytes);
+        let stage = self
+            .on_tier(pack, move || opener.open_stage(&pack, len))
+            .await?;
+        let fill = Arc::new(FillState::new(meta, stage, piece_len));
+        *state.fill.write() = Some(fill.clone());
+        let registered = Registered {
+            state: state.clone(),
+            fill: fill.clone(),
+        };
+        let result = self.fill_and_publish(&tier, &state, &fill).await;
+        drop(registered);
+        result
+    }
+
+    async fn is_published(self: &Arc<Self>, state: &Arc<PackState>) -> bool {
+        let (inner, state) = (self.clone(), state.clone());
+        let look = move || {
+            inner.packs.expect_present(&state);
+            inner.packs.open(&state).is_some()
+        };
+        tokio::task::spawn_blocking(look).await.unwrap_or(false)
+    }
+
+    async fn fill_and_publish(
+        self: &Arc<Self>,
+        tier: &Arc<dyn FetchTier>,
+        state: &Arc<PackState>,
+        fill: &Arc<FillState>,
+    ) -> Result<(), PackFillError> {
+        self.take_over(fill).await;
+        for _ in 0..READ_BACKS_MAX {
+            self.bring_all(fill).await?;
+            self.fix_proof(tier, fill).await?;
+            let bad = self.read_back(fill).await?;
+            if bad.is_empty() {
+                return self.publish(tier, state, fill).await;
+            }
+            bump(&self.counters.heals);
+            tracing::warn!(pack = %fill.pack, contents = bad.len(), "staged bytes were damaged; fetching them again");
+            fill.set_todo(&bad);
+        }
+        Err(PackFillError::Damaged { pack: fill.pack })
+    }
+
+    fn prefetch_deadline(&self) -> Instant {
+        Instant::now() + Duration::from_millis(self.cfg.prefetch_timeout_ms)
+    }
+
+    /// Runs tier I/O on a blocking thread; a failure pauses filling.
+    pub(super) async fn on_tier<T: Send + 'static>(
+        &self,
+        pack: PackId,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T, PackFillError> {
+        let done = tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|_| PackFillError::Cancelled)?;
+        done.map_err(|error| self.tier_failed(pack, error))
+    }
+
+    fn tier_failed(&self, pack: PackId, error: io::Error) -> PackFillError {
+        bump(&self.counters.tier_errors);
+        self.pause_filling(format!(
+            "the tier cannot take pack {}: {error}",
+            pack.short()
+        ));
+        PackFillError::Tier {
+            pack,
+            source: Arc::new(error),
+        }
+    }
+
+    /// Checks what an earlier run left in marked spans; what is good need not be fetched again. Of an
+    /// imported pack without a proof nothing can be checked, so nothing is taken over.
+    async fn take_over(self: &Arc<Self>, fill: &Arc<FillState>) {
+        if !fill.meta.is_native() && fill.meta.proof().is_none() {
+            return;
+        }
+        for index in fill.left_by_earlier_run() {
+            let Some(piece) = fill.pieces.get(index).copied() else {
+                continue;
+            };
+            let _permit = self.lanes.acquire(Lane::Prefetch, piece.len).await;
+            let (inner, fill_) = (self.clone(), fill.clone());
+            let work = move || {
+                let mut bytes = vec![0; piece.len as usize];
+                let read = fill_.read_staged(&mut bytes, piece.offset).is_ok();
+                read && inner.is_good_piece(&fill_, &piece, &bytes)
+            };
+            if tokio::task::spawn_blocking(work).await.unwrap_or(false) {
+                fill.set_done(index);
+            }
+        }
+    }
+
+    /// Checks a piece as far as anything is known that proves it. Of an imported pack without a proof
+    /// that is nothing: its bytes came from the pinned objects.
+    fn is_good_piece(&self, fill: &FillState, piece: &Piece, bytes: &[u8]) -> bool {
+        let begun = std::time::Instant::now();
+        let good = match fill.meta.is_native() {
+            true => fill
+                .meta
+                .index
+                .check_piece(piece, bytes, &*fill.meta)
+                .is_ok(),
+            false => content_parts(&fill.meta, piece)
+                .iter()
+                .all(|part| is_good_part(fill, part, bytes)),
+        };
+        self.note_verify_time(begun.elapsed());
+        good
+    }
+
+    /// Brings every piece that is not there, several at once.
+    async fn bring_all(self: &Arc<Self>, fill: &Arc<FillState>) -> Result<(), PackFillError> {
+        while !fill.is_complete() {
+            let todo = fill.todo();
+            if todo.is_empty() {
+                // A reader took the last ones on.
+                if let Some(mut flying) = fill.flying() {
+                    let _ = flying.wait_for(Option::is_some).await;
+                }
+                continue;
+            }
+            stream::iter(todo.into_iter().map(Ok))
+                .try_for_each_concurrent(
+                    self.cfg.prefetch_requests_max.max(1),
+                    |index| async move {
+                        let _request = self
+                            .fills
+                            .requests
+                            .acquire()
+                            .await
+                            .map_err(|_| PackFillError::Cancelled)?;
+                        let Some(len) = fill.pieces.get(index).map(|piece| piece.len) else {
+                            return Ok(());
+                        };
+                        let _permit = self.lanes.acquire(Lane::Prefetch, len).await;
+                        match fill.begin(index) {
+                            Some(flight) => self.bring_piece(flight).await,
+                            None => Ok(()),
+                        }
+                    },
+                )
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Brings a piece now, because a reader is about to want it.
+    pub(super) fn bring_now(self: &Arc<Self>, fill: &Arc<FillState>, index: usize) {
+        let Some(flight) = fill.begin(index) else {
+            return;
+        };
+        let inner = self.clone();
+        self.rt.spawn(async move {
+            let bring = async {
+                let _permit = inner.lanes.acquire(Lane::Demand, flight.piece().len).await;
+                inner.bring_piece(flight).await
+            };
+            tokio::select! {
+                result = bring => drop(result),
+                () = inner.stopped.cancelled() => {}
+            }
+        });
+    }
+
+    async fn bring_piece(self: &Arc<Self>, flight: PieceFlight) -> Result<(), PackFillError> {
+        let (fill, piece, index) = (flight.fill().clone(), flight.piece(), flight.index);
+        let deadline = self.prefetch_deadline();
+        let mut tries = 0;
+        let bytes = loop {
+            tries += 1;
+            let bytes = match fill.meta.object_of(piece.first) {
+                Some(object @ Object::Own(_)) => self.native_piece(&object, &piece, deadline).await,
+                _ => self.assembled_piece(&fill, &piece, deadline).await,
+            };
+            let bytes =
+                bytes.map_err(|(key, error)| PackFillError::of_source(fill.pack, key, error))?;
+            match self.check_and_write(&fill, piece, bytes).await? {
+                Written::Done(bytes) => break bytes,
+                Written::Tier(error) => return Err(self.tier_failed(fill.pack, error)),
+                Written::Wrong => bump(&self.counters.damaged_fetches),
+            }
+            if tries >= self.cfg.damaged_tries_max {
+                return Err(PackFillError::Damaged { pack: fill.pack });
+            }
+        };
+        flight.land(bytes);
+        let spans = fill.take_complete_spans(index);
+        if spans.is_empty() {
+            return Ok(());
+        }
+        let marker = fill.clone();
+        let mark = move || {
+            spans
+                .into_iter()
+                .try_for_each(|span| marker.stage.mark_done(span))
+        };
+        self.on_tier(fill.pack, mark).await
+    }
+
+    async fn native_piece(
+        &self,
+        object: &Object,
+        piece: &Piece,
+        deadline: Instant,
+    ) -> Result<Bytes, (String, SourceError)> {
+        let read = self
+            .reader
+            .read(object, piece.offset..piece.end(), For::Prefetch, deadline)
+            .await;
+        read.map_err(|error| (object.name(), error))
+    }
+
+    /// Gathers a piece from the user's own objects. What is gone stays zeros and is noted.
+    async fn assembled_piece(
+        &self,
+        fill: &Arc<FillState>,
+        piece: &Piece,
+        deadline: Instant,
+    ) -> Result<Bytes, (String, SourceError)> {
+        let known_gone = |part: &ContentPart| {
+            fill.meta.proof().is_some() && fill.meta.digest(part.position).is_none()
+        };
+        let (gone, wanted): (Vec<_>, Vec<_>) = content_parts(&fill.meta, piece)
+            .into_iter()
+            .partition(known_gone);
+        gone.iter().for_each(|part| fill.learn_gone(part.position));
+        let fetched: Vec<(ContentPart, Option<Bytes>)> = stream::iter(wanted)
+            .map(|part| async move {
+                let Some(object) = fill.meta.object_of(part.position) else {
+                    return Ok((part, None));
+                };
+                match self
+                    .reader
+                    .read(&object, part.logical.clone(), For::Prefetch, deadline)
+                    .await
+                {
+                    Ok(bytes) => Ok((part, Some(bytes))),
+                    Err(SourceError::Permanent(error)) if is_gone(&error) => Ok((part, None)),
+                    Err(error) => Err((object.name(), error)),
+                }
+            })
+            .buffer_unordered(PIECE_REQUESTS_MAX)
+            .try_collect()
+            .await?;
+        let mut bytes = BytesMut::zeroed(piece.len as usize);
+        for (part, found) in fetched {
+            match (found, bytes.get_mut(part.in_piece.clone())) {
+                (Some(found), Some(target)) if found.len() == target.len() => {
+                    target.copy_from_slice(&found);
+                    fill.learn(part.position, part.logical.start, &found);
+                }
+                _ => fill.learn_gone(part.position),
+            }
+        }
+        Ok(bytes.freeze())
+    }
+
+    async fn check_and_write(
+        self: &Arc<Self>,
+        fill: &Arc<FillState>,
+        piece: Piece,
+        bytes: Bytes,
+    ) -> Result<Written, PackFillError> {
+        let (inner, fill) = (self.clone(), fill.clone());
+        let work = move || {
+            if !inner.is_good_piece(&fill, &piece, &bytes) {
+                return Written::Wrong;
+            }
+            match fill.stage.write_at(&bytes, piece.offset) {
+                Ok(()) => Written::Done(bytes),
+                Err(error) => Written::Tier(error),
+            }
+        };
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|_| PackFillError::Cancelled)
+    }
+
+    /// Digests the staged pack as it lies there; gives the damaged contents.
+    async fn read_back(self: &Arc<Self>, fill: &Arc<FillState>) -> Result<Vec<u32>, PackFillError> {
+        let begun = std::time::Instant::now();
+        let (staged, stopped) = (fill.clone(), self.stopped.clone());
+        let work = move || {
+            digest_all(
+                &staged.meta,
+                &|buf, at| staged.read_staged(buf, at),
+                &|| !stopped.is_cancelled(),
+            )
+        };
+        let findings: Findings = self.on_tier(fill.pack, work).await?;
+        self.note_verify_time(begun.elapsed());
+        Ok(findings.bad)
+    }
+
+    async fn publish(
+        self: &Arc<Self>,
+        tier: &Arc<dyn FetchTier>,
+        state: &Arc<PackState>,
+        fill: &Arc<FillState>,
+    ) -> Result<(), PackFillError> {
+        let (inner, state, fill, tier) = (self.clone(), state.clone(), fill.clone(), tier.clone());
+        let pack = fill.pack;
+        let work = move || -> io::Result<()> {
+            let (index, outboard) = fill.meta.sidecars();
+            tier.put_sidecar(&pack, Sidecar::Index, index)?;
+            if !outboard.is_empty() {
+                tier.put_sidecar(&pack, Sidecar::Outboard, outboard)?;
+            }
+            let ours = fill.stage.file_id();
+            let published = fill.stage.publish()?;
+            let is_ours = ours == Some(published.identity.file_id);
+            let open =
+                inner
+                    .packs
+                    .install(&state, published.file, published.len, published.identity);
+            if fill.meta.is_complete_in_tier() {
+                open.set_complete();
+                if is_ours && open.identity == published.identity {
+                    inner.packs.note_whole_verified(&state, &open);
+                }
+            }
+            bump(&inner.counters.packs_published);
+            Ok(())
+        };
+        self.on_tier(pack, work).await
+    }
+}
+
+/// Takes the fill out of the pack's state when it ends, however it ends.
+struct Registered {
+    state: Arc<PackState>,
+    fill: Arc<FillState>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let mut slot = self.state.fill.write();
+        if slot
+            .as_ref()
+            .is_some_and(|there| Arc::ptr_eq(there, &self.fill))
+        {
+            *slot = None;
+        }
+    }
+}
+
+fn is_gone(error: &LakeError) -> bool {
+    matches!(
+        error,
+        LakeError::NotFound { .. } | LakeError::Precondition { .. }
+    )
+}
+
+/// Checks a part of an imported content against what is known of it.
+fn is_good_part(fill: &FillState, part: &ContentPart, piece: &[u8]) -> bool {
+    let meta: &PackMeta = &fill.meta;
+    let Some(bytes) = piece.get(part.in_piece.clone()) else {
+        return false;
+    };
+    if fill.is_gone(part.position) {
+        // Gone now, but there when the proof was made: such a pack is not published again.
+        return meta.proof().is_none() || !meta.is_in_tier(part.position);
+    }
+    let Some(expected) = meta.digest(part.position) else {
+        return true;
+    };
+    let whole = meta
+        .content(part.position)
+        .is_some_and(|c| c.size == bytes.len() as u64);
+    if whole {
+        return digest(bytes) == expected;
+    }
+    let first = part.logical.start / BLOCK_LEN;
+    (first..)
+        .zip(bytes.chunks(BLOCK_LEN as usize))
+        .all(|(block, bytes)| {
+            match meta.unit_proof(part.position, block) {
+                UnitProof::Block(value) => block_cv(block, bytes) == value,
+                // Checked as a whole when the pack is read back.
+                UnitProof::Pin => true,
+                UnitProof::Digest(_) | UnitProof::Damaged => false,
+            }
+        })
+}
+
+impl PackFillError {
+    fn of_source(pack: PackId, key: String, error: SourceError) -> Self {
+        let (SourceError::Late { source, .. } | SourceError::Permanent(source)) = error;
+        Self::Lake { pack, key, source }
+    }
+
+    pub(super) fn of_meta(pack: PackId, error: MetaError) -> Self {
+        match error {
+            MetaError::Source { key, error } => Self::of_source(pack, key, error),
+            MetaError::Damaged { .. } => Self::Damaged { pack },
+        }
+    }
+}
