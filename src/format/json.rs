@@ -14,12 +14,12 @@ struct Version {
 }
 
 /// Encodes a value whose maps have text keys only, which cannot fail.
-pub(super) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     serde_json::to_vec(value).expect("a struct of texts, numbers and maps with text keys is JSON")
 }
 
 /// Decodes an object with a `format` field from 1 to `known`.
-pub(super) fn decode<T: DeserializeOwned>(
+pub(crate) fn decode<T: DeserializeOwned>(
     object: &'static str,
     bytes: &[u8],
     known: u32,

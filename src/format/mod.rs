@@ -19,7 +19,7 @@ pub mod codec;
 pub mod commit;
 pub mod digest;
 pub mod ids;
-mod json;
+pub(crate) mod json;
 pub mod pack;
 pub mod paths;
 pub mod placement;

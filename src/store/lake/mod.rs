@@ -178,13 +178,38 @@ pub trait Lake: std::fmt::Debug + Send + Sync + 'static {
 
 /// Reads a whole small object into memory, refusing more than `limit` bytes; retries what passes.
 pub async fn get_all(lake: &dyn Lake, key: &str, limit: u64) -> Result<Bytes, LakeError> {
+    get_with_etag(lake, key, limit)
+        .await
+        .map(|(bytes, _)| bytes)
+}
+
+/// Like [`get_all`], with the object's ETag.
+pub async fn get_with_etag(
+    lake: &dyn Lake,
+    key: &str,
+    limit: u64,
+) -> Result<(Bytes, String), LakeError> {
     retry::with_retry(&retry::RetryPolicy::default(), || {
         get_once(lake, key, limit)
     })
     .await
 }
 
-async fn get_once(lake: &dyn Lake, key: &str, limit: u64) -> Result<Bytes, LakeError> {
+/// Lists everything below `prefix`; retries what passes.
+pub async fn list_all(lake: &dyn Lake, prefix: &str) -> Result<Vec<ObjectMeta>, LakeError> {
+    let policy = retry::RetryPolicy::default();
+    let (mut objects, mut next) = (Vec::new(), None);
+    loop {
+        let page = retry::with_retry(&policy, || lake.list(prefix, next.clone())).await?;
+        objects.extend(page.objects);
+        next = page.next;
+        if next.is_none() {
+            return Ok(objects);
+        }
+    }
+}
+
+async fn get_once(lake: &dyn Lake, key: &str, limit: u64) -> Result<(Bytes, String), LakeError> {
     let body = lake.get(key, None).await?;
     if body.len > limit {
         return Err(too_large(key, body.len, limit));
@@ -201,7 +226,7 @@ async fn get_once(lake: &dyn Lake, key: &str, limit: u64) -> Result<Bytes, LakeE
     if bytes.len() as u64 != body.len {
         return Err(wrong_length(key, body.len));
     }
-    Ok(bytes.freeze())
+    Ok((bytes.freeze(), body.etag))
 }
 
 fn too_large(key: &str, len_bytes: u64, limit_bytes: u64) -> LakeError {
