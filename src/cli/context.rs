@@ -214,7 +214,11 @@ impl Context {
         let client = self.node_client_at_rest();
         let info = match client.info().await {
             Ok(info) => info,
-            Err(error) if error.is_absent() && self.loaded().is_set("daemon.socket") && !self.may_start() => {
+            Err(error)
+                if error.is_absent()
+                    && self.loaded().is_set("daemon.socket")
+                    && !self.may_start() =>
+            {
                 return Err(error).hint("start the daemon that owns this socket");
             }
             Err(error) if error.is_absent() => {
@@ -236,20 +240,32 @@ impl Context {
     /// A socket outside of the state directory may belong to the system's daemon: it is not started
     /// from here where its directory is not ours.
     fn may_start(&self) -> bool {
-        let dir = self.config().daemon.socket.parent().unwrap_or(std::path::Path::new("/"));
+        let dir = self
+            .config()
+            .daemon
+            .socket
+            .parent()
+            .unwrap_or(std::path::Path::new("/"));
         !dir.exists() || nix::unistd::access(dir, nix::unistd::AccessFlags::W_OK).is_ok()
     }
 
     fn daemon_args(&self) -> Vec<String> {
-        let mut args = vec!["daemon".to_owned(), "run".to_owned(), "--detached".to_owned()];
+        let mut args = vec![
+            "daemon".to_owned(),
+            "run".to_owned(),
+            "--detached".to_owned(),
+        ];
         if let Some(file) = &self.loaded().file {
             args.extend(["--config".to_owned(), file.to_string_lossy().into_owned()]);
         }
         // Paths of flags were made absolute: take what holds, not what was typed.
-        let flags = config::KEYS.iter().filter(|key| self.overrides.contains_key(key.name));
+        let flags = config::KEYS
+            .iter()
+            .filter(|key| self.overrides.contains_key(key.name));
         for key in flags {
             let value = self.overrides.get(key.name).cloned().unwrap_or_default();
-            let is_path = key.kind == config::Kind::Path || key.kind == config::Kind::Lake && !value.contains("://");
+            let is_path = key.kind == config::Kind::Path
+                || key.kind == config::Kind::Lake && !value.contains("://");
             let value = match (is_path, std::path::absolute(&value)) {
                 (true, Ok(path)) => path.to_string_lossy().into_owned(),
                 _ => value,
@@ -274,7 +290,9 @@ impl Context {
                 named(&info.lake, &info.endpoint),
                 named(&lake.url, &lake.endpoint)
             );
-            return usage(text).hint("stop it with `larder daemon stop`, or give each lake a LARDER_STATE of its own");
+            return usage(text).hint(
+                "stop it with `larder daemon stop`, or give each lake a LARDER_STATE of its own",
+            );
         }
         Ok(())
     }

@@ -50,10 +50,20 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
         other => other?,
     };
     let dataset = revision.dataset.as_str().to_owned();
-    let removed = Removed { dataset, commit, tier: name, freed_bytes: freed };
+    let removed = Removed {
+        dataset,
+        commit,
+        tier: name,
+        freed_bytes: freed,
+    };
     if ctx.json() {
         return ctx.print_json(&removed);
     }
-    ctx.say(format!("{} left the tier `{}`: {}", args.revision, removed.tier, output::bytes(removed.freed_bytes)));
+    ctx.say(format!(
+        "{} left the tier `{}`: {}",
+        args.revision,
+        removed.tier,
+        output::bytes(removed.freed_bytes)
+    ));
     Ok(())
 }

@@ -53,7 +53,6 @@ pub struct Daemon {
 #[derive(Debug)]
 pub(super) struct Inner {
     pub config: Config,
-    pub place: Place,
     /// Where the keeper listens: the state directory, or a private one.
     pub keeper_dir: PathBuf,
     pub node: NodeId,
@@ -68,8 +67,8 @@ pub(super) struct Inner {
     pub live: Mutex<HashMap<Uuid, Live>>,
     pub fills: Mutex<HashMap<Uuid, Fill>>,
     pub stop: CancellationToken,
-    /// Held while the daemon lives; None in a private one.
-    pub lock: Option<DaemonLock>,
+    /// Held while the daemon lives, never read; None in a private one.
+    pub _lock: Option<DaemonLock>,
 }
 
 /// Gives now, in Unix milliseconds.
@@ -82,12 +81,24 @@ impl Daemon {
     pub async fn open(config: Config) -> Result<Self, NodeError> {
         let place = Place::open(&config.state)?;
         let Some(lock) = place.take_daemon_lock()? else {
-            let pid = place.daemon_pid().map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
-            return Err(NodeError::AlreadyRuns { state: config.state, pid });
+            let pid = place
+                .daemon_pid()
+                .map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
+            return Err(NodeError::AlreadyRuns {
+                state: config.state,
+                pid,
+            });
         };
         let table = MountTable::load(&place.mounts())?;
         let keeper_dir = place.root().to_owned();
-        Self::build(config, place, keeper_dir, Some(Mutex::new(table)), Some(lock)).await
+        Self::build(
+            config,
+            place,
+            keeper_dir,
+            Some(Mutex::new(table)),
+            Some(lock),
+        )
+        .await
     }
 
     /// Opens a private daemon, for one mount in the foreground: no lock, no socket, no table, and a
@@ -113,7 +124,6 @@ impl Daemon {
         };
         let inner = Inner {
             config,
-            place,
             keeper_dir,
             node,
             started_ms: now_ms(),
@@ -126,9 +136,11 @@ impl Daemon {
             live: Mutex::default(),
             fills: Mutex::default(),
             stop: CancellationToken::new(),
-            lock,
+            _lock: lock,
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// Gives the configuration.
@@ -179,7 +191,9 @@ impl Daemon {
     /// Gives a tier with its fetcher; opens it on first need.
     pub(super) async fn tier(&self, name: &str) -> Result<OpenTier, NodeError> {
         let cell = Arc::clone(self.inner.tiers.lock().entry(name.to_owned()).or_default());
-        let opened = cell.get_or_try_init(|| self.open_tier(name.to_owned())).await?;
+        let opened = cell
+            .get_or_try_init(|| self.open_tier(name.to_owned()))
+            .await?;
         Ok(opened.clone())
     }
 
@@ -187,31 +201,48 @@ impl Daemon {
         let inner = &self.inner;
         let Some(section) = inner.config.tier.get(&name).cloned() else {
             let known: Vec<&str> = inner.config.tier.keys().map(String::as_str).collect();
-            return Err(NodeError::UnknownTier { name, known: known.join(", ") });
+            return Err(NodeError::UnknownTier {
+                name,
+                known: known.join(", "),
+            });
         };
         let node = inner.node;
         let label = name.clone();
-        let tier = blocking("opening the tier", move || open::open_tier(&label, &section, node)).await??;
+        let tier = blocking("opening the tier", move || {
+            open::open_tier(&label, &section, node)
+        })
+        .await??;
         let tier = Arc::new(tier);
-        let port: Option<Arc<dyn FetchTier>> = None; // until the tier has its port
+        let port: Arc<dyn FetchTier> = Arc::clone(&tier) as Arc<dyn FetchTier>;
         let fetcher = Fetcher::new(
             Arc::clone(&inner.lake),
-            port,
+            Some(port),
             inner.kv.clone(),
             open::fetch_config(&inner.config.fetch),
             tokio::runtime::Handle::current(),
         );
-        Ok(OpenTier { name, tier: Some(tier), fetcher })
+        Ok(OpenTier {
+            name,
+            tier: Some(tier),
+            fetcher,
+        })
     }
 
     /// Lists the tiers that are open.
     pub(super) fn open_tiers(&self) -> Vec<OpenTier> {
-        self.inner.tiers.lock().values().filter_map(|cell| cell.get().cloned()).collect()
+        self.inner
+            .tiers
+            .lock()
+            .values()
+            .filter_map(|cell| cell.get().cloned())
+            .collect()
     }
 
     /// Ends the keeper, unless it still has a mount.
     pub async fn stop_keeper(&self) {
-        let Some(keeper) = self.inner.keeper.get().cloned() else { return };
+        let Some(keeper) = self.inner.keeper.get().cloned() else {
+            return;
+        };
         if let Ok(Err(error)) = blocking("stopping the keeper", move || keeper.stop()).await {
             tracing::info!(%error, "the keeper goes on until its mounts are gone");
         }
@@ -223,7 +254,11 @@ impl Daemon {
         let dir = inner.keeper_dir.clone();
         let start = || async move {
             let exe = own_exe();
-            blocking("starting the keeper", move || keeper::Client::start_or_connect(&dir, &exe)).await?.map_err(NodeError::from)
+            blocking("starting the keeper", move || {
+                keeper::Client::start_or_connect(&dir, &exe)
+            })
+            .await?
+            .map_err(NodeError::from)
         };
         Ok(inner.keeper.get_or_try_init(start).await?.clone())
     }

@@ -32,7 +32,11 @@ pub enum NodeError {
     #[error("{what}")]
     Wrong { what: String },
     #[error("{}: {why}", dir.display())]
-    Dir { dir: PathBuf, why: &'static str, hint: String },
+    Dir {
+        dir: PathBuf,
+        why: &'static str,
+        hint: String,
+    },
     #[error("{}: {doing}", dir.display())]
     DirIo {
         dir: PathBuf,
@@ -86,11 +90,17 @@ impl NodeError {
     /// Gives the HTTP status.
     pub fn status(&self) -> u16 {
         match self {
-            Self::Wrong { .. } | Self::Dir { .. } | Self::DirIo { .. } | Self::Name(_) | Self::UnknownTier { .. } => 400,
+            Self::Wrong { .. }
+            | Self::Dir { .. }
+            | Self::DirIo { .. }
+            | Self::Name(_)
+            | Self::UnknownTier { .. } => 400,
             Self::Denied { .. } => 403,
             Self::NotMounted { .. } | Self::NoFill { .. } => 404,
             Self::Catalog(CatalogError::NoDataset { .. } | CatalogError::NoRevision { .. }) => 404,
-            Self::Busy { .. } | Self::Table(TableError::Taken { .. }) | Self::Keeper(KeeperError::Busy { .. }) => 409,
+            Self::Busy { .. }
+            | Self::Table(TableError::Taken { .. })
+            | Self::Keeper(KeeperError::Busy { .. }) => 409,
             _ => 500,
         }
     }
@@ -100,14 +110,17 @@ impl NodeError {
         match self {
             Self::Dir { hint, .. } => Some(hint.clone()),
             Self::NotMounted { .. } => Some("`larder mounts` lists what is mounted".to_owned()),
-            Self::NoTier => Some("set LARDER_TIER to a directory made with `larder tier init`".to_owned()),
+            Self::NoTier => {
+                Some("set LARDER_TIER to a directory made with `larder tier init`".to_owned())
+            }
             Self::AlreadyRuns { .. } => Some("`larder daemon stop` ends it".to_owned()),
-            Self::Mount(_) | Self::Keeper(KeeperError::Refused { .. } | KeeperError::Start { .. }) => {
+            Self::Mount(_)
+            | Self::Keeper(KeeperError::Refused { .. } | KeeperError::Start { .. }) => {
                 Some("`larder doctor` checks what mounting needs".to_owned())
             }
-            Self::Open(OpenError::Catalog { .. } | OpenError::Lake { .. } | OpenError::Reach(_)) => {
-                Some("`larder doctor` checks whether the lake can be reached".to_owned())
-            }
+            Self::Open(
+                OpenError::Catalog { .. } | OpenError::Lake { .. } | OpenError::Reach(_),
+            ) => Some("`larder doctor` checks whether the lake can be reached".to_owned()),
             _ => None,
         }
     }
@@ -120,6 +133,10 @@ impl NodeError {
             causes.push(cause.to_string());
             at = cause.source();
         }
-        ApiError { error: self.to_string(), causes, hint: self.hint() }
+        ApiError {
+            error: self.to_string(),
+            causes,
+            hint: self.hint(),
+        }
     }
 }

@@ -29,7 +29,10 @@ pub enum Live {
     Mounting(MountRow),
     Mounted(Box<Mounted>),
     /// It could not be made (again); tried again from time to time.
-    Failed { row: MountRow, reason: String },
+    Failed {
+        row: MountRow,
+        reason: String,
+    },
 }
 
 /// A mount that is served.
@@ -92,7 +95,10 @@ impl Live {
 /// Gives what the tier keeps of a commit.
 pub fn record_of(snapshot: &Snapshot) -> Record {
     Record {
-        key: CommitKey { lake: snapshot.lake_id, commit: snapshot.commit },
+        key: CommitKey {
+            lake: snapshot.lake_id,
+            commit: snapshot.commit,
+        },
         dataset: snapshot.dataset.as_str().to_owned(),
         placement: snapshot.placement_id,
         packs: snapshot.placement.packs.clone(),
@@ -101,7 +107,11 @@ pub fn record_of(snapshot: &Snapshot) -> Record {
 
 impl Daemon {
     /// Mounts a revision.
-    pub async fn mount(&self, request: MountRequest, caller: Caller) -> Result<MountInfo, NodeError> {
+    pub async fn mount(
+        &self,
+        request: MountRequest,
+        caller: Caller,
+    ) -> Result<MountInfo, NodeError> {
         if self.inner.stop.is_cancelled() {
             return Err(NodeError::Stopping);
         }
@@ -115,7 +125,11 @@ impl Daemon {
             // Known when the revision is resolved; until then the row only reserves the directory.
             commit: CommitId([0; 32]),
             options,
-            attachments: vec![Attachment { dir, owner: Owner::User { uid: caller.uid }, since_ms: now_ms() }],
+            attachments: vec![Attachment {
+                dir,
+                owner: Owner::User { uid: caller.uid },
+                since_ms: now_ms(),
+            }],
         };
         self.reserve(&row)?;
         let made = self.make(&mut row, Some(&revision)).await;
@@ -142,8 +156,12 @@ impl Daemon {
 
     /// Writes the row to disk; a mount that cannot be remembered is taken away again.
     async fn enter(&self, row: &MountRow, mounted: Mounted) -> Result<Mounted, NodeError> {
-        let Some(table) = &self.inner.table else { return Ok(mounted) };
-        let Err(error) = table.lock().add(row.clone()) else { return Ok(mounted) };
+        let Some(table) = &self.inner.table else {
+            return Ok(mounted);
+        };
+        let Err(error) = table.lock().add(row.clone()) else {
+            return Ok(mounted);
+        };
         let ended = blocking("unmounting", move || mounted.view.unmount(true)).await;
         if let Ok(Err(error)) = ended {
             tracing::warn!(%error, dir = %row.dir().display(), "a mount that could not be remembered stays");
@@ -156,7 +174,10 @@ impl Daemon {
         let config = &self.inner.config;
         let foreign = caller.uid != nix::unistd::geteuid().as_raw();
         MountOptions {
-            subdir: request.subdir.clone().filter(|subdir| !subdir.trim_matches('/').is_empty()),
+            subdir: request
+                .subdir
+                .clone()
+                .filter(|subdir| !subdir.trim_matches('/').is_empty()),
             verify: request.verify.unwrap_or(config.mount.verify),
             prefetch: request.prefetch.unwrap_or(config.mount.prefetch),
             uid: request.uid.unwrap_or(caller.uid),
@@ -165,7 +186,9 @@ impl Daemon {
             file_mode: request.file_mode,
             dir_mode: request.dir_mode,
             // Whoever asks another user's daemon would see nothing otherwise.
-            allow_other: request.allow_other.unwrap_or(config.mount.allow_other || foreign),
+            allow_other: request
+                .allow_other
+                .unwrap_or(config.mount.allow_other || foreign),
             tier: request.tier.clone().or_else(|| config.default_tier.clone()),
             ttl: request.ttl,
         }
@@ -178,10 +201,16 @@ impl Daemon {
         let mut live = self.inner.live.lock();
         for other in live.values().filter(|live| live.row().dir() == dir) {
             return Err(match other {
-                Live::Mounting(_) => NodeError::Busy { dir: dir.to_owned() },
+                Live::Mounting(_) => NodeError::Busy {
+                    dir: dir.to_owned(),
+                },
                 other => {
                     let revision = other.row().revision.clone();
-                    super::table::TableError::Taken { dir: dir.to_owned(), revision }.into()
+                    super::table::TableError::Taken {
+                        dir: dir.to_owned(),
+                        revision,
+                    }
+                    .into()
                 }
             });
         }
@@ -190,9 +219,14 @@ impl Daemon {
     }
 
     /// Makes the mount of a row; with a revision, resolves it first and writes its commit into the row.
-    async fn make(&self, row: &mut MountRow, revision: Option<&Revision>) -> Result<Mounted, NodeError> {
+    async fn make(
+        &self,
+        row: &mut MountRow,
+        revision: Option<&Revision>,
+    ) -> Result<Mounted, NodeError> {
         let tier_name = row.options.tier.clone().ok_or(NodeError::NoTier)?;
-        let (snapshot, tier) = tokio::try_join!(self.snapshot(row, revision), self.tier(&tier_name))?;
+        let (snapshot, tier) =
+            tokio::try_join!(self.snapshot(row, revision), self.tier(&tier_name))?;
         row.commit = snapshot.commit;
         let lease = match &tier.tier {
             Some(tier) => self.lease(Arc::clone(tier), &snapshot, row).await?,
@@ -202,7 +236,10 @@ impl Daemon {
         let meta = self.catalog().await?.meta.clone();
         let view = View::open(snapshot.clone(), meta.clone(), tier.fetcher, options)
             .await
-            .map_err(|source| NodeError::View { revision: row.revision.clone(), source })?;
+            .map_err(|source| NodeError::View {
+                revision: row.revision.clone(),
+                source,
+            })?;
         let spec = MountSpec {
             dir: row.dir().to_owned(),
             source: row.revision.clone(),
@@ -222,22 +259,43 @@ impl Daemon {
                 }
             });
         }
-        Ok(Mounted { row: row.clone(), view: Arc::new(view), snapshot, lease })
+        Ok(Mounted {
+            row: row.clone(),
+            view: Arc::new(view),
+            snapshot,
+            lease,
+        })
     }
 
-    async fn snapshot(&self, row: &MountRow, revision: Option<&Revision>) -> Result<Snapshot, NodeError> {
+    async fn snapshot(
+        &self,
+        row: &MountRow,
+        revision: Option<&Revision>,
+    ) -> Result<Snapshot, NodeError> {
         let catalog = self.catalog().await?;
         match revision {
             Some(revision) => Ok(catalog.snapshot(revision).await?),
-            None => Ok(catalog.snapshot_of(&DatasetName::parse(&row.dataset)?, &row.commit).await?),
+            None => Ok(catalog
+                .snapshot_of(&DatasetName::parse(&row.dataset)?, &row.commit)
+                .await?),
         }
     }
 
     /// Writes lease and record. A tier that does not take them serves reads all the same.
-    async fn lease(&self, tier: Arc<Tier>, snapshot: &Snapshot, row: &MountRow) -> Result<Option<Lease>, NodeError> {
+    async fn lease(
+        &self,
+        tier: Arc<Tier>,
+        snapshot: &Snapshot,
+        row: &MountRow,
+    ) -> Result<Option<Lease>, NodeError> {
         let record = record_of(snapshot);
         let ttl_ms = row.options.ttl.map(|ttl| ttl.as_ms());
-        let dataset_ttl = self.inner.config.dataset.get(&row.dataset).and_then(|section| section.ttl);
+        let dataset_ttl = self
+            .inner
+            .config
+            .dataset
+            .get(&row.dataset)
+            .and_then(|section| section.ttl);
         let made = blocking("writing the lease", move || {
             let lease = tier.lease(&record)?;
             if ttl_ms.is_some() {
@@ -271,22 +329,35 @@ impl Daemon {
     }
 
     /// Unmounts a directory and forgets it.
-    pub async fn umount(&self, request: UmountRequest, caller: Caller) -> Result<MountInfo, NodeError> {
+    pub async fn umount(
+        &self,
+        request: UmountRequest,
+        caller: Caller,
+    ) -> Result<MountInfo, NodeError> {
         let dir = request.dir.clone();
         let (info, id, view) = {
             let live = self.inner.live.lock();
             let found = live.iter().find(|(_, live)| live.row().dir() == dir);
-            let Some((id, found)) = found else { return Err(NodeError::NotMounted { dir }) };
+            let Some((id, found)) = found else {
+                return Err(NodeError::NotMounted { dir });
+            };
             let view = match found {
                 Live::Mounting(_) => return Err(NodeError::Busy { dir }),
                 Live::Failed { .. } => None,
                 Live::Mounted(mounted) => Some(Arc::clone(&mounted.view)),
             };
-            (found.info().ok_or(NodeError::NotMounted { dir })?, *id, view)
+            (
+                found.info().ok_or(NodeError::NotMounted { dir })?,
+                *id,
+                view,
+            )
         };
         let owns = info.owner == Owner::User { uid: caller.uid };
         if !caller.is_master() && !owns {
-            return Err(NodeError::Denied { uid: caller.uid, what: format!("unmount {}", info.dir.display()) });
+            return Err(NodeError::Denied {
+                uid: caller.uid,
+                what: format!("unmount {}", info.dir.display()),
+            });
         }
         if let Some(view) = view {
             blocking("unmounting", move || view.unmount(request.force)).await??;
@@ -308,7 +379,9 @@ impl Daemon {
     pub(super) fn forget_gone(&self) {
         let gone: Vec<Uuid> = {
             let live = self.inner.live.lock();
-            let ended = live.iter().filter(|(_, live)| matches!(live, Live::Mounted(m) if !m.view.is_alive()));
+            let ended = live
+                .iter()
+                .filter(|(_, live)| matches!(live, Live::Mounted(m) if !m.view.is_alive()));
             ended.map(|(id, _)| *id).collect()
         };
         for id in gone {
@@ -328,14 +401,22 @@ impl Daemon {
     /// Lists all mounts, by directory.
     pub fn mounts(&self) -> Vec<MountInfo> {
         self.forget_gone();
-        let mut all: Vec<MountInfo> = self.inner.live.lock().values().filter_map(Live::info).collect();
+        let mut all: Vec<MountInfo> = self
+            .inner
+            .live
+            .lock()
+            .values()
+            .filter_map(Live::info)
+            .collect();
         all.sort_by(|a, b| a.dir.cmp(&b.dir));
         all
     }
 
     /// Makes everything in the table that is not mounted: at start, and from time to time what failed.
     pub async fn remount(&self) {
-        let Some(table) = &self.inner.table else { return };
+        let Some(table) = &self.inner.table else {
+            return;
+        };
         let rows: Vec<MountRow> = table.lock().rows().to_vec();
         let missing = {
             let mut live = self.inner.live.lock();
@@ -363,7 +444,10 @@ impl Daemon {
             }
             Err(error) => {
                 let api = error.to_api();
-                let reason = std::iter::once(api.error).chain(api.causes).collect::<Vec<_>>().join(": ");
+                let reason = std::iter::once(api.error)
+                    .chain(api.causes)
+                    .collect::<Vec<_>>()
+                    .join(": ");
                 tracing::warn!(dir = %dir.display(), revision = row.revision, reason, "could not be mounted again");
                 Live::Failed { row, reason }
             }
@@ -375,7 +459,9 @@ impl Daemon {
     pub async fn clean_stale(&self) -> Result<(), NodeError> {
         let dir = self.inner.keeper_dir.clone();
         let cleaned = blocking("looking for stale mounts", move || {
-            let Ok(keeper) = crate::fs::keeper::Client::connect(&dir) else { return Ok(()) };
+            let Ok(keeper) = crate::fs::keeper::Client::connect(&dir) else {
+                return Ok(());
+            };
             for kept in keeper.list()? {
                 tracing::info!(dir = %kept.dir.display(), "taking away a mount that no daemon serves");
                 // Nobody answers there: what is still open could only wait for ever.
@@ -390,7 +476,13 @@ impl Daemon {
 
     /// Unmounts everything, but leaves the table, so that the next daemon makes the mounts again.
     pub async fn unmount_all(&self) {
-        let all: Vec<Live> = self.inner.live.lock().drain().map(|(_, live)| live).collect();
+        let all: Vec<Live> = self
+            .inner
+            .live
+            .lock()
+            .drain()
+            .map(|(_, live)| live)
+            .collect();
         for live in all {
             let ended = blocking("unmounting", move || {
                 if let Live::Mounted(mounted) = &live {
@@ -442,9 +534,16 @@ fn view_options(options: &MountOptions) -> ViewOptions {
 /// Makes sure that the directory is there, empty, and the caller's to mount on.
 fn check_dir(request: &MountRequest, caller: Caller) -> Result<PathBuf, NodeError> {
     let dir = &request.dir;
-    let refuse = |why, hint: String| NodeError::Dir { dir: dir.clone(), why, hint };
+    let refuse = |why, hint: String| NodeError::Dir {
+        dir: dir.clone(),
+        why,
+        hint,
+    };
     if !dir.is_absolute() {
-        return Err(refuse("is not absolute", "name the directory from the root".to_owned()));
+        return Err(refuse(
+            "is not absolute",
+            "name the directory from the root".to_owned(),
+        ));
     }
     if request.mkdir {
         make_dir(dir, caller)?;
@@ -453,13 +552,25 @@ fn check_dir(request: &MountRequest, caller: Caller) -> Result<PathBuf, NodeErro
     let real = match found {
         Ok(real) => real,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(refuse("does not exist", format!("make it, or mount with --mkdir: mkdir -p {}", dir.display())));
+            return Err(refuse(
+                "does not exist",
+                format!("make it, or mount with --mkdir: mkdir -p {}", dir.display()),
+            ));
         }
         Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENOTCONN as i32) => {
-            let hint = format!("a dead mount is there; clear it with `fusermount3 -uz {}`", dir.display());
+            let hint = format!(
+                "a dead mount is there; clear it with `fusermount3 -uz {}`",
+                dir.display()
+            );
             return Err(refuse("answers `not connected`", hint));
         }
-        Err(source) => return Err(NodeError::DirIo { dir: dir.clone(), doing: "cannot be looked at", source }),
+        Err(source) => {
+            return Err(NodeError::DirIo {
+                dir: dir.clone(),
+                doing: "cannot be looked at",
+                source,
+            });
+        }
     };
     let io = |doing| {
         let dir = dir.clone();
@@ -470,19 +581,37 @@ fn check_dir(request: &MountRequest, caller: Caller) -> Result<PathBuf, NodeErro
         return Err(refuse("is not a directory", "name a directory".to_owned()));
     }
     if !caller.is_master() && meta.uid() != caller.uid {
-        return Err(NodeError::Denied { uid: caller.uid, what: format!("mount on {}, which is not theirs", dir.display()) });
+        return Err(NodeError::Denied {
+            uid: caller.uid,
+            what: format!("mount on {}, which is not theirs", dir.display()),
+        });
     }
-    if !request.nonempty && std::fs::read_dir(&real).map_err(io("cannot be listed"))?.next().is_some() {
-        return Err(refuse("is not empty", "name an empty directory, or cover this one with --nonempty".to_owned()));
+    if !request.nonempty
+        && std::fs::read_dir(&real)
+            .map_err(io("cannot be listed"))?
+            .next()
+            .is_some()
+    {
+        return Err(refuse(
+            "is not empty",
+            "name an empty directory, or cover this one with --nonempty".to_owned(),
+        ));
     }
     Ok(real)
 }
 
 fn make_dir(dir: &Path, caller: Caller) -> Result<(), NodeError> {
     if !caller.is_master() {
-        return Err(NodeError::Denied { uid: caller.uid, what: format!("have {} made", dir.display()) });
+        return Err(NodeError::Denied {
+            uid: caller.uid,
+            what: format!("have {} made", dir.display()),
+        });
     }
-    let at = |source| NodeError::DirIo { dir: dir.to_owned(), doing: "cannot be made", source };
+    let at = |source| NodeError::DirIo {
+        dir: dir.to_owned(),
+        doing: "cannot be made",
+        source,
+    };
     std::fs::create_dir_all(dir).map_err(at)
 }
 
