@@ -59,27 +59,15 @@ pub struct LakeSection {
     pub endpoint: Option<String>,
     #[serde(default)]
     pub region: Option<String>,
-    #[serde(default)]
-    pub path_style: Option<bool>,
+    pub path_style: bool,
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
-    pub checksums: Checksums,
-    pub connect_timeout: Span,
-    pub read_timeout: Span,
+    pub checksums: bool,
     pub sse: Sse,
     #[serde(default)]
     pub sse_kms_key: Option<String>,
     #[serde(default)]
     pub sse_c_key_file: Option<PathBuf>,
-}
-
-/// When checksum headers and trailers are sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Checksums {
-    Auto,
-    Required,
-    Supported,
 }
 
 /// Server-side encryption of what is written.
@@ -100,13 +88,9 @@ pub struct TierSection {
     /// None: what the file system has.
     #[serde(default)]
     pub capacity: Option<Size>,
-    /// None: what the tier's marker says.
-    #[serde(default)]
-    pub ttl: Option<Span>,
+    pub ttl: Span,
     pub high_watermark: Percent,
     pub low_watermark: Percent,
-    /// How long removed objects stay in the trash.
-    pub grace: Span,
     /// The tier that is made where it is missing: only the laptop default.
     #[serde(default)]
     pub auto_init: bool,
@@ -127,7 +111,8 @@ pub struct FetchSection {
     pub bytes_in_flight: Size,
     pub requests: u32,
     pub memory: Size,
-    pub stall_timeout: Span,
+    pub connect_timeout: Span,
+    pub read_timeout: Span,
     pub give_up: Span,
 }
 

@@ -9,6 +9,7 @@
 //! * [`gc`]: what nothing refers to leaves the lake.
 //! * [`spool`]: sorting on disk, for what memory should not hold.
 
+mod exclude;
 pub mod gc;
 pub mod get;
 pub mod history;
@@ -16,6 +17,7 @@ pub mod import;
 pub mod lakefmt;
 pub mod open;
 pub mod push;
+mod puts;
 pub mod refs;
 pub mod spool;
 

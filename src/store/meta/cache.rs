@@ -4,18 +4,17 @@
 //! a decoded entry is several times its encoding, so bounding the encoded bytes would not bound
 //! the memory.
 
-use std::mem::size_of;
 use std::sync::Arc;
 
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::format::placement::{Extent, Location, PlacedBlock};
+use crate::format::placement::PlacedBlock;
+use crate::format::tree::Block;
 use crate::format::tree::nav::Need;
-use crate::format::tree::{Block, ChildRef, Entry, EntryKind, Pin};
 
-/// What the allocator and the `Arc` add to each allocation, about.
-const ALLOC_OVERHEAD_BYTES: u64 = 16;
+/// What a block costs besides its own heap: its node in the map, the `Arc`, about.
+const NODE_BYTES: u64 = 160;
 
 /// A decoded block of either structure.
 #[derive(Debug, Clone)]
@@ -26,56 +25,12 @@ pub(super) enum Held {
 
 impl Held {
     /// Computes what the block takes in memory.
-    pub(super) fn cost_bytes(&self) -> u64 {
-        match self {
-            Self::Tree(block) => tree_cost_bytes(block),
-            Self::Placed(block) => placed_cost_bytes(block),
-        }
-    }
-}
-
-fn boxed(len: usize) -> u64 {
-    len as u64 + ALLOC_OVERHEAD_BYTES
-}
-
-fn tree_cost_bytes(block: &Block) -> u64 {
-    match block {
-        Block::Segment(segment) => segment.entries.iter().map(entry_cost_bytes).sum(),
-        Block::Index(index) => index
-            .children
-            .iter()
-            .map(|child| size_of::<ChildRef>() as u64 + boxed(child.first_name.len()))
-            .sum(),
-    }
-}
-
-fn entry_cost_bytes(entry: &Entry) -> u64 {
-    let own = size_of::<Entry>() as u64 + boxed(entry.name.len());
-    let kind = match &entry.kind {
-        EntryKind::File { pin: Some(pin), .. } => {
-            let version = pin.version.as_ref().map_or(0, String::len);
-            size_of::<Pin>() as u64
-                + boxed(pin.bucket.len() + pin.key.len() + pin.etag.len() + version)
-        }
-        EntryKind::File { pin: None, .. } | EntryKind::Dir { .. } => 0,
-        EntryKind::Symlink { target } => boxed(target.len()),
-        EntryKind::HardLink { first } => boxed(first.len()),
-    };
-    own + kind
-}
-
-fn placed_cost_bytes(block: &PlacedBlock) -> u64 {
-    match block {
-        PlacedBlock::Segment(locations) => locations.iter().map(location_cost_bytes).sum(),
-        PlacedBlock::Index(children) => boxed(children.len() * 32),
-    }
-}
-
-fn location_cost_bytes(location: &Location) -> u64 {
-    let own = size_of::<Location>() as u64;
-    match location {
-        Location::None | Location::Run { .. } => own,
-        Location::Sparse { extents, .. } => own + boxed(extents.len() * size_of::<Extent>()),
+    fn cost_bytes(&self) -> u64 {
+        let heap = match self {
+            Self::Tree(block) => block.heap_bytes(),
+            Self::Placed(block) => block.heap_bytes(),
+        };
+        heap as u64 + NODE_BYTES
     }
 }
 
@@ -112,8 +67,7 @@ impl BlockCache {
     }
 
     pub(super) fn insert(&self, need: Need, held: Held) {
-        // The map's own node is about 100 bytes.
-        let cost = held.cost_bytes() + 128;
+        let cost = held.cost_bytes();
         if cost > self.bytes_max {
             return;
         }
