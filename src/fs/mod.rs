@@ -19,4 +19,6 @@ pub mod keeper;
 pub mod mount;
 pub mod session;
 mod sys;
+#[cfg(test)]
+mod tests;
 pub mod view;
