@@ -108,7 +108,8 @@ struct Check<'a> {
     names: &'a Names,
     memory: &'a Memory,
     order: &'a [Vec<u8>],
-    groups: HashMap<u8, (Ino, u32)>,
+    /// Inodes of hard-link groups.
+    firsts: HashMap<u8, Ino>,
     counts: HashMap<u8, u32>,
 }
 
@@ -186,10 +187,7 @@ impl Check<'_> {
             Node::File(File { bytes, group, .. }) => {
                 let (ino, nlink) = match group {
                     0 => (Ino(rank + 2), 1),
-                    group => *self
-                        .groups
-                        .entry(*group)
-                        .or_insert((Ino(rank + 2), self.counts[group])),
+                    group => (self.firsts[group], self.counts[group]),
                 };
                 assert_eq!(
                     (attr.ino, attr.kind, attr.nlink, attr.mode),
@@ -215,6 +213,23 @@ impl Check<'_> {
     }
 }
 
+/// Gives the inode of each hard-link group: that of its first member in tree order.
+fn firsts(model: &Dir, order: &[Vec<u8>]) -> HashMap<u8, Ino> {
+    let mut firsts = HashMap::new();
+    for (rank, path) in (0..).zip(order) {
+        let mut names = path.split(|&byte| byte == b'/');
+        let top = model.get(names.next().expect("has a name")).expect("is in the model");
+        let node = names.fold(top, |node, name| match node {
+            Node::Dir(below) => &below[name],
+            Node::File(_) | Node::Symlink(_) => panic!("only directories have names in them"),
+        });
+        if let Node::File(File { group: group @ 1.., .. }) = node {
+            firsts.entry(*group).or_insert(Ino::of_rank(rank));
+        }
+    }
+    firsts
+}
+
 fn check(model: &Dir, all_here: bool) {
     let (origin, mut memory, order) = build(model);
     memory.all_here = all_here;
@@ -227,7 +242,7 @@ fn check(model: &Dir, all_here: bool) {
         names: &names,
         memory: &memory,
         order: &order,
-        groups: HashMap::new(),
+        firsts: firsts(model, &order),
         counts,
     };
     check.dir(b"", ROOT, ROOT, model);
