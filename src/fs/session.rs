@@ -33,6 +33,14 @@ pub struct ServeOptions {
     pub stacked: bool,
 }
 
+impl ServeOptions {
+    /// Says whether files below `dir` need one more level of stacking to be handed to the kernel.
+    pub fn needs_stacking(dir: &std::path::Path) -> bool {
+        nix::sys::statfs::statfs(dir)
+            .is_ok_and(|stat| stat.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC)
+    }
+}
+
 impl Default for ServeOptions {
     fn default() -> Self {
         Self {
@@ -99,7 +107,10 @@ impl Session {
             passthrough: AtomicBool::new(false),
             rt,
         });
-        let stack_depth = match (options.passthrough, options.stacked) {
+        // The kernel takes backing files from root alone; to ask for them without would only forbid an
+        // overlayfs on top of the mount.
+        let passthrough = options.passthrough && nix::unistd::geteuid().is_root();
+        let stack_depth = match (passthrough, options.stacked) {
             (false, _) => 0,
             (true, false) => 1,
             (true, true) => 2,

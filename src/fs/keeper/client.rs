@@ -36,7 +36,7 @@ pub enum KeeperError {
     },
     /// Somebody still uses the mount.
     #[error(
-        "{dir} is in use; close what is open there (`fuser -vm {dir}`), or unmount with --force"
+        "{dir} is in use; close what is open there (`lsof {dir}` shows it), or unmount with --force"
     )]
     Busy { dir: PathBuf },
     /// The keeper refused or failed.

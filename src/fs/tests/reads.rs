@@ -16,9 +16,17 @@ use crate::testkit::model::{Dir, File, Node, Packing};
 #[derive(Debug, Clone)]
 enum Step {
     /// Of the file with this number: an offset in parts of 1000 of its size, and a length.
-    Read { file: usize, offset: usize, len: usize, direct: bool, forget: bool },
+    Read {
+        file: usize,
+        offset: usize,
+        len: usize,
+        direct: bool,
+        forget: bool,
+    },
     /// All of a file.
-    Whole { file: usize },
+    Whole {
+        file: usize,
+    },
     Fill,
     Evict,
 }
@@ -49,15 +57,30 @@ fn node() -> impl Strategy<Value = Node> {
         1 => holes.prop_map(|bytes| Node::File(File { bytes, group: 0, sparse: true })),
         1 => (1u8..3).prop_map(|group| Node::File(File { bytes: noise(group.into(), 70_000), group, sparse: false })),
     ];
-    leaf.prop_recursive(3, 24, 6, |inner| prop::collection::btree_map(name(), inner, 0..6).prop_map(Node::Dir))
+    leaf.prop_recursive(3, 24, 6, |inner| {
+        prop::collection::btree_map(name(), inner, 0..6).prop_map(Node::Dir)
+    })
 }
 
 fn name() -> impl Strategy<Value = Vec<u8>> {
-    prop::sample::select(vec![b"a".to_vec(), b"b".to_vec(), b"c c".to_vec(), b"d\xff".to_vec(), b"e\n".to_vec(), b"f".to_vec()])
+    prop::sample::select(vec![
+        b"a".to_vec(),
+        b"b".to_vec(),
+        b"c c".to_vec(),
+        b"d\xff".to_vec(),
+        b"e\n".to_vec(),
+        b"f".to_vec(),
+    ])
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let read = (any::<usize>(), 0usize..1010, prop_oneof![1usize..10_000, 1usize..700_000], any::<bool>(), any::<bool>());
+    let read = (
+        any::<usize>(),
+        0usize..1010,
+        prop_oneof![1usize..10_000, 1usize..700_000],
+        any::<bool>(),
+        any::<bool>(),
+    );
     prop_oneof![
         12 => read.prop_map(|(file, offset, len, direct, forget)| Step::Read { file, offset, len, direct, forget }),
         2 => any::<usize>().prop_map(|file| Step::Whole { file }),
@@ -69,26 +92,37 @@ fn step() -> impl Strategy<Value = Step> {
 fn run(rig: &Rig, mount: &Mount, files: &[(PathBuf, Vec<u8>)], steps: &[Step]) {
     for step in steps {
         match *step {
-            Step::Read { file, offset, len, direct, forget } => {
+            Step::Read {
+                file,
+                offset,
+                len,
+                direct,
+                forget,
+            } => {
                 let (path, bytes) = &files[file % files.len()];
                 let offset = bytes.len() * offset / 1000;
                 let opened = open(&mount.dir.join(path), direct).expect("opens");
                 if forget {
                     forget_pages(&opened);
                 }
-                // Past the page cache the tier's own file system may ask for whole sectors.
-                let (offset, len) = if direct { (offset & !4095, (len + 4095) & !4095) } else { (offset, len) };
+                // Past the page cache the tier's own file system asks for whole sectors.
+                let (offset, len) = if direct {
+                    (offset & !4095, (len + 4095) & !4095)
+                } else {
+                    (offset, len)
+                };
                 let want = bytes.get(offset..).unwrap_or_default();
                 let want = &want[..want.len().min(len)];
-                match read_range(&opened, offset as u64, len) {
-                    Ok(got) => assert!(got == want, "{} at {offset} + {len}", path.display()),
-                    // A buffer that is not aligned is the tier's file system's to refuse.
-                    Err(error) => assert!(direct && error.raw_os_error() == Some(nix::libc::EINVAL), "{error}"),
-                }
+                let got = read_range(&opened, offset as u64, len).expect("reads");
+                assert!(got == want, "{} at {offset} + {len}", path.display());
             }
             Step::Whole { file } => {
                 let (path, bytes) = &files[file % files.len()];
-                assert!(std::fs::read(mount.dir.join(path)).expect("reads") == *bytes, "{}", path.display());
+                assert!(
+                    std::fs::read(mount.dir.join(path)).expect("reads") == *bytes,
+                    "{}",
+                    path.display()
+                );
             }
             Step::Fill => rig.fill(),
             Step::Evict => rig.evict(),
@@ -97,15 +131,30 @@ fn run(rig: &Rig, mount: &Mount, files: &[(PathBuf, Vec<u8>)], steps: &[Step]) {
 }
 
 fn check(model: &Dir, readers: &[Vec<Step>], verify: Verify) {
-    let packing = Packing { whole_len: 400_000, pack_len: 200_000 };
-    let Some(rig) = Rig::new(model, packing) else { return };
+    let packing = Packing {
+        whole_len: 400_000,
+        pack_len: 200_000,
+    };
+    let Some(rig) = Rig::new(model, packing) else {
+        return;
+    };
     let mut all = Vec::new();
     files(model, Path::new(""), &mut all);
     if all.is_empty() {
         return;
     }
-    let serve = ServeOptions { workers: 2, stacked: true, ..ServeOptions::default() };
-    let mount = rig.mount_as(ViewOptions { verify, ..options() }, serve);
+    let serve = ServeOptions {
+        workers: 2,
+        stacked: true,
+        ..ServeOptions::default()
+    };
+    let mount = rig.mount_as(
+        ViewOptions {
+            verify,
+            ..options()
+        },
+        serve,
+    );
     std::thread::scope(|scope| {
         for steps in readers {
             let (rig, mount, all) = (&rig, &mount, &all);
@@ -121,7 +170,11 @@ fn random_reads_of_random_trees_give_the_models_bytes() {
         return;
     }
     static CASES: AtomicUsize = AtomicUsize::new(0);
-    let config = ProptestConfig { cases: 24, max_shrink_iters: 40, ..ProptestConfig::default() };
+    let config = ProptestConfig {
+        cases: 24,
+        max_shrink_iters: 40,
+        ..ProptestConfig::default()
+    };
     let verify = prop::sample::select(vec![Verify::Tier, Verify::Node, Verify::Always]);
     let readers = prop::collection::vec(prop::collection::vec(step(), 1..25), 1..5);
     let model = prop::collection::btree_map(name(), node(), 1..6);

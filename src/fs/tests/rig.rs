@@ -47,13 +47,24 @@ pub(super) fn can_mount() -> bool {
 }
 
 fn fetch_config() -> FetchConfig {
-    FetchConfig { memory_bytes_max: 1 << 20, read_timeout_ms: 2_000, absent_recheck_ms: 0, ..FetchConfig::default() }
+    FetchConfig {
+        memory_bytes_max: 1 << 20,
+        read_timeout_ms: 2_000,
+        absent_recheck_ms: 0,
+        ..FetchConfig::default()
+    }
 }
 
 pub(super) fn options() -> ViewOptions {
     ViewOptions {
         subdir: Vec::new(),
-        look: Look { uid: 0, gid: 0, umask: 0, file_mode: None, dir_mode: None },
+        look: Look {
+            uid: 0,
+            gid: 0,
+            umask: 0,
+            file_mode: None,
+            dir_mode: None,
+        },
         verify: Verify::Node,
         prefetch: Prefetch::None,
     }
@@ -65,7 +76,11 @@ impl Rig {
         if !can_mount() {
             return None;
         }
-        let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+        let rt = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("runtime");
         let dir = tempfile::tempdir().expect("tempdir");
         let (lake, memory) = FaultyLake::over_memory();
         let made = make(model, packing);
@@ -76,24 +91,55 @@ impl Rig {
         let node = NodeId(uuid::Uuid::from_u128(1));
         let tier = Tier::open(&tier_dir, node, TierConfig::default()).expect("opens the tier");
         let shared: Arc<dyn Lake> = lake.clone();
-        let fetcher =
-            Fetcher::new(Arc::clone(&shared), Some(Arc::new(tier)), Kv::in_memory(), fetch_config(), rt.handle().clone());
+        let fetcher = Fetcher::new(
+            Arc::clone(&shared),
+            Some(Arc::new(tier)),
+            Kv::in_memory(),
+            fetch_config(),
+            rt.handle().clone(),
+        );
         let meta = MetaStore::new(shared, dir.path().join("meta"), 1 << 20);
         let state = dir.path().join("state");
-        let serving = Keeper::open(&state).expect("opens").expect("nobody else has it");
+        let serving = Keeper::open(&state)
+            .expect("opens")
+            .expect("nobody else has it");
         let keeper_thread = Some(std::thread::spawn(move || serving.serve()));
         let keeper = Client::connect(&state).expect("answers");
-        Some(Self { snapshot, made, lake, memory, fetcher, meta, keeper, keeper_thread, rt, dir })
+        Some(Self {
+            snapshot,
+            made,
+            lake,
+            memory,
+            fetcher,
+            meta,
+            keeper,
+            keeper_thread,
+            rt,
+            dir,
+        })
     }
 
     pub fn mount(&self) -> Mount {
-        self.mount_as(options(), ServeOptions { workers: 2, ..ServeOptions::default() })
+        self.mount_as(
+            options(),
+            ServeOptions {
+                workers: 2,
+                ..ServeOptions::default()
+            },
+        )
     }
 
     /// Mounts at a new directory.
     pub fn mount_as(&self, options: ViewOptions, serve: ServeOptions) -> Mount {
-        let dir = tempfile::tempdir_in(self.dir.path()).expect("tempdir").keep();
-        let view = View::open(self.snapshot.clone(), self.meta.clone(), self.fetcher.clone(), options);
+        let dir = tempfile::tempdir_in(self.dir.path())
+            .expect("tempdir")
+            .keep();
+        let view = View::open(
+            self.snapshot.clone(),
+            self.meta.clone(),
+            self.fetcher.clone(),
+            options,
+        );
         let view = self.rt.block_on(view).expect("opens");
         let spec = MountSpec {
             dir: dir.clone(),
@@ -117,9 +163,15 @@ impl Rig {
     /// Takes every published object out of the tier, as an eviction does.
     pub fn evict(&self) {
         let objects = self.dir.path().join("tier/objects");
-        let Ok(fans) = std::fs::read_dir(objects) else { return };
+        let Ok(fans) = std::fs::read_dir(objects) else {
+            return;
+        };
         for fan in fans.flatten() {
-            for object in std::fs::read_dir(fan.path()).into_iter().flatten().flatten() {
+            for object in std::fs::read_dir(fan.path())
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
                 // Somebody else may have been faster.
                 let _ = std::fs::remove_file(object.path());
             }
@@ -137,8 +189,15 @@ impl Drop for Rig {
             let _ = self.keeper.unmount(&kept.dir, true);
         }
         let _ = self.keeper.stop();
-        if let Some(thread) = self.keeper_thread.take().filter(|_| !std::thread::panicking()) {
-            thread.join().expect("the keeper lives").expect("the keeper ends well");
+        if let Some(thread) = self
+            .keeper_thread
+            .take()
+            .filter(|_| !std::thread::panicking())
+        {
+            thread
+                .join()
+                .expect("the keeper lives")
+                .expect("the keeper ends well");
         }
     }
 }
@@ -158,7 +217,11 @@ impl Mount {
     pub fn wait_for(&self, what: &str, holds: impl Fn(&crate::fs::session::MountStats) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while !holds(&self.mounted.stats()) {
-            assert!(Instant::now() < deadline, "{what} did not come: {:?}", self.mounted.stats());
+            assert!(
+                Instant::now() < deadline,
+                "{what} did not come: {:?}",
+                self.mounted.stats()
+            );
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -175,7 +238,10 @@ impl Drop for Mount {
 /// Opens a file, past the page cache where asked.
 pub(super) fn open(path: &Path, direct: bool) -> io::Result<File> {
     let flags = if direct { nix::libc::O_DIRECT } else { 0 };
-    std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)
+    std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)
 }
 
 /// Makes the kernel forget the pages of a file.
@@ -183,20 +249,26 @@ pub(super) fn forget_pages(file: &File) {
     posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).expect("advises");
 }
 
-/// Reads a range as far as the file goes.
+/// What reads past the page cache may have to be aligned to.
+const SECTOR: usize = 4096;
+
+/// Reads a range as far as the file goes, into a buffer that is aligned for every kind of read.
 pub(super) fn read_range(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; len];
+    let mut room = vec![0; len + SECTOR];
+    let start = room.as_ptr().align_offset(SECTOR);
+    let bytes = &mut room[start..start + len];
     let mut have = 0;
     while have < len {
         match file.read_at(&mut bytes[have..], offset + have as u64) {
             Ok(0) => break,
             Ok(read) => have += read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Behind the end of the file, where a read begins in the middle of a sector.
+            Err(error) if have > 0 && error.raw_os_error() == Some(nix::libc::EINVAL) => break,
             Err(error) => return Err(error),
         }
     }
-    bytes.truncate(have);
-    Ok(bytes)
+    Ok(bytes[..have].to_vec())
 }
 
 /// Gives every file of a model with its path.

@@ -218,12 +218,17 @@ fn firsts(model: &Dir, order: &[Vec<u8>]) -> HashMap<u8, Ino> {
     let mut firsts = HashMap::new();
     for (rank, path) in (0..).zip(order) {
         let mut names = path.split(|&byte| byte == b'/');
-        let top = model.get(names.next().expect("has a name")).expect("is in the model");
+        let top = model
+            .get(names.next().expect("has a name"))
+            .expect("is in the model");
         let node = names.fold(top, |node, name| match node {
             Node::Dir(below) => &below[name],
             Node::File(_) | Node::Symlink(_) => panic!("only directories have names in them"),
         });
-        if let Node::File(File { group: group @ 1.., .. }) = node {
+        if let Node::File(File {
+            group: group @ 1.., ..
+        }) = node
+        {
             firsts.entry(*group).or_insert(Ino::of_rank(rank));
         }
     }
