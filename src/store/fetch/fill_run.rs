@@ -153,6 +153,9 @@ impl Inner {
         };
         let result = self.fill_and_publish(&tier, &state, &fill).await;
         drop(registered);
+        if matches!(result, Err(PackFillError::Damaged { .. })) {
+            self.metas.forget(&pack);
+        }
         result
     }
 

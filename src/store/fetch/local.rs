@@ -102,6 +102,7 @@ impl Inner {
         verify: Verify,
     ) -> Fast {
         let meta = self.metas.peek(&state.pack);
+        self.read_ahead(c, &units_of(range), verify);
         for block in units_of(range) {
             let key = UnitKey {
                 content: c.content,

@@ -50,6 +50,9 @@ mod stats;
 mod tier_port;
 mod types;
 
+#[cfg(test)]
+mod tests;
+
 pub use attach::Attachment;
 pub use config::FetchConfig;
 pub use job::{FillError, FillHandle, FillProgress, PackFillError};

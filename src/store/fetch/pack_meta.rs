@@ -316,6 +316,14 @@ impl PackMetas {
         }
     }
 
+    /// Drops what is in memory of a pack: it led to nothing good, so it is fetched again.
+    pub(super) fn forget(&self, pack: &PackId) {
+        let mut cache = self.cache.lock();
+        if let Some((_, cost)) = cache.entries.pop(pack) {
+            cache.bytes -= cost;
+        }
+    }
+
     /// Gives the full description if it is in memory.
     pub(super) fn peek(&self, pack: &PackId) -> Option<Arc<PackMeta>> {
         self.cache.lock().entries.get(pack)?.0.full.get().cloned()
@@ -541,12 +549,17 @@ fn unchecked(outboard: PackOutboard) -> HashMap<u32, Values> {
     outboard.contents.into_iter().map(values).collect()
 }
 
-/// Says whether chaining values are for contents of these sizes.
+/// Says whether chaining values are those of the contents: so one that arrived damaged is fetched
+/// again at once. Those of pinned contents are checked when a proof names their digests.
 fn values_match(outboard: &PackOutboard, index: &PackIndex) -> bool {
     outboard.contents.iter().all(|(position, values)| {
-        index
-            .contents
-            .get(*position as usize)
-            .is_some_and(|content| content.size == values.size)
+        let Some(content) = index.contents.get(*position as usize) else {
+            return false;
+        };
+        let proven = match content.content {
+            ContentId::Digest(digest) => values.verify(&digest),
+            ContentId::Pin(_) => true,
+        };
+        content.size == values.size && proven
     })
 }

@@ -113,9 +113,12 @@ impl Readahead {
     /// Notes a read of `units`; gives the units to ask ahead now (possibly none). `window_max` is in
     /// units, `count` is how many the content has.
     pub(super) fn note(&mut self, units: &Range<u64>, count: u64, window_max: u64) -> Range<u64> {
-        let sequential = units.start <= self.next && units.end >= self.next && self.next > 0;
-        let from_start = units.start == 0 && self.next == 0;
-        if !sequential && !from_start {
+        if units.end == self.next {
+            // Within the last unit: no step, no jump.
+            return 0..0;
+        }
+        let steps = self.next > 0 && units.start <= self.next && units.end > self.next;
+        if !steps {
             *self = Self {
                 next: units.end,
                 asked: units.end,
@@ -123,7 +126,7 @@ impl Readahead {
             };
             return 0..0;
         }
-        self.next = self.next.max(units.end);
+        self.next = units.end;
         self.asked = self.asked.max(self.next);
         if self.asked - self.next > self.window / 2 {
             return 0..0;

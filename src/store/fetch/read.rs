@@ -43,11 +43,15 @@ impl Inner {
     ) -> Result<Bytes, FetchError> {
         let deadline = self.deadline();
         let whole_read = async {
-            if unit_count(c.size) == 1 {
-                let unit = self.unit(c, 0, verify, deadline).await?;
-                return slice_unit(c, &unit, &range);
+            let first = self.read_once(c, &range, verify, deadline).await;
+            match (&first, pack_of(c)) {
+                // A description that arrived damaged may be the reason: it proves less than the bytes.
+                (Err(error), Some(pack)) if blames_description(error, c) => {
+                    self.metas.forget(&pack);
+                    self.read_once(c, &range, verify, deadline).await
+                }
+                _ => first,
             }
-            self.read_blocks(c, &range, verify, deadline).await
         };
         let result = match timeout_at(deadline, whole_read).await {
             Ok(result) => result,
@@ -58,6 +62,20 @@ impl Inner {
             tracing::warn!(%error, "a read failed");
         }
         result
+    }
+
+    async fn read_once(
+        self: &Arc<Self>,
+        c: &ContentRef,
+        range: &Range<u64>,
+        verify: Verify,
+        deadline: Instant,
+    ) -> Result<Bytes, FetchError> {
+        if unit_count(c.size) == 1 {
+            let unit = self.unit(c, 0, verify, deadline).await?;
+            return slice_unit(c, &unit, range);
+        }
+        self.read_blocks(c, range, verify, deadline).await
     }
 
     async fn unit(
@@ -238,6 +256,17 @@ impl Inner {
         }
         self.packs.expect_present(state);
         self.fill_again(state.pack);
+    }
+}
+
+/// Says whether a damaged recipe, index or outboard in memory could have led to this error.
+fn blames_description(error: &FetchError, c: &ContentRef) -> bool {
+    match error {
+        FetchError::Damaged { .. } | FetchError::BadPack { .. } => true,
+        FetchError::Gone { .. } => matches!(c.content, ContentId::Digest(_)),
+        FetchError::Unreachable { .. } | FetchError::ProofConflict { .. } | FetchError::Stopped => {
+            false
+        }
     }
 }
 

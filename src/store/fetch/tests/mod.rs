@@ -1,0 +1,10 @@
+//! The fetcher against a lake in memory and real or failing tiers.
+//!
+//! * [`reads`]: the lake alone: faults, time, single flight, bounds. * [`tiers`]: filling, damage,
+//!   eviction, full and failing tiers. * [`pins`]: imported packs. * [`model`]: random everything.
+
+mod kit;
+mod model;
+mod pins;
+mod reads;
+mod tiers;

@@ -1,0 +1,222 @@
+use super::kit::{TestFile, TestPack, World, imported, no_memory, small_config};
+use crate::format::digest::{BLOCK_LEN, digest};
+use crate::format::pack::Proof;
+use crate::format::paths::{PackPart, pack_key};
+use crate::store::fetch::{FetchError, Fetcher, FillError, PackFillError, Verify};
+use crate::testkit::faulty_lake::{Fault, Op, Rule};
+
+const LEVELS: [Verify; 3] = [Verify::Tier, Verify::Node, Verify::Always];
+
+fn files() -> Vec<TestFile> {
+    vec![
+        TestFile::of(50_000, 1),
+        TestFile::of(5 * BLOCK_LEN + 9, 2),
+        TestFile::of(70_000, 3),
+        TestFile::of(BLOCK_LEN + 1, 4),
+    ]
+}
+
+async fn assert_reads(fetcher: &Fetcher, pack: &TestPack, verify: Verify) {
+    for content in &pack.contents {
+        let got = fetcher
+            .read(&content.c, 0, u32::MAX, verify)
+            .await
+            .expect("read");
+        assert!(got == content.bytes, "wrong bytes at {verify}");
+    }
+}
+
+fn proof(world: &World, pack: &TestPack) -> Option<Proof> {
+    let bytes = world
+        .memory
+        .bytes_of(&pack_key(&pack.pack, PackPart::Proof))?;
+    Some(Proof::decode(&bytes).expect("a proof"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn imported_objects_are_read_from_where_they_lie_and_proven_when_the_pack_is_full() {
+    let world = World::new();
+    let pack = imported(&world.memory, "user", &files());
+    let fetcher = world.fetcher(no_memory());
+    assert_reads(&fetcher, &pack, Verify::Node).await;
+    assert!(
+        proof(&world, &pack).is_none(),
+        "reading parts proves nothing"
+    );
+    fetcher
+        .fill(vec![pack.uses()])
+        .wait()
+        .await
+        .expect("filled");
+    let proof = proof(&world, &pack).expect("made by the fill");
+    let expected: Vec<_> = files()
+        .iter()
+        .map(|file| Some(digest(&file.bytes)))
+        .collect();
+    assert_eq!(proof.digests, expected);
+    world
+        .lake
+        .rule(Rule::every(Op::GetPinned, Fault::Permanent));
+    for verify in LEVELS {
+        assert_reads(&fetcher, &pack, verify).await;
+    }
+    let other_node = World {
+        kv: crate::store::kv::Kv::in_memory(),
+        ..world
+    };
+    for verify in LEVELS {
+        assert_reads(&other_node.fetcher(no_memory()), &pack, verify).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overwritten_object_is_an_error_for_its_own_file_only() {
+    let world = World::new();
+    let pack = imported(&world.memory, "user", &files());
+    world
+        .memory
+        .set_foreign("user", "dir/2", vec![9; 70_000], false);
+    let fetcher = world.fetcher(no_memory());
+    let check = async |fetcher: &Fetcher| {
+        for verify in LEVELS {
+            for (n, content) in pack.contents.iter().enumerate() {
+                match fetcher.read(&content.c, 0, u32::MAX, verify).await {
+                    Ok(got) => assert!(n != 2 && got == content.bytes, "content {n} at {verify}"),
+                    Err(error) => {
+                        assert!(
+                            n == 2 && matches!(error, FetchError::Gone { .. }),
+                            "content {n}: {error:?}"
+                        );
+                        assert!(error.to_string().contains("s3://user/dir/2"), "{error}");
+                    }
+                }
+            }
+        }
+    };
+    check(&fetcher).await;
+    fetcher
+        .fill(vec![pack.uses()])
+        .wait()
+        .await
+        .expect("the rest of the pack is usable");
+    assert_eq!(
+        proof(&world, &pack)
+            .expect("made")
+            .digests
+            .iter()
+            .filter(|d| d.is_none())
+            .count(),
+        1
+    );
+    check(&fetcher).await;
+    check(&world.fetcher(no_memory())).await;
+    let other_node = World {
+        kv: crate::store::kv::Kv::in_memory(),
+        ..world
+    };
+    check(&other_node.fetcher(no_memory())).await;
+    assert!(
+        other_node.object_path(&pack.pack).exists(),
+        "it is not set aside for what it cannot have"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_bytes_under_the_same_pin_are_an_error() {
+    let world = World::new();
+    let pack = imported(&world.memory, "user", &files());
+    world
+        .fetcher(no_memory())
+        .fill(vec![pack.uses()])
+        .wait()
+        .await
+        .expect("filled");
+    std::fs::remove_file(world.object_path(&pack.pack)).expect("evicted");
+    // A store that gives other bytes under the same ETag: nothing but the proof can tell.
+    world
+        .lake
+        .rule(Rule::every(Op::GetPinned, Fault::FlipByte(10)).on("dir/0"));
+    let fetcher = world.fetcher(no_memory());
+    let error = fetcher
+        .read(&pack.contents[0].c, 0, 100, Verify::Node)
+        .await
+        .expect_err("a conflict");
+    assert!(
+        matches!(error, FetchError::ProofConflict { .. }),
+        "{error:?}"
+    );
+    let error = fetcher
+        .fill(vec![pack.uses()])
+        .wait()
+        .await
+        .expect_err("a conflict");
+    assert!(
+        matches!(
+            error,
+            FillError::Failed {
+                first: PackFillError::Damaged { .. },
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    assert!(!world.object_path(&pack.pack).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_read_only_credentials_the_proof_lies_beside_the_object() {
+    let world = World::new();
+    let pack = imported(&world.memory, "user", &files());
+    world.lake.rule(Rule::every(Op::Put, Fault::Denied));
+    let fetcher = world.fetcher(no_memory());
+    fetcher
+        .fill(vec![pack.uses()])
+        .wait()
+        .await
+        .expect("filled");
+    assert!(proof(&world, &pack).is_none());
+    let fresh = world.fetcher(no_memory());
+    world
+        .lake
+        .rule(Rule::every(Op::GetPinned, Fault::Permanent));
+    for verify in LEVELS {
+        assert_reads(&fresh, &pack, verify).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_byte_flipped_in_the_tier_heals_from_the_users_objects() {
+    for content in 0..4 {
+        let world = World::new();
+        let pack = imported(&world.memory, "user", &files());
+        world
+            .fetcher(no_memory())
+            .fill(vec![pack.uses()])
+            .wait()
+            .await
+            .expect("filled");
+        let crate::format::placement::Location::Run { offset, .. } =
+            pack.contents[content].c.location
+        else {
+            panic!("a run")
+        };
+        world.flip_in_tier(&pack.pack, offset + 1000);
+        for verify in [Verify::Node, Verify::Always] {
+            assert_reads(&world.fetcher(no_memory()), &pack, verify).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reference_that_the_index_does_not_have_is_refused() {
+    let world = World::new();
+    let pack = imported(&world.memory, "user", &files());
+    let fetcher = world.fetcher(small_config());
+    let mut c = pack.contents[0].c.clone();
+    c.location = pack.contents[2].c.location.clone();
+    let error = fetcher
+        .read(&c, 0, 10, Verify::Node)
+        .await
+        .expect_err("no such content there");
+    assert!(matches!(error, FetchError::BadPack { .. }), "{error:?}");
+}
