@@ -10,8 +10,16 @@ use serde::Serialize;
 
 use super::Global;
 use super::output::{self, Out, Table};
-use super::report::usage;
+use super::report::{HintExt as _, usage};
 use crate::config::{self, Config, Env, Loaded, Overrides, TierSection};
+use crate::node::api::NodeInfo;
+use crate::node::client::NodeClient;
+use crate::node::place::Place;
+use crate::node::spawn::{self, SpawnSpec};
+use crate::node::{daemon, open};
+use crate::store::catalog::Catalog;
+use crate::store::lake::Lake;
+use crate::store::tier::Tier;
 
 /// A command's surroundings; everything expensive is made on first use.
 #[derive(Debug)]
@@ -172,7 +180,120 @@ impl Context {
     }
 
     /// Gives the lake that is configured.
-    pub async fn lake(&self) -> anyhow::Result<Arc<dyn crate::store::lake::Lake>> {
-        anyhow::bail!("the lake is not wired up yet")
+    pub async fn lake(&self) -> anyhow::Result<Arc<dyn Lake>> {
+        Ok(open::open_lake(&self.config().lake).await?)
+    }
+
+    /// Opens the catalog of the lake that is configured.
+    pub async fn catalog(&self) -> anyhow::Result<Catalog> {
+        let opened = open::open_catalog(self.lake().await?, self.config()).await;
+        opened.hint("`larder doctor` checks whether the lake can be reached")
+    }
+
+    /// Opens a tier in this process: the default one where none is named. Gives its name too.
+    pub fn tier(&self, name: Option<&str>) -> anyhow::Result<(String, Tier)> {
+        let (name, section) = self.tier_section(name)?;
+        let node = self.place()?.node_id()?;
+        Ok((name.to_owned(), open::open_tier(name, section, node)?))
+    }
+
+    /// Gives this node's state directory, made where it is missing.
+    pub fn place(&self) -> anyhow::Result<Place> {
+        Ok(Place::open(&self.config().state)?)
+    }
+
+    /// Gives the daemon's client without starting a daemon.
+    pub fn node_client_at_rest(&self) -> NodeClient {
+        NodeClient::at(&self.config().daemon.socket)
+    }
+
+    /// Gives a daemon that answers: the one that runs, or one that is started now. Refused where it
+    /// serves another lake than this command means.
+    pub async fn node_client(&self) -> anyhow::Result<NodeClient> {
+        let config = self.config();
+        let client = self.node_client_at_rest();
+        let info = match client.info().await {
+            Ok(info) => info,
+            Err(error)
+                if error.is_absent()
+                    && self.loaded().is_set("daemon.socket")
+                    && !self.may_start() =>
+            {
+                return Err(error).hint("start the daemon that owns this socket");
+            }
+            Err(error) if error.is_absent() => {
+                let spec = SpawnSpec {
+                    exe: daemon::own_exe(),
+                    args: self.daemon_args(),
+                    state: config.state.clone(),
+                    socket: config.daemon.socket.clone(),
+                    timeout: config.daemon.start_timeout.0,
+                };
+                spawn::connect_or_start(&spec).await?.info().await?
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.check_same_lake(&info)?;
+        Ok(client)
+    }
+
+    /// A socket outside of the state directory may belong to the system's daemon: it is not started
+    /// from here where its directory is not ours.
+    fn may_start(&self) -> bool {
+        let dir = self
+            .config()
+            .daemon
+            .socket
+            .parent()
+            .unwrap_or(std::path::Path::new("/"));
+        !dir.exists() || nix::unistd::access(dir, nix::unistd::AccessFlags::W_OK).is_ok()
+    }
+
+    fn daemon_args(&self) -> Vec<String> {
+        let mut args = vec![
+            "daemon".to_owned(),
+            "run".to_owned(),
+            "--detached".to_owned(),
+        ];
+        if let Some(file) = &self.loaded().file {
+            args.extend(["--config".to_owned(), file.to_string_lossy().into_owned()]);
+        }
+        // Paths of flags were made absolute: take what holds, not what was typed.
+        let flags = config::KEYS
+            .iter()
+            .filter(|key| self.overrides.contains_key(key.name));
+        for key in flags {
+            let value = self.overrides.get(key.name).cloned().unwrap_or_default();
+            let is_path = key.kind == config::Kind::Path
+                || key.kind == config::Kind::Lake && !value.contains("://");
+            let value = match (is_path, std::path::absolute(&value)) {
+                (true, Ok(path)) => path.to_string_lossy().into_owned(),
+                _ => value,
+            };
+            args.push(format!("--{}={value}", key.flag));
+        }
+        args
+    }
+
+    fn check_same_lake(&self, info: &NodeInfo) -> anyhow::Result<()> {
+        let loaded = self.loaded();
+        let means_it = loaded.is_set("lake.url") || !loaded.is_set("daemon.socket");
+        let lake = &loaded.config.lake;
+        if means_it && (info.lake != lake.url || info.endpoint != lake.endpoint) {
+            let named = |url: &str, endpoint: &Option<String>| match endpoint {
+                Some(endpoint) => format!("{url} at {endpoint}"),
+                None => url.to_owned(),
+            };
+            let text = format!(
+                "the daemon (pid {}) serves the lake {}, this command means {}",
+                info.pid,
+                named(&info.lake, &info.endpoint),
+                named(&lake.url, &lake.endpoint)
+            );
+            return usage(text).hint(
+                "stop it with `larder daemon stop`, or give each lake a LARDER_STATE of its own",
+            );
+        }
+        Ok(())
     }
 }

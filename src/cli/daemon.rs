@@ -1,14 +1,233 @@
-//! `larder daemon`: runs, stops and asks the daemon.
+//! `larder daemon`: runs, stops and asks the daemon that serves the mounts.
+
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
 
 use super::Context;
+use super::mount::with_hint;
+use super::output;
+use super::report::HintExt as _;
+use crate::node::client::NodeClient;
+use crate::node::daemon::Daemon;
+use crate::node::error::NodeError;
+use crate::node::place::Place;
+use crate::node::server;
+
+/// How long running requests may take to end when the daemon stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long `daemon stop` waits for the end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Flags of `larder daemon`.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "Examples:
-  larder daemon status")]
-pub struct Args {}
+  larder daemon                 starts it in the background, as other commands do on demand
+  larder daemon --foreground    serves from this process, for a service manager
+  larder daemon stop
+
+There is one daemon for each state directory. Its mounts come back when it starts again.")]
+pub struct Args {
+    /// Serves from this process until SIGINT or SIGTERM
+    #[arg(long)]
+    foreground: bool,
+    #[command(subcommand)]
+    command: Option<What>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Serves from this process
+    #[command(hide = true, after_help = "Examples:\n  larder daemon run")]
+    Run {
+        /// Leaves the terminal's session; a daemon that runs already is no error
+        #[arg(long)]
+        detached: bool,
+    },
+    /// Unmounts everything and ends the daemon; the mounts come back when it starts again
+    #[command(after_help = "Examples:\n  larder daemon stop")]
+    Stop,
+    /// Shows whether a daemon runs and what it serves; exit status 1 where none does
+    #[command(after_help = "Examples:\n  larder daemon status --json")]
+    Status,
+    /// Prints the metrics as Prometheus text
+    #[command(after_help = "Examples:\n  larder daemon metrics | grep larder_lake")]
+    Metrics,
+    /// Prints the end of the log of a daemon that was started on demand
+    #[command(after_help = "Examples:\n  larder daemon log --lines 50")]
+    Log {
+        /// How many lines
+        #[arg(long, default_value_t = 200, value_name = "N")]
+        lines: usize,
+    },
+}
 
 /// Runs the command.
-pub fn run(_ctx: &Context, _args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("larder daemon is not built yet")
+pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
+    match args.command {
+        None if args.foreground => serve(ctx, false),
+        None => start(ctx),
+        Some(What::Run { detached }) => serve(ctx, detached),
+        Some(What::Stop) => stop(ctx),
+        Some(What::Status) => status(ctx),
+        Some(What::Metrics) => {
+            let text = ctx
+                .block_on(ctx.node_client_at_rest().metrics())
+                .map_err(with_hint)?;
+            print(ctx, &text)
+        }
+        Some(What::Log { lines }) => {
+            let tail = Place::at(&ctx.config().state).log_tail(0, lines);
+            if tail.is_empty() {
+                Ok(())
+            } else {
+                print(ctx, &format!("{tail}\n"))
+            }
+        }
+    }
+}
+
+fn print(ctx: &Context, text: &str) -> anyhow::Result<()> {
+    let mut out = ctx.out();
+    out.write_all(text.as_bytes())?;
+    Ok(out.finish()?)
+}
+
+fn start(ctx: &Context) -> anyhow::Result<()> {
+    let info = ctx.block_on(async {
+        let client = ctx.node_client().await?;
+        Ok::<_, anyhow::Error>(client.info().await?)
+    })?;
+    if ctx.json() {
+        return ctx.print_json(&info);
+    }
+    ctx.say(format!(
+        "the daemon runs (pid {}), lake {}",
+        info.pid, info.lake
+    ));
+    Ok(())
+}
+
+fn status(ctx: &Context) -> anyhow::Result<()> {
+    let info = ctx
+        .block_on(ctx.node_client_at_rest().info())
+        .hint("`larder daemon` starts one")?;
+    if ctx.json() {
+        return ctx.print_json(&info);
+    }
+    let mut out = ctx.out();
+    writeln!(out, "pid       {}", info.pid)?;
+    writeln!(out, "version   {}", info.version)?;
+    writeln!(out, "node      {}", info.node)?;
+    writeln!(out, "lake      {}", info.lake)?;
+    writeln!(out, "state     {}", info.state.display())?;
+    writeln!(out, "started   {}", output::time(info.started_ms))?;
+    for tier in &info.tiers {
+        let default = if tier.default { " (default)" } else { "" };
+        writeln!(
+            out,
+            "tier      {}{default}: {}",
+            tier.name,
+            tier.path.display()
+        )?;
+    }
+    Ok(out.finish()?)
+}
+
+/// Tells the daemon to stop and waits until its lock is free.
+fn stop(ctx: &Context) -> anyhow::Result<()> {
+    let client = ctx.node_client_at_rest();
+    let place = Place::at(&ctx.config().state);
+    match ctx.block_on(client.stop()) {
+        Ok(()) => {}
+        Err(error) if error.is_absent() => {
+            ctx.say("no daemon runs");
+            return Ok(());
+        }
+        Err(error) => return Err(with_hint(error)),
+    }
+    let begun = Instant::now();
+    while place.daemon_lives() {
+        if begun.elapsed() > STOP_TIMEOUT {
+            return Err(anyhow::anyhow!("the daemon does not end"))
+                .hint("`larder daemon log` says what it waits for");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    ctx.say("the daemon has stopped");
+    Ok(())
+}
+
+fn serve(ctx: &Context, detached: bool) -> anyhow::Result<()> {
+    if detached {
+        // Fails only for a process that leads a group: then it is on its own already.
+        let _ = nix::unistd::setsid();
+    }
+    match ctx.block_on(serve_until_stopped(ctx)) {
+        Err(error)
+            if detached && matches!(error.downcast_ref(), Some(NodeError::AlreadyRuns { .. })) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+async fn serve_until_stopped(ctx: &Context) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut term = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let config = ctx.config();
+    let daemon = Daemon::open(config.clone()).await?;
+    daemon.clean_stale().await?;
+    let listener = server::listen(&config.daemon.socket, config.daemon.group.as_deref())?;
+    tracing::info!(socket = %config.daemon.socket.display(), lake = config.lake.url, "the daemon serves");
+    let serving = tokio::spawn(server::serve(daemon.clone(), listener));
+    let remounting = tokio::spawn({
+        let daemon = daemon.clone();
+        async move { daemon.remount().await }
+    });
+    let upkeep = tokio::spawn(daemon.clone().upkeep());
+    notify_ready();
+    let stopping = daemon.stopping();
+    tokio::select! {
+        _ = term.recv() => tracing::info!("SIGTERM: stopping"),
+        _ = int.recv() => tracing::info!("SIGINT: stopping"),
+        () = stopping.cancelled() => tracing::info!("told to stop"),
+    }
+    daemon.stop();
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, serving).await;
+    remounting.abort();
+    let _ = remounting.await;
+    daemon.unmount_all().await;
+    daemon.stop_keeper().await;
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, upkeep).await;
+    let _ = std::fs::remove_file(&config.daemon.socket);
+    tracing::info!("the daemon ends");
+    Ok(())
+}
+
+/// Tells systemd that the daemon is ready, where systemd started it (`Type=notify`).
+fn notify_ready() {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let sent = std::os::unix::net::UnixDatagram::unbound()
+        .and_then(|socket| socket.send_to(b"READY=1", &path));
+    if let Err(error) = sent {
+        tracing::debug!(%error, "the service manager was not told");
+    }
+}
+
+/// Says in one line whether a daemon runs.
+pub(super) async fn line(client: &NodeClient) -> String {
+    match client.info().await {
+        Ok(info) => format!("runs (pid {})", info.pid),
+        Err(error) if error.is_absent() => {
+            "does not run; it is started when it is needed".to_owned()
+        }
+        Err(error) => format!("cannot be asked: {error}"),
+    }
 }

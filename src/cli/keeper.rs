@@ -1,14 +1,36 @@
-//! `larder keeper`: holds mounts for a daemon.
+//! `larder keeper`: the process that makes the mounts and holds their descriptors. Hidden: a daemon
+//! starts it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
 
 use super::Context;
 
 /// Flags of `larder keeper`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
-  larder keeper")]
-pub struct Args {}
+pub struct Args {
+    /// Where its socket is
+    #[arg(long, value_name = "DIR")]
+    pub state: PathBuf,
+}
 
-/// Runs the command.
-pub fn run(_ctx: &Context, _args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("larder keeper is not built yet")
+/// Runs the keeper where the command line asks for it: before anything has made a thread.
+pub(super) fn run_if_asked() -> Option<ExitCode> {
+    let mut args = std::env::args_os().skip(1);
+    let (first, flag, state) = (args.next()?, args.next()?, args.next()?);
+    if first != "keeper" || flag != "--state" || args.next().is_some() {
+        return None;
+    }
+    Some(match crate::fs::keeper::run(&PathBuf::from(state)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: the keeper cannot run: {error}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// Runs the command (not reached where `run_if_asked` saw it).
+pub fn run(_ctx: &Context, args: Args) -> anyhow::Result<()> {
+    Ok(crate::fs::keeper::run(&args.state)?)
 }

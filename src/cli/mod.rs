@@ -215,6 +215,9 @@ pub fn command() -> clap::Command {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
+    if let Some(ended) = keeper::run_if_asked() {
+        return ended;
+    }
     report::quiet_on_closed_stdout();
     let matches = match command().try_get_matches() {
         Ok(matches) => matches,

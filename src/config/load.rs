@@ -410,7 +410,7 @@ fn check_together(loaded: &Loaded) -> Vec<Problem> {
             );
             wrong(format!("tier.{name}.low_watermark"), message);
         }
-        if tier.ttl.0.is_zero() {
+        if tier.ttl.is_some_and(|ttl| ttl.0.is_zero()) {
             wrong(
                 format!("tier.{name}.ttl"),
                 "must be longer than nothing".to_owned(),
@@ -477,8 +477,9 @@ fn check_together(loaded: &Loaded) -> Vec<Problem> {
     for (key, span) in [
         ("daemon.steward_period", config.daemon.steward_period),
         ("daemon.start_timeout", config.daemon.start_timeout),
-        ("fetch.connect_timeout", config.fetch.connect_timeout),
-        ("fetch.read_timeout", config.fetch.read_timeout),
+        ("lake.connect_timeout", config.lake.connect_timeout),
+        ("lake.read_timeout", config.lake.read_timeout),
+        ("fetch.stall_timeout", config.fetch.stall_timeout),
         ("fetch.give_up", config.fetch.give_up),
     ] {
         if span.0.as_millis() < 50 {

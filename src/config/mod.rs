@@ -59,15 +59,27 @@ pub struct LakeSection {
     pub endpoint: Option<String>,
     #[serde(default)]
     pub region: Option<String>,
-    pub path_style: bool,
+    #[serde(default)]
+    pub path_style: Option<bool>,
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
-    pub checksums: bool,
+    pub checksums: Checksums,
+    pub connect_timeout: Span,
+    pub read_timeout: Span,
     pub sse: Sse,
     #[serde(default)]
     pub sse_kms_key: Option<String>,
     #[serde(default)]
     pub sse_c_key_file: Option<PathBuf>,
+}
+
+/// When checksum headers and trailers are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Checksums {
+    Auto,
+    Required,
+    Supported,
 }
 
 /// Server-side encryption of what is written.
@@ -88,9 +100,13 @@ pub struct TierSection {
     /// None: what the file system has.
     #[serde(default)]
     pub capacity: Option<Size>,
-    pub ttl: Span,
+    /// None: what the tier's marker says.
+    #[serde(default)]
+    pub ttl: Option<Span>,
     pub high_watermark: Percent,
     pub low_watermark: Percent,
+    /// How long removed objects stay in the trash.
+    pub grace: Span,
     /// The tier that is made where it is missing: only the laptop default.
     #[serde(default)]
     pub auto_init: bool,
@@ -111,8 +127,7 @@ pub struct FetchSection {
     pub bytes_in_flight: Size,
     pub requests: u32,
     pub memory: Size,
-    pub connect_timeout: Span,
-    pub read_timeout: Span,
+    pub stall_timeout: Span,
     pub give_up: Span,
 }
 

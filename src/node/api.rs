@@ -153,6 +153,9 @@ pub struct FillRequest {
     pub keep: Option<bool>,
     #[serde(default)]
     pub ttl: Option<Span>,
+    /// Changes `keep` and `ttl` of what is cached, and fetches nothing.
+    #[serde(default)]
+    pub only_settings: bool,
 }
 
 /// How a fill does.

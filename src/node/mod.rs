@@ -23,6 +23,14 @@
 
 pub mod api;
 pub mod client;
+pub mod daemon;
+pub mod error;
+pub mod fills;
+pub mod metrics;
+pub mod mounting;
+pub mod open;
 pub mod place;
+pub mod server;
 pub mod spawn;
 pub mod table;
+pub mod upkeep;

@@ -1,0 +1,142 @@
+//! Why the node did not do what was asked, told apart by who can mend it.
+
+use std::path::PathBuf;
+
+use crate::format::refs::NameError;
+use crate::fs::keeper::KeeperError;
+use crate::fs::mount::MountError;
+use crate::fs::view::ViewError;
+use crate::store::catalog::CatalogError;
+use crate::store::tier::TierError;
+
+use super::api::ApiError;
+use super::open::OpenError;
+use super::place::PlaceError;
+use super::table::TableError;
+
+/// Why the node did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The daemon of this state directory lives already.
+    #[error("a daemon runs already for {} (pid {pid})", state.display())]
+    AlreadyRuns { state: PathBuf, pid: String },
+    #[error("cannot listen at {}", socket.display())]
+    Listen {
+        socket: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("there is no group `{group}` (daemon.group)")]
+    NoGroup { group: String },
+    /// The request contradicts itself.
+    #[error("{what}")]
+    Wrong { what: String },
+    #[error("{}: {why}", dir.display())]
+    Dir {
+        dir: PathBuf,
+        why: &'static str,
+        hint: String,
+    },
+    #[error("{}: {doing}", dir.display())]
+    DirIo {
+        dir: PathBuf,
+        doing: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("user {uid} may not {what}")]
+    Denied { uid: u32, what: String },
+    #[error("{} is not a mount of this daemon", dir.display())]
+    NotMounted { dir: PathBuf },
+    #[error("{} is being mounted by another command", dir.display())]
+    Busy { dir: PathBuf },
+    #[error("no tier is configured, so nothing can be cached")]
+    NoTier,
+    #[error("there is no tier `{name}`; the daemon knows: {known}")]
+    UnknownTier { name: String, known: String },
+    #[error("no fill {id} is known")]
+    NoFill { id: uuid::Uuid },
+    #[error("the daemon is stopping")]
+    Stopping,
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error("cannot show {revision}")]
+    View {
+        revision: String,
+        #[source]
+        source: ViewError,
+    },
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
+    #[error(transparent)]
+    Tier(#[from] TierError),
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    #[error(transparent)]
+    Kv(#[from] crate::store::kv::KvError),
+    #[error("{what} ended without a result; the daemon's log says why")]
+    Panicked { what: &'static str },
+}
+
+impl NodeError {
+    /// Gives the HTTP status.
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::Wrong { .. }
+            | Self::Dir { .. }
+            | Self::DirIo { .. }
+            | Self::Name(_)
+            | Self::UnknownTier { .. } => 400,
+            Self::Denied { .. } => 403,
+            Self::NotMounted { .. } | Self::NoFill { .. } => 404,
+            Self::Catalog(CatalogError::NoDataset { .. } | CatalogError::NoRevision { .. }) => 404,
+            Self::Busy { .. }
+            | Self::Table(TableError::Taken { .. })
+            | Self::Keeper(KeeperError::Busy { .. }) => 409,
+            _ => 500,
+        }
+    }
+
+    /// Gives the next step, where there is one that the message does not say.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Dir { hint, .. } => Some(hint.clone()),
+            Self::NotMounted { .. } => Some("`larder mounts` lists what is mounted".to_owned()),
+            Self::NoTier => {
+                Some("set LARDER_TIER to a directory made with `larder tier init`".to_owned())
+            }
+            Self::AlreadyRuns { .. } => Some("`larder daemon stop` ends it".to_owned()),
+            Self::Mount(_)
+            | Self::Keeper(KeeperError::Refused { .. } | KeeperError::Start { .. }) => {
+                Some("`larder doctor` checks what mounting needs".to_owned())
+            }
+            Self::Open(
+                OpenError::Catalog { .. } | OpenError::Lake { .. } | OpenError::Reach(_),
+            ) => Some("`larder doctor` checks whether the lake can be reached".to_owned()),
+            _ => None,
+        }
+    }
+
+    /// Makes the answer of it.
+    pub fn to_api(&self) -> ApiError {
+        let mut causes = Vec::new();
+        let mut at = std::error::Error::source(self);
+        while let Some(cause) = at {
+            causes.push(cause.to_string());
+            at = cause.source();
+        }
+        ApiError {
+            error: self.to_string(),
+            causes,
+            hint: self.hint(),
+        }
+    }
+}

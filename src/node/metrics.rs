@@ -1,0 +1,289 @@
+//! The names of all metrics, and their text for Prometheus.
+//!
+//! `docs/metrics.md` is generated from the table; a test compares. A name or unit that was released
+//! does not change; a stable metric is removed only with a new major version.
+
+use std::fmt::Write as _;
+
+use crate::fs::session::MountStats;
+use crate::store::fetch::FetchStats;
+use crate::store::usage::TierUsage;
+
+/// One metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub labels: &'static [&'static str],
+    pub unit: &'static str,
+    pub help: &'static str,
+}
+
+/// Whether a value only ever grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+}
+
+macro_rules! metrics {
+    ($($id:ident = $name:literal, $kind:ident, [$($label:literal),*], $unit:literal, $help:literal;)*) => {
+        $(pub const $id: Metric = Metric {
+            name: $name, kind: Kind::$kind, labels: &[$($label),*], unit: $unit, help: $help,
+        };)*
+        /// All of them, in the order of the page.
+        pub const ALL: &[Metric] = &[$($id),*];
+    };
+}
+
+metrics! {
+    UP_SECONDS = "larder_up_seconds", Gauge, [], "seconds", "Time since the daemon started";
+    MOUNTS = "larder_mounts", Gauge, ["state"], "mounts", "Mounts by state: mounted, mounting, failed";
+    FETCH_READ_BYTES = "larder_fetch_read_bytes_total", Counter, ["tier", "source"], "bytes",
+        "Bytes served to readers, by where they came from: memory, tier, staging, in_flight";
+    FETCH_READS = "larder_fetch_reads_total", Counter, ["tier", "source"], "reads", "Reads served, by where the bytes came from";
+    LAKE_BYTES = "larder_lake_bytes_total", Counter, ["tier", "lane"], "bytes",
+        "Bytes asked from the lake, by lane: demand, prefetch, meta";
+    LAKE_REQUESTS = "larder_lake_requests_total", Counter, ["tier", "lane"], "requests", "Requests to the lake, by lane";
+    LAKE_RETRIES = "larder_lake_retries_total", Counter, ["tier"], "requests", "Requests made again after a passing error";
+    FETCH_DAMAGED = "larder_fetch_damaged_total", Counter, ["tier"], "fetches", "Fetched bytes that did not have their digest";
+    FETCH_ERRORS = "larder_fetch_read_errors_total", Counter, ["tier"], "reads", "Reads that ended in an error";
+    FETCH_HEALS = "larder_tier_heals_total", Counter, ["tier"], "objects", "Damaged objects of the tier that were set aside";
+    FETCH_TIER_ERRORS = "larder_tier_errors_total", Counter, ["tier"], "errors", "Errors of the tier that readers did not see";
+    FETCH_VERIFY_SECONDS = "larder_verify_seconds_total", Counter, ["tier"], "seconds", "Time spent digesting";
+    FETCH_PUBLISHED = "larder_packs_published_total", Counter, ["tier"], "packs", "Packs published by this daemon";
+    FETCH_IN_FLIGHT = "larder_fetch_in_flight_bytes", Gauge, ["tier"], "bytes", "Bytes asked from the lake and not yet handed on";
+    FETCH_MEMORY = "larder_fetch_memory_bytes", Gauge, ["tier"], "bytes", "Verified buffers in memory";
+    FETCH_OPEN_FILES = "larder_tier_open_files", Gauge, ["tier"], "files", "Files of the tier held open";
+    FETCH_PAUSED = "larder_fill_paused", Gauge, ["tier"], "0 or 1", "1 while filling pauses because the tier is full or fails";
+    TIER_USED = "larder_tier_used_bytes", Gauge, ["tier"], "bytes", "Published objects that cached commits need";
+    TIER_CAPACITY = "larder_tier_capacity_bytes", Gauge, ["tier"], "bytes", "What the tier may take";
+    TIER_FREE = "larder_tier_free_bytes", Gauge, ["tier"], "bytes", "What may still be written";
+    TIER_STAGING = "larder_tier_staging_bytes", Gauge, ["tier"], "bytes", "Bytes that have arrived of packs that are not complete";
+    TIER_TRASH = "larder_tier_trash_bytes", Gauge, ["tier"], "bytes", "Removed objects that wait for the grace time";
+    TIER_COMMITS = "larder_tier_commits", Gauge, ["tier"], "commits", "Cached commits";
+    MOUNT_REQUESTS = "larder_mount_requests_total", Counter, ["dir"], "requests", "Requests of the kernel";
+    MOUNT_WAITED = "larder_mount_waited_total", Counter, ["dir"], "requests", "Requests that waited for something to be fetched";
+    MOUNT_ERRORS = "larder_mount_errors_total", Counter, ["dir"], "requests", "Requests that were answered with EIO";
+    MOUNT_READ_BYTES = "larder_mount_read_bytes_total", Counter, ["dir"], "bytes", "Bytes read through the daemon";
+    MOUNT_BUSY_WORKERS = "larder_mount_busy_workers", Gauge, ["dir"], "threads", "Threads that are answering a request";
+    MOUNT_WORKERS = "larder_mount_workers", Gauge, ["dir"], "threads", "Threads that answer requests";
+    MOUNT_OPEN_FILES = "larder_mount_open_files", Gauge, ["dir"], "files", "Open files";
+    MOUNT_PASSTHROUGH = "larder_mount_passthrough_files", Gauge, ["dir"], "files", "Open files that the kernel reads itself";
+}
+
+/// Collects values and renders them.
+#[derive(Debug, Default)]
+pub struct Page {
+    values: Vec<(Metric, Vec<String>, f64)>,
+}
+
+impl Page {
+    /// Adds a value; `labels` in the order of the metric's.
+    pub fn add(&mut self, metric: Metric, labels: &[&str], value: f64) {
+        debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
+        self.values.push((
+            metric,
+            labels.iter().map(|label| (*label).to_owned()).collect(),
+            value,
+        ));
+    }
+
+    /// Renders all values, each metric's together below its help and type.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        for metric in ALL {
+            let mut values = self
+                .values
+                .iter()
+                .filter(|(of, _, _)| of == metric)
+                .peekable();
+            if values.peek().is_none() {
+                continue;
+            }
+            let kind = match metric.kind {
+                Kind::Counter => "counter",
+                Kind::Gauge => "gauge",
+            };
+            // Writing to a String cannot fail.
+            let _ = writeln!(
+                text,
+                "# HELP {} {}\n# TYPE {} {kind}",
+                metric.name, metric.help, metric.name
+            );
+            for (_, labels, value) in values {
+                let pairs: Vec<String> = metric
+                    .labels
+                    .iter()
+                    .zip(labels)
+                    .map(|(name, value)| format!("{name}=\"{}\"", escape(value)))
+                    .collect();
+                let labels = if pairs.is_empty() {
+                    String::new()
+                } else {
+                    format!("{{{}}}", pairs.join(","))
+                };
+                let _ = writeln!(text, "{}{labels} {value}", metric.name);
+            }
+        }
+        text
+    }
+
+    /// Adds the fetcher's counters.
+    pub fn fetch(&mut self, tier: &str, stats: &FetchStats) {
+        let reads = [
+            ("memory", stats.memory),
+            ("tier", stats.tier),
+            ("staging", stats.staging),
+            ("in_flight", stats.in_flight),
+        ];
+        for (source, of) in reads {
+            self.add(FETCH_READS, &[tier, source], of.requests as f64);
+            self.add(FETCH_READ_BYTES, &[tier, source], of.bytes as f64);
+        }
+        let lanes = [
+            ("demand", stats.lake_demand),
+            ("prefetch", stats.lake_prefetch),
+            ("meta", stats.lake_meta),
+        ];
+        for (lane, of) in lanes {
+            self.add(LAKE_REQUESTS, &[tier, lane], of.requests as f64);
+            self.add(LAKE_BYTES, &[tier, lane], of.bytes as f64);
+        }
+        let paused = f64::from(u8::from(stats.filling_paused.is_some()));
+        let plain = [
+            (LAKE_RETRIES, stats.retries as f64),
+            (FETCH_DAMAGED, stats.damaged_fetches as f64),
+            (FETCH_ERRORS, stats.read_errors as f64),
+            (FETCH_HEALS, stats.heals as f64),
+            (FETCH_TIER_ERRORS, stats.tier_errors as f64),
+            (FETCH_VERIFY_SECONDS, stats.verify_us as f64 / 1e6),
+            (FETCH_PUBLISHED, stats.packs_published as f64),
+            (FETCH_IN_FLIGHT, stats.in_flight_bytes as f64),
+            (FETCH_MEMORY, stats.memory_bytes as f64),
+            (FETCH_OPEN_FILES, stats.open_files as f64),
+            (FETCH_PAUSED, paused),
+        ];
+        for (metric, value) in plain {
+            self.add(metric, &[tier], value);
+        }
+    }
+
+    /// Adds what a tier holds.
+    pub fn tier(&mut self, tier: &str, usage: &TierUsage) {
+        let plain = [
+            (TIER_USED, usage.used_bytes),
+            (TIER_CAPACITY, usage.capacity_bytes),
+            (TIER_FREE, usage.free_bytes),
+            (TIER_STAGING, usage.staging_bytes),
+            (TIER_TRASH, usage.trash_bytes),
+            (TIER_COMMITS, usage.commits.len() as u64),
+        ];
+        for (metric, value) in plain {
+            self.add(metric, &[tier], value as f64);
+        }
+    }
+
+    /// Adds a mount's counters.
+    pub fn mount(&mut self, dir: &str, stats: &MountStats) {
+        let plain = [
+            (MOUNT_REQUESTS, stats.requests),
+            (MOUNT_WAITED, stats.waited),
+            (MOUNT_ERRORS, stats.errors),
+            (MOUNT_READ_BYTES, stats.read_bytes),
+            (MOUNT_BUSY_WORKERS, stats.busy_workers),
+            (MOUNT_WORKERS, stats.workers),
+            (MOUNT_OPEN_FILES, stats.open_files),
+            (MOUNT_PASSTHROUGH, stats.passthrough_files),
+        ];
+        for (metric, value) in plain {
+            self.add(metric, &[dir], value as f64);
+        }
+    }
+}
+
+fn escape(value: &str) -> String {
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+/// Renders `docs/metrics.md`.
+pub fn markdown() -> String {
+    let mut text = String::from(
+        "# Metrics\n\nGenerated from `src/node/metrics.rs`; do not edit.\n\nThe daemon gives them as Prometheus text: \
+         `GET /metrics` on its socket, or `larder daemon metrics`.\nAll are stable: a name, a unit or a label does not \
+         change without a new major version. Counters begin at 0 when\nthe daemon starts. `tier` is the tier's name in the \
+         configuration, `dir` the directory of a mount.\n\n| metric | kind | labels | unit | meaning |\n| --- | --- | --- | --- | --- |\n",
+    );
+    for metric in ALL {
+        let kind = if metric.kind == Kind::Counter {
+            "counter"
+        } else {
+            "gauge"
+        };
+        let labels: Vec<String> = metric
+            .labels
+            .iter()
+            .map(|label| format!("`{label}`"))
+            .collect();
+        let _ = writeln!(
+            text,
+            "| `{}` | {kind} | {} | {} | {} |",
+            metric.name,
+            labels.join(", "),
+            metric.unit,
+            metric.help
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_groups_values_and_escapes_labels() {
+        let mut page = Page::default();
+        page.add(MOUNTS, &["failed"], 0.0);
+        page.add(UP_SECONDS, &[], 1.5);
+        page.add(MOUNTS, &["a\"b\n"], 2.0);
+        let text = page.render();
+        assert!(text.contains("larder_up_seconds 1.5\n"), "{text}");
+        assert!(
+            text.contains(
+                "larder_mounts{state=\"failed\"} 0\nlarder_mounts{state=\"a\\\"b\\n\"} 2\n"
+            ),
+            "{text}"
+        );
+        assert_eq!(text.matches("# TYPE larder_mounts gauge").count(), 1);
+    }
+
+    #[test]
+    fn names_follow_the_conventions() {
+        for metric in ALL {
+            assert_eq!(
+                metric.kind == Kind::Counter,
+                metric.name.ends_with("_total"),
+                "{}",
+                metric.name
+            );
+            assert!(metric.name.starts_with("larder_"), "{}", metric.name);
+        }
+    }
+
+    #[test]
+    fn the_page_of_the_documentation_is_up_to_date() {
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+        if std::env::var_os("LARDER_BLESS").is_some() {
+            std::fs::write(&file, markdown()).expect("writes the page");
+        }
+        let have = std::fs::read_to_string(&file).unwrap_or_default();
+        assert!(
+            have == markdown(),
+            "docs/metrics.md is stale; run this test with LARDER_BLESS=1"
+        );
+    }
+}

@@ -1,0 +1,625 @@
+//! Mounting, unmounting, and making again what was mounted before.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::format::ids::CommitId;
+use crate::format::paths;
+use crate::format::refs::{At, DatasetName, Revision};
+use crate::fs::mount::{self, MountSpec, MountedView, READ_AHEAD_KIB};
+use crate::fs::session::ServeOptions;
+use crate::fs::view::{Look, View, ViewOptions};
+use crate::store::catalog::Snapshot;
+use crate::store::lake::PutIf;
+use crate::store::tier::{CommitKey, Lease, Record, Tier};
+
+use super::api::{MountInfo, MountRequest, MountState, UmountRequest};
+use super::daemon::{Daemon, blocking, now_ms};
+use super::error::NodeError;
+use super::open;
+use super::table::{Attachment, MountOptions, MountRow, Owner};
+
+/// How a row of the table does at this moment.
+#[derive(Debug)]
+pub enum Live {
+    /// Reserves the directory.
+    Mounting(MountRow),
+    Mounted(Box<Mounted>),
+    /// It could not be made (again); tried again from time to time.
+    Failed {
+        row: MountRow,
+        reason: String,
+    },
+}
+
+/// A mount that is served.
+#[derive(Debug)]
+pub struct Mounted {
+    pub row: MountRow,
+    pub view: Arc<MountedView>,
+    pub snapshot: Snapshot,
+    /// None: the tier did not take it (full, read-only) or there is none.
+    pub lease: Option<Lease>,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl Caller {
+    /// Says whether the caller may do anything: root, or the daemon's own user.
+    pub fn is_master(&self) -> bool {
+        self.uid == 0 || self.uid == nix::unistd::geteuid().as_raw()
+    }
+}
+
+impl Live {
+    fn row(&self) -> &MountRow {
+        match self {
+            Self::Mounting(row) | Self::Failed { row, .. } => row,
+            Self::Mounted(mounted) => &mounted.row,
+        }
+    }
+
+    fn info(&self) -> Option<MountInfo> {
+        let row = self.row();
+        let attachment = row.attachments.first()?;
+        let (state, reason, snapshot) = match self {
+            Self::Mounting(_) => (MountState::Mounting, None, None),
+            Self::Failed { reason, .. } => (MountState::Failed, Some(reason.clone()), None),
+            Self::Mounted(mounted) => (MountState::Mounted, None, Some(&mounted.snapshot)),
+        };
+        Some(MountInfo {
+            id: row.id,
+            dir: attachment.dir.clone(),
+            dataset: row.dataset.clone(),
+            revision: row.revision.clone(),
+            commit: row.commit,
+            state,
+            reason,
+            owner: attachment.owner.clone(),
+            since_ms: attachment.since_ms,
+            options: row.options.clone(),
+            entries: snapshot.map(|snapshot| snapshot.root.counts.entries),
+            bytes: snapshot.map(|snapshot| snapshot.root.counts.bytes),
+        })
+    }
+}
+
+/// Gives what the tier keeps of a commit.
+pub fn record_of(snapshot: &Snapshot) -> Record {
+    Record {
+        key: CommitKey {
+            lake: snapshot.lake_id,
+            commit: snapshot.commit,
+        },
+        dataset: snapshot.dataset.as_str().to_owned(),
+        placement: snapshot.placement_id,
+        packs: snapshot.placement.packs.clone(),
+    }
+}
+
+impl Daemon {
+    /// Mounts a revision.
+    pub async fn mount(
+        &self,
+        request: MountRequest,
+        caller: Caller,
+    ) -> Result<MountInfo, NodeError> {
+        if self.inner.stop.is_cancelled() {
+            return Err(NodeError::Stopping);
+        }
+        let revision = Revision::parse(&request.revision)?;
+        let dir = check_dir(&request, caller)?;
+        let options = self.effective(&request, caller);
+        let mut row = MountRow {
+            id: Uuid::new_v4(),
+            dataset: revision.dataset.as_str().to_owned(),
+            revision: request.revision.clone(),
+            // Known when the revision is resolved; until then the row only reserves the directory.
+            commit: CommitId([0; 32]),
+            options,
+            attachments: vec![Attachment {
+                dir,
+                owner: Owner::User { uid: caller.uid },
+                since_ms: now_ms(),
+            }],
+        };
+        self.reserve(&row)?;
+        let made = self.make(&mut row, Some(&revision)).await;
+        let made = match made {
+            Ok(mounted) => self.enter(&row, mounted).await,
+            Err(error) => Err(error),
+        };
+        let mut live = self.inner.live.lock();
+        match made {
+            Ok(mounted) => {
+                let now = Live::Mounted(Box::new(mounted));
+                let info = now.info().expect("a row has an attachment");
+                live.insert(row.id, now);
+                drop(live);
+                self.note_use(row.commit);
+                Ok(info)
+            }
+            Err(error) => {
+                live.remove(&row.id);
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes the row to disk; a mount that cannot be remembered is taken away again.
+    async fn enter(&self, row: &MountRow, mounted: Mounted) -> Result<Mounted, NodeError> {
+        let Some(table) = &self.inner.table else {
+            return Ok(mounted);
+        };
+        let Err(error) = table.lock().add(row.clone()) else {
+            return Ok(mounted);
+        };
+        let ended = blocking("unmounting", move || mounted.view.unmount(true)).await;
+        if let Ok(Err(error)) = ended {
+            tracing::warn!(%error, dir = %row.dir().display(), "a mount that could not be remembered stays");
+        }
+        Err(error.into())
+    }
+
+    /// Fills in what the request leaves to defaults.
+    fn effective(&self, request: &MountRequest, caller: Caller) -> MountOptions {
+        let config = &self.inner.config;
+        let foreign = caller.uid != nix::unistd::geteuid().as_raw();
+        MountOptions {
+            subdir: request
+                .subdir
+                .clone()
+                .filter(|subdir| !subdir.trim_matches('/').is_empty()),
+            verify: request.verify.unwrap_or(config.mount.verify),
+            prefetch: request.prefetch.unwrap_or(config.mount.prefetch),
+            uid: request.uid.unwrap_or(caller.uid),
+            gid: request.gid.unwrap_or(caller.gid),
+            umask: request.umask,
+            file_mode: request.file_mode,
+            dir_mode: request.dir_mode,
+            // Whoever asks another user's daemon would see nothing otherwise.
+            allow_other: request
+                .allow_other
+                .unwrap_or(config.mount.allow_other || foreign),
+            tier: request.tier.clone().or_else(|| config.default_tier.clone()),
+            ttl: request.ttl,
+        }
+    }
+
+    /// Reserves the directory, so that two commands cannot mount over one another.
+    fn reserve(&self, row: &MountRow) -> Result<(), NodeError> {
+        self.forget_gone();
+        let dir = row.dir();
+        let mut live = self.inner.live.lock();
+        for other in live.values().filter(|live| live.row().dir() == dir) {
+            return Err(match other {
+                Live::Mounting(_) => NodeError::Busy {
+                    dir: dir.to_owned(),
+                },
+                other => {
+                    let revision = other.row().revision.clone();
+                    super::table::TableError::Taken {
+                        dir: dir.to_owned(),
+                        revision,
+                    }
+                    .into()
+                }
+            });
+        }
+        live.insert(row.id, Live::Mounting(row.clone()));
+        Ok(())
+    }
+
+    /// Makes the mount of a row; with a revision, resolves it first and writes its commit into the row.
+    async fn make(
+        &self,
+        row: &mut MountRow,
+        revision: Option<&Revision>,
+    ) -> Result<Mounted, NodeError> {
+        let tier_name = row.options.tier.clone().ok_or(NodeError::NoTier)?;
+        let (snapshot, tier) =
+            tokio::try_join!(self.snapshot(row, revision), self.tier(&tier_name))?;
+        row.commit = snapshot.commit;
+        let lease = match &tier.tier {
+            Some(tier) => self.lease(Arc::clone(tier), &snapshot, row).await?,
+            None => None,
+        };
+        let options = view_options(&row.options);
+        let meta = self.catalog().await?.meta.clone();
+        let view = View::open(snapshot.clone(), meta.clone(), tier.fetcher, options)
+            .await
+            .map_err(|source| NodeError::View {
+                revision: row.revision.clone(),
+                source,
+            })?;
+        let spec = MountSpec {
+            dir: row.dir().to_owned(),
+            source: row.revision.clone(),
+            allow_other: row.options.allow_other,
+            note: serde_json::to_string(&row).unwrap_or_default(),
+            read_ahead_kib: READ_AHEAD_KIB,
+            serve: ServeOptions::default(),
+        };
+        let keeper = self.keeper().await?;
+        let rt = tokio::runtime::Handle::current();
+        let view = blocking("mounting", move || mount::mount(view, &keeper, spec, &rt)).await??;
+        if row.options.prefetch != crate::config::PrefetchLevel::None {
+            let background = snapshot.clone();
+            tokio::spawn(async move {
+                if let Err(error) = meta.prefetch_tree(&background).await {
+                    tracing::info!(%error, "metadata is fetched when it is needed");
+                }
+            });
+        }
+        Ok(Mounted {
+            row: row.clone(),
+            view: Arc::new(view),
+            snapshot,
+            lease,
+        })
+    }
+
+    async fn snapshot(
+        &self,
+        row: &MountRow,
+        revision: Option<&Revision>,
+    ) -> Result<Snapshot, NodeError> {
+        let catalog = self.catalog().await?;
+        match revision {
+            Some(revision) => Ok(catalog.snapshot(revision).await?),
+            None => Ok(catalog
+                .snapshot_of(&DatasetName::parse(&row.dataset)?, &row.commit)
+                .await?),
+        }
+    }
+
+    /// Writes lease and record. A tier that does not take them serves reads all the same.
+    async fn lease(
+        &self,
+        tier: Arc<Tier>,
+        snapshot: &Snapshot,
+        row: &MountRow,
+    ) -> Result<Option<Lease>, NodeError> {
+        let record = record_of(snapshot);
+        let ttl_ms = row.options.ttl.map(|ttl| ttl.as_ms());
+        let dataset_ttl = self
+            .inner
+            .config
+            .dataset
+            .get(&row.dataset)
+            .and_then(|section| section.ttl);
+        let made = blocking("writing the lease", move || {
+            let lease = tier.lease(&record)?;
+            if ttl_ms.is_some() {
+                tier.set_ttl(&record.key, ttl_ms)?;
+            }
+            if let Some(ttl) = dataset_ttl {
+                tier.set_dataset_ttl(&record.key.lake, &record.dataset, Some(ttl.as_ms()))?;
+            }
+            Ok::<_, crate::store::tier::TierError>(lease)
+        });
+        match made.await? {
+            Ok(lease) => Ok(Some(lease)),
+            Err(error) => {
+                tracing::warn!(%error, revision = row.revision, "the tier did not take the lease; it is tried again");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Leaves a use marker in the lake, which gc respects. In the background; without write access
+    /// there is none.
+    pub(super) fn note_use(&self, commit: CommitId) {
+        let key = paths::use_key(&commit, &self.inner.node);
+        let lake = Arc::clone(&self.inner.lake);
+        let body = serde_json::json!({ "format": 1, "time_ms": now_ms() }).to_string();
+        tokio::spawn(async move {
+            if let Err(error) = lake.put(&key, body.into(), PutIf::Always).await {
+                tracing::info!(%error, "the lake takes no use marker; gc there will not see this mount");
+            }
+        });
+    }
+
+    /// Unmounts a directory and forgets it.
+    pub async fn umount(
+        &self,
+        request: UmountRequest,
+        caller: Caller,
+    ) -> Result<MountInfo, NodeError> {
+        let dir = request.dir.clone();
+        let (info, id, view) = {
+            let live = self.inner.live.lock();
+            let found = live.iter().find(|(_, live)| live.row().dir() == dir);
+            let Some((id, found)) = found else {
+                return Err(NodeError::NotMounted { dir });
+            };
+            let view = match found {
+                Live::Mounting(_) => return Err(NodeError::Busy { dir }),
+                Live::Failed { .. } => None,
+                Live::Mounted(mounted) => Some(Arc::clone(&mounted.view)),
+            };
+            (
+                found.info().ok_or(NodeError::NotMounted { dir })?,
+                *id,
+                view,
+            )
+        };
+        let owns = info.owner == Owner::User { uid: caller.uid };
+        if !caller.is_master() && !owns {
+            return Err(NodeError::Denied {
+                uid: caller.uid,
+                what: format!("unmount {}", info.dir.display()),
+            });
+        }
+        if let Some(view) = view {
+            blocking("unmounting", move || view.unmount(request.force)).await??;
+        }
+        self.forget(&id).await?;
+        Ok(info)
+    }
+
+    /// Removes a mount from the table and gives its lease back.
+    async fn forget(&self, id: &Uuid) -> Result<(), NodeError> {
+        if let Some(table) = &self.inner.table {
+            table.lock().remove(id)?;
+        }
+        let removed = self.inner.live.lock().remove(id);
+        blocking("releasing the lease", move || release(removed)).await
+    }
+
+    /// Forgets mounts that somebody else has unmounted.
+    pub(super) fn forget_gone(&self) {
+        let gone: Vec<Uuid> = {
+            let live = self.inner.live.lock();
+            let ended = live
+                .iter()
+                .filter(|(_, live)| matches!(live, Live::Mounted(m) if !m.view.is_alive()));
+            ended.map(|(id, _)| *id).collect()
+        };
+        for id in gone {
+            if let Some(table) = &self.inner.table
+                && let Err(error) = table.lock().remove(&id)
+            {
+                tracing::warn!(%error, "a mount that is gone stays in the table");
+            }
+            let removed = self.inner.live.lock().remove(&id);
+            if let Some(Live::Mounted(mounted)) = &removed {
+                tracing::info!(dir = %mounted.row.dir().display(), "somebody else has unmounted it");
+            }
+            tokio::task::spawn_blocking(move || release(removed));
+        }
+    }
+
+    /// Lists all mounts, by directory.
+    pub fn mounts(&self) -> Vec<MountInfo> {
+        self.forget_gone();
+        let mut all: Vec<MountInfo> = self
+            .inner
+            .live
+            .lock()
+            .values()
+            .filter_map(Live::info)
+            .collect();
+        all.sort_by(|a, b| a.dir.cmp(&b.dir));
+        all
+    }
+
+    /// Makes everything in the table that is not mounted: at start, and from time to time what failed.
+    pub async fn remount(&self) {
+        let Some(table) = &self.inner.table else {
+            return;
+        };
+        let rows: Vec<MountRow> = table.lock().rows().to_vec();
+        let missing = {
+            let mut live = self.inner.live.lock();
+            let missing: Vec<MountRow> = rows
+                .into_iter()
+                .filter(|row| matches!(live.get(&row.id), None | Some(Live::Failed { .. })))
+                .collect();
+            for row in &missing {
+                live.insert(row.id, Live::Mounting(row.clone()));
+            }
+            missing
+        };
+        let all = missing.into_iter().map(|row| self.remount_one(row));
+        futures::future::join_all(all).await;
+    }
+
+    async fn remount_one(&self, mut row: MountRow) {
+        let made = self.make(&mut row, None).await;
+        let (id, dir) = (row.id, row.dir().to_owned());
+        let now = match made {
+            Ok(mounted) => {
+                tracing::info!(dir = %dir.display(), revision = row.revision, "mounted again");
+                self.note_use(row.commit);
+                Live::Mounted(Box::new(mounted))
+            }
+            Err(error) => {
+                let api = error.to_api();
+                let reason = std::iter::once(api.error)
+                    .chain(api.causes)
+                    .collect::<Vec<_>>()
+                    .join(": ");
+                tracing::warn!(dir = %dir.display(), revision = row.revision, reason, "could not be mounted again");
+                Live::Failed { row, reason }
+            }
+        };
+        self.inner.live.lock().insert(id, now);
+    }
+
+    /// Takes away what a daemon that died has left mounted in this state directory.
+    pub async fn clean_stale(&self) -> Result<(), NodeError> {
+        let dir = self.inner.keeper_dir.clone();
+        let cleaned = blocking("looking for stale mounts", move || {
+            let Ok(keeper) = crate::fs::keeper::Client::connect(&dir) else {
+                return Ok(());
+            };
+            for kept in keeper.list()? {
+                tracing::info!(dir = %kept.dir.display(), "taking away a mount that no daemon serves");
+                // Nobody answers there: what is still open could only wait for ever.
+                if let Err(error) = keeper.unmount(&kept.dir, true) {
+                    tracing::warn!(%error, dir = %kept.dir.display(), "it stays");
+                }
+            }
+            Ok::<(), crate::fs::keeper::KeeperError>(())
+        });
+        Ok(cleaned.await??)
+    }
+
+    /// Unmounts everything, but leaves the table, so that the next daemon makes the mounts again.
+    pub async fn unmount_all(&self) {
+        let all: Vec<Live> = self
+            .inner
+            .live
+            .lock()
+            .drain()
+            .map(|(_, live)| live)
+            .collect();
+        for live in all {
+            let ended = blocking("unmounting", move || {
+                if let Live::Mounted(mounted) = &live {
+                    let dir = mounted.row.dir();
+                    if let Err(error) = mounted.view.unmount(false) {
+                        tracing::warn!(%error, dir = %dir.display(), "unmounting lazily");
+                        if let Err(error) = mounted.view.unmount(true) {
+                            tracing::warn!(%error, dir = %dir.display(), "it stays mounted");
+                        }
+                    }
+                }
+                release(Some(live));
+            });
+            let _ = ended.await;
+        }
+    }
+
+    /// Waits until the one mount of a private daemon is gone.
+    pub fn is_mounted(&self, id: &Uuid) -> bool {
+        let live = self.inner.live.lock();
+        matches!(live.get(id), Some(Live::Mounted(mounted)) if mounted.view.is_alive())
+    }
+}
+
+fn release(live: Option<Live>) {
+    if let Some(Live::Mounted(mounted)) = live
+        && let Some(lease) = mounted.lease
+        && let Err(error) = lease.release()
+    {
+        tracing::warn!(%error, "the lease stays until it expires");
+    }
+}
+
+fn view_options(options: &MountOptions) -> ViewOptions {
+    ViewOptions {
+        subdir: options.subdir.clone().unwrap_or_default().into_bytes(),
+        look: Look {
+            uid: options.uid,
+            gid: options.gid,
+            umask: options.umask.unwrap_or(0),
+            file_mode: options.file_mode,
+            dir_mode: options.dir_mode,
+        },
+        verify: open::verify(options.verify),
+        prefetch: open::prefetch(options.prefetch),
+    }
+}
+
+/// Makes sure that the directory is there, empty, and the caller's to mount on.
+fn check_dir(request: &MountRequest, caller: Caller) -> Result<PathBuf, NodeError> {
+    let dir = &request.dir;
+    let refuse = |why, hint: String| NodeError::Dir {
+        dir: dir.clone(),
+        why,
+        hint,
+    };
+    if !dir.is_absolute() {
+        return Err(refuse(
+            "is not absolute",
+            "name the directory from the root".to_owned(),
+        ));
+    }
+    if request.mkdir {
+        make_dir(dir, caller)?;
+    }
+    let found = std::fs::symlink_metadata(dir).and_then(|_| std::fs::canonicalize(dir));
+    let real = match found {
+        Ok(real) => real,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(refuse(
+                "does not exist",
+                format!("make it, or mount with --mkdir: mkdir -p {}", dir.display()),
+            ));
+        }
+        Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENOTCONN as i32) => {
+            let hint = format!(
+                "a dead mount is there; clear it with `fusermount3 -uz {}`",
+                dir.display()
+            );
+            return Err(refuse("answers `not connected`", hint));
+        }
+        Err(source) => {
+            return Err(NodeError::DirIo {
+                dir: dir.clone(),
+                doing: "cannot be looked at",
+                source,
+            });
+        }
+    };
+    let io = |doing| {
+        let dir = dir.clone();
+        move |source| NodeError::DirIo { dir, doing, source }
+    };
+    let meta = std::fs::metadata(&real).map_err(io("cannot be looked at"))?;
+    if !meta.is_dir() {
+        return Err(refuse("is not a directory", "name a directory".to_owned()));
+    }
+    if !caller.is_master() && meta.uid() != caller.uid {
+        return Err(NodeError::Denied {
+            uid: caller.uid,
+            what: format!("mount on {}, which is not theirs", dir.display()),
+        });
+    }
+    if !request.nonempty
+        && std::fs::read_dir(&real)
+            .map_err(io("cannot be listed"))?
+            .next()
+            .is_some()
+    {
+        return Err(refuse(
+            "is not empty",
+            "name an empty directory, or cover this one with --nonempty".to_owned(),
+        ));
+    }
+    Ok(real)
+}
+
+fn make_dir(dir: &Path, caller: Caller) -> Result<(), NodeError> {
+    if !caller.is_master() {
+        return Err(NodeError::Denied {
+            uid: caller.uid,
+            what: format!("have {} made", dir.display()),
+        });
+    }
+    let at = |source| NodeError::DirIo {
+        dir: dir.to_owned(),
+        doing: "cannot be made",
+        source,
+    };
+    std::fs::create_dir_all(dir).map_err(at)
+}
+
+/// Says what a revision asks for, for messages: the part behind the `@`.
+pub fn at_text(revision: &Revision) -> String {
+    match &revision.at {
+        At::Default => crate::format::refs::DEFAULT_BRANCH.to_owned(),
+        At::Named(name) => name.as_str().to_owned(),
+        At::Prefix(prefix) => prefix.clone(),
+    }
+}

@@ -1,0 +1,183 @@
+//! From the configuration to its components: the lake, tiers, limits of fetching.
+//!
+//! The one place where a section of the configuration becomes what a component takes. Components
+//! receive their own struct and never see the configuration.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::config::{
+    Checksums, Config, FetchSection, LakeSection, PrefetchLevel, Sse, TierSection, VerifyLevel,
+};
+use crate::format::ids::NodeId;
+use crate::store::catalog::{Catalog, CatalogError};
+use crate::store::fetch::{self, FetchConfig};
+use crate::store::lake::s3::{self, LakeOpenError, LakeUrlError, S3Config, S3Lake, SecretKey};
+use crate::store::lake::{Lake, LakeError};
+use crate::store::tier::{InitOptions, Tier, TierConfig, TierError};
+
+/// Why a component could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    LakeUrl(#[from] LakeUrlError),
+    #[error("cannot set up the lake {url}")]
+    Lake {
+        url: String,
+        #[source]
+        source: LakeOpenError,
+    },
+    #[error("{}: cannot read the key for SSE-C", path.display())]
+    Key {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{}: the key for SSE-C must be exactly 32 bytes, these are {len}", path.display())]
+    KeyLength { path: PathBuf, len: usize },
+    #[error("cannot open the lake {url}")]
+    Catalog {
+        url: String,
+        #[source]
+        source: Box<CatalogError>,
+    },
+    #[error("the tier `{name}` cannot be used")]
+    Tier {
+        name: String,
+        #[source]
+        source: TierError,
+    },
+    #[error(transparent)]
+    Reach(#[from] LakeError),
+}
+
+/// Gives what the S3 client is told.
+pub fn s3_config(lake: &LakeSection) -> Result<S3Config, OpenError> {
+    let mut config = S3Config::parse_url(&lake.url)?;
+    config.endpoint = lake.endpoint.clone();
+    config.region = lake.region.clone();
+    config.path_style = lake.path_style;
+    config.ca_file = lake.ca_file.clone();
+    config.sse = match lake.sse {
+        Sse::None => s3::Sse::None,
+        Sse::S3 => s3::Sse::S3,
+        Sse::Kms => s3::Sse::Kms {
+            key_id: lake.sse_kms_key.clone(),
+        },
+        Sse::C => s3::Sse::Customer {
+            key: read_key(lake.sse_c_key_file.as_deref())?,
+        },
+    };
+    config.checksums = match lake.checksums {
+        Checksums::Auto => s3::Checksums::Auto,
+        Checksums::Required => s3::Checksums::WhenRequired,
+        Checksums::Supported => s3::Checksums::WhenSupported,
+    };
+    config.connect_timeout = lake.connect_timeout.0;
+    config.read_timeout = lake.read_timeout.0;
+    Ok(config)
+}
+
+fn read_key(path: Option<&Path>) -> Result<SecretKey, OpenError> {
+    let path = path.expect("the configuration was checked: SSE-C has a key file");
+    let raw = std::fs::read(path).map_err(|source| OpenError::Key {
+        path: path.to_owned(),
+        source,
+    })?;
+    let len = raw.len();
+    let key = raw.try_into().map_err(|_| OpenError::KeyLength {
+        path: path.to_owned(),
+        len,
+    })?;
+    Ok(SecretKey(key))
+}
+
+/// Opens the lake that is configured: an S3 store, or a directory in this process. An S3 client
+/// speaks to nobody yet.
+pub async fn open_lake(lake: &LakeSection) -> Result<Arc<dyn Lake>, OpenError> {
+    let failed = |source| OpenError::Lake {
+        url: lake.url.clone(),
+        source,
+    };
+    if lake.url.starts_with('/') {
+        let opened = S3Lake::embedded(Path::new(&lake.url))
+            .await
+            .map_err(failed)?;
+        return Ok(Arc::new(opened));
+    }
+    let opened = S3Lake::connect(s3_config(lake)?).await.map_err(failed)?;
+    Ok(Arc::new(opened))
+}
+
+/// Opens the catalog of a lake.
+pub async fn open_catalog(lake: Arc<dyn Lake>, config: &Config) -> Result<Catalog, OpenError> {
+    let url = lake.url();
+    let opened = Catalog::open(lake, &config.state).await;
+    opened.map_err(|source| OpenError::Catalog {
+        url,
+        source: Box::new(source),
+    })
+}
+
+/// Opens a tier. The laptop's own is made on first use; any other is refused without its marker.
+pub fn open_tier(name: &str, section: &TierSection, node: NodeId) -> Result<Tier, OpenError> {
+    let failed = |source| OpenError::Tier {
+        name: name.to_owned(),
+        source,
+    };
+    if section.auto_init && !Tier::is_tier(&section.path) {
+        let options = InitOptions {
+            dir_mode: 0o700,
+            ..InitOptions::default()
+        };
+        match Tier::init(&section.path, &options) {
+            Ok(_) => {}
+            // Another command made it at the same time.
+            Err(_) if Tier::is_tier(&section.path) => {}
+            Err(source) => return Err(failed(source)),
+        }
+    }
+    Tier::open(&section.path, node, tier_config(section)).map_err(failed)
+}
+
+/// Gives what a tier is told.
+pub fn tier_config(section: &TierSection) -> TierConfig {
+    TierConfig {
+        capacity_bytes: section.capacity.map(|size| size.0),
+        ttl_ms: section.ttl.map(|ttl| ttl.as_ms()),
+        high_watermark_percent: section.high_watermark.0,
+        low_watermark_percent: section.low_watermark.0,
+        grace_ms: section.grace.as_ms(),
+        ..TierConfig::default()
+    }
+}
+
+/// Gives what fetching is told.
+pub fn fetch_config(section: &FetchSection) -> FetchConfig {
+    FetchConfig {
+        memory_bytes_max: section.memory.0,
+        in_flight_bytes_max: section.bytes_in_flight.0,
+        prefetch_requests_max: usize::try_from(section.requests).unwrap_or(usize::MAX),
+        read_timeout_ms: section.give_up.as_ms(),
+        stall_timeout_ms: section.stall_timeout.as_ms(),
+        ..FetchConfig::default()
+    }
+}
+
+/// Gives the fetcher's word for a level of verification.
+pub fn verify(level: VerifyLevel) -> fetch::Verify {
+    match level {
+        VerifyLevel::Tier => fetch::Verify::Tier,
+        VerifyLevel::Node => fetch::Verify::Node,
+        VerifyLevel::Always => fetch::Verify::Always,
+    }
+}
+
+/// Gives the fetcher's word for a level of prefetching.
+pub fn prefetch(level: PrefetchLevel) -> fetch::Prefetch {
+    match level {
+        PrefetchLevel::None => fetch::Prefetch::None,
+        PrefetchLevel::Touched => fetch::Prefetch::Touched,
+        PrefetchLevel::All => fetch::Prefetch::All,
+    }
+}

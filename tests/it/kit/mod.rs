@@ -1,0 +1,22 @@
+//! What integration tests share.
+//!
+//! * [`s3`]: an embedded lake as a server on loopback, with the environment for the binary.
+//! * [`proxy`]: a proxy before any S3 server that delays, breaks and counts.
+
+use std::sync::OnceLock;
+
+pub mod proxy;
+pub mod s3;
+
+/// Gives the runtime on which the kit's servers run, whatever runtime a test has itself.
+pub fn runtime() -> &'static tokio::runtime::Runtime {
+    static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("a runtime starts")
+    })
+}

@@ -1,0 +1,7 @@
+//! Integration tests: one binary, a module per area, a shared kit.
+
+// Not every area uses every helper of the kit.
+#![allow(dead_code)]
+
+mod kit;
+mod lake;
