@@ -97,7 +97,7 @@ impl NodeError {
             | Self::UnknownTier { .. } => 400,
             Self::Denied { .. } => 403,
             Self::NotMounted { .. } | Self::NoFill { .. } => 404,
-            Self::Catalog(CatalogError::NoDataset { .. } | CatalogError::NoRevision { .. }) => 404,
+            Self::Catalog(error) if error.is_not_found() => 404,
             Self::Busy { .. }
             | Self::Table(TableError::Taken { .. })
             | Self::Keeper(KeeperError::Busy { .. }) => 409,

@@ -51,6 +51,23 @@ pub enum CatalogError {
     Lake(#[from] LakeError),
 }
 
+impl CatalogError {
+    /// Says whether the dataset, or the revision of it, does not exist.
+    pub fn is_not_found(&self) -> bool {
+        match self {
+            Self::NoDataset { .. } => true,
+            Self::Refs(error) => matches!(
+                error,
+                RefError::NoDataset { .. }
+                    | RefError::NoRef { .. }
+                    | RefError::NoDefault { .. }
+                    | RefError::NoCommit { .. }
+            ),
+            _ => false,
+        }
+    }
+}
+
 fn there_are(others: &[DatasetName]) -> String {
     if others.is_empty() {
         return "there is none yet; make one with `larder push DIR DATASET`".to_owned();
