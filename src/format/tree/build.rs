@@ -14,8 +14,8 @@ use crate::format::codec::{Reader, Writer};
 use crate::format::ids::{BlockId, PackId, TreeId};
 use crate::format::placement::{Location, PlacedBlock, PlacementRoot};
 
-use super::cut;
-use super::entry::{DEPTH_MAX, Entry, EntryKind, Mtime, NAME_LEN_MAX, PinWriter};
+use super::cut::Cuts;
+use super::entry::{DEPTH_MAX, Entry, EntryKind, FILE_LEN_MAX, Mtime, NAME_LEN_MAX, PinWriter};
 use super::segment::{Block, ChildRef, Counts, IndexBlock, LEVEL_MAX, TreeRoot, encode_block};
 use super::uses::PackUses;
 
@@ -81,6 +81,7 @@ pub struct TreeBuilder {
     open: OpenSegment,
     levels: Vec<OpenIndex>,
     ready: Vec<BuiltBlock>,
+    cuts: Cuts,
 }
 
 /// A directory on the way to the current one.
@@ -138,7 +139,15 @@ impl TreeBuilder {
             open: OpenSegment::default(),
             levels: Vec::new(),
             ready: Vec::new(),
+            cuts: Cuts::FORMAT,
         }
+    }
+
+    /// Cuts elsewhere than the format says: for tests of what depends on many blocks.
+    #[cfg(test)]
+    pub(super) fn with_cuts(mut self, cuts: Cuts) -> Self {
+        self.cuts = cuts;
+        self
     }
 
     /// Says how long a pack is (any time before `finish`); else its highest referenced end is taken.
@@ -317,7 +326,10 @@ impl TreeBuilder {
         }
         entry.write(&mut open.body, &mut open.pins);
         open.locations.push(location);
-        match cut::ends_segment(dir_name, &entry, open.locations.len(), open.body.len()) {
+        match self
+            .cuts
+            .ends_segment(dir_name, &entry, open.locations.len(), open.body.len())
+        {
             true => self.close_segment(),
             false => Ok(()),
         }
@@ -360,7 +372,9 @@ impl TreeBuilder {
             return Ok(());
         };
         child.write(&mut open.body);
-        let ends = cut::ends_index(&child.id, open.children.len() + 1, open.body.len());
+        let ends = self
+            .cuts
+            .ends_index(&child.id, open.children.len() + 1, open.body.len());
         open.children.push(child);
         open.placed.push(placed);
         if ends {
@@ -552,9 +566,10 @@ fn location_fault(entry: &Entry, location: &Location) -> Option<&'static str> {
         Location::Sparse { extents, .. } => {
             let mut end = 0;
             let good = extents.iter().all(|extent| {
-                let fits = extent.logical >= end && extent.len > 0 && extent.offset % ALIGN == 0;
+                let in_order =
+                    extent.logical >= end && extent.len > 0 && extent.offset % ALIGN == 0;
                 end = extent.logical.saturating_add(extent.len);
-                fits && end <= size && extent.offset.checked_add(extent.len).is_some()
+                in_order && end <= size && fits(extent.offset, extent.len)
             });
             (!good).then_some("its extents are out of order, overlap, reach behind its end, or do not start on 4 KiB in the pack")
         }

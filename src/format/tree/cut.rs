@@ -26,20 +26,62 @@ pub const BODY_CUT: usize = 192 << 10;
 
 const _: () = assert!(BODY_CUT + (36 << 10) < super::segment::BLOCK_LEN_MAX);
 
-/// Says whether a segment ends behind `entry`, with which it has `count` entries in `len` bytes.
-pub(super) fn ends_segment(dir_name: &[u8], entry: &Entry, count: usize, len: usize) -> bool {
-    let bound = u64::MAX / (ENTRIES_MEAN - ENTRIES_MIN) as u64;
-    count >= ENTRIES_CUT
-        || len >= BODY_CUT
-        || (count >= ENTRIES_MIN && entry_hash(dir_name, entry) < bound)
+/// The numbers above as one value, so that tests can build deep indexes of small trees.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cuts {
+    pub(super) entries: Bounds,
+    pub(super) children: Bounds,
 }
 
-/// Says whether an index block ends behind `child`, with which it has `count` children in `len` bytes.
-pub(super) fn ends_index(child: &BlockId, count: usize, len: usize) -> bool {
-    let bound = u64::MAX / (CHILDREN_MEAN - CHILDREN_MIN) as u64;
-    count >= CHILDREN_CUT
-        || len >= BODY_CUT
-        || (count >= CHILDREN_MIN && first_word(child.as_bytes()) < bound)
+/// Minimum, mean and maximum of a run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    pub(super) min: usize,
+    pub(super) mean: usize,
+    pub(super) max: usize,
+}
+
+impl Cuts {
+    /// What the format says.
+    pub(super) const FORMAT: Self = Self {
+        entries: Bounds {
+            min: ENTRIES_MIN,
+            mean: ENTRIES_MEAN,
+            max: ENTRIES_CUT,
+        },
+        children: Bounds {
+            min: CHILDREN_MIN,
+            mean: CHILDREN_MEAN,
+            max: CHILDREN_CUT,
+        },
+    };
+
+    /// Says whether a segment ends behind `entry`, with which it has `count` entries in `len` bytes.
+    pub(super) fn ends_segment(
+        &self,
+        dir_name: &[u8],
+        entry: &Entry,
+        count: usize,
+        len: usize,
+    ) -> bool {
+        self.entries
+            .ends(count, len, || entry_hash(dir_name, entry))
+    }
+
+    /// Says whether an index block ends behind `child`, with which it has `count` children in `len`
+    /// bytes.
+    pub(super) fn ends_index(&self, child: &BlockId, count: usize, len: usize) -> bool {
+        self.children
+            .ends(count, len, || first_word(child.as_bytes()))
+    }
+}
+
+impl Bounds {
+    /// Behind the minimum one hash in `mean - min` ends the run.
+    fn ends(&self, count: usize, len: usize, hash: impl FnOnce() -> u64) -> bool {
+        let bound = u64::MAX / (self.mean - self.min) as u64;
+        count >= self.max || len >= BODY_CUT || (count >= self.min && hash() < bound)
+    }
 }
 
 /// Hashes what decides on a cut: FNV-1a over the directory's name, `/` and the entry's name, mixed

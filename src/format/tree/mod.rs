@@ -31,3 +31,8 @@ pub mod walk;
 
 pub use entry::{Entry, EntryKind, Mtime, Pin};
 pub use segment::{Block, ChildRef, Counts, IndexBlock, Segment, TreeRoot};
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;

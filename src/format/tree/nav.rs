@@ -265,7 +265,7 @@ fn damaged(rank: u64, why: &'static str) -> NavError {
 }
 
 /// Gives `D(rank)`.
-fn sum_before(root: &TreeRoot, blocks: &dyn Blocks, rank: u64) -> Result<u64, NavError> {
+pub(super) fn sum_before(root: &TreeRoot, blocks: &dyn Blocks, rank: u64) -> Result<u64, NavError> {
     if rank == 0 {
         return Ok(0);
     }
