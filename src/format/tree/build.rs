@@ -553,11 +553,14 @@ fn location_fault(entry: &Entry, location: &Location) -> Option<&'static str> {
         (EntryKind::File { size: 1.., .. }, _) => entry.size(),
         _ => return Some("only a file that is not empty has a place in a pack"),
     };
+    let fits = |offset: u64, len: u64| {
+        offset
+            .checked_add(len)
+            .is_some_and(|end| end <= FILE_LEN_MAX)
+    };
     match location {
-        Location::Run { offset, .. }
-            if offset.checked_add(size).is_none() || offset % ALIGN != 0 =>
-        {
-            Some("its place does not start on 4 KiB or ends above 64 bits")
+        Location::Run { offset, .. } if !fits(*offset, size) || offset % ALIGN != 0 => {
+            Some("its place does not start on 4 KiB or ends behind 2^63 bytes")
         }
         Location::None | Location::Run { .. } => None,
         Location::Sparse { extents, .. } if extents.is_empty() || extents.len() > EXTENTS_MAX => {
