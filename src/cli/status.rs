@@ -65,6 +65,8 @@ struct TierStatus {
     default: bool,
     ok: bool,
     problem: Option<String>,
+    /// The laptop's own tier is made on first use.
+    made: bool,
     used_bytes: u64,
     capacity_bytes: u64,
     free_bytes: u64,
@@ -202,6 +204,7 @@ fn tier_statuses(ctx: &Context, only: Option<&str>) -> anyhow::Result<Vec<TierSt
             default: config.default_tier.as_ref() == Some(name),
             ok: problem.is_none(),
             problem,
+            made: !unused,
             used_bytes: of(|usage| usage.used_bytes),
             capacity_bytes: of(|usage| usage.capacity_bytes),
             free_bytes: of(|usage| usage.free_bytes),
@@ -269,6 +272,7 @@ fn tier_line(tier: &TierStatus) -> String {
     };
     match &tier.problem {
         Some(problem) => format!("tier    {name} at {}: {problem}", tier.path.display()),
+        None if !tier.made => format!("tier    {name} at {}: made on first use", tier.path.display()),
         None => format!(
             "tier    {name} at {}: {} used, {} free of {}",
             tier.path.display(),

@@ -45,6 +45,22 @@ pub struct Mounted {
     pub lease: Option<Lease>,
 }
 
+/// A directory that is reserved for a mount; free again when dropped, unless the mount is there.
+#[derive(Debug)]
+struct Reserved {
+    daemon: Daemon,
+    id: Uuid,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let mut live = self.daemon.inner.live.lock();
+        if matches!(live.get(&self.id), Some(Live::Mounting(_))) {
+            live.remove(&self.id);
+        }
+    }
+}
+
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
@@ -132,26 +148,19 @@ impl Daemon {
             }],
         };
         self.reserve(&row)?;
+        // Gives the directory free again whatever happens on the way.
+        let reserved = Reserved { daemon: self.clone(), id: row.id };
         let made = self.make(&mut row, Some(&revision)).await;
         let made = match made {
             Ok(mounted) => self.enter(&row, mounted).await,
             Err(error) => Err(error),
         };
-        let mut live = self.inner.live.lock();
-        match made {
-            Ok(mounted) => {
-                let now = Live::Mounted(Box::new(mounted));
-                let info = now.info().expect("a row has an attachment");
-                live.insert(row.id, now);
-                drop(live);
-                self.note_use(row.commit);
-                Ok(info)
-            }
-            Err(error) => {
-                live.remove(&row.id);
-                Err(error)
-            }
-        }
+        let now = Live::Mounted(Box::new(made?));
+        let info = now.info().expect("a row has an attachment");
+        self.inner.live.lock().insert(row.id, now);
+        drop(reserved);
+        self.note_use(row.commit);
+        Ok(info)
     }
 
     /// Writes the row to disk; a mount that cannot be remembered is taken away again.
