@@ -272,7 +272,10 @@ fn tier_line(tier: &TierStatus) -> String {
     };
     match &tier.problem {
         Some(problem) => format!("tier    {name} at {}: {problem}", tier.path.display()),
-        None if !tier.made => format!("tier    {name} at {}: made on first use", tier.path.display()),
+        None if !tier.made => format!(
+            "tier    {name} at {}: made on first use",
+            tier.path.display()
+        ),
         None => format!(
             "tier    {name} at {}: {} used, {} free of {}",
             tier.path.display(),

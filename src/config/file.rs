@@ -80,7 +80,7 @@ fn walk(table: &DeTable<'_>, prefix: &str, found: &mut Found<'_>) {
                 found.wrong(
                     at,
                     &dotted,
-                    "a name is 1 to 63 of a-z 0-9 . _ - and begins with a letter or digit".into(),
+                    "a name is 1 to 63 of a-z 0-9 _ - and begins with a letter or digit".into(),
                 );
             }
             (DeValue::Table(below), true) => walk(below, &dotted, found),

@@ -149,7 +149,10 @@ impl Daemon {
         };
         self.reserve(&row)?;
         // Gives the directory free again whatever happens on the way.
-        let reserved = Reserved { daemon: self.clone(), id: row.id };
+        let reserved = Reserved {
+            daemon: self.clone(),
+            id: row.id,
+        };
         let made = self.make(&mut row, Some(&revision)).await;
         let made = match made {
             Ok(mounted) => self.enter(&row, mounted).await,

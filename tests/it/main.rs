@@ -3,5 +3,9 @@
 // Not every area uses every helper of the kit.
 #![allow(dead_code)]
 
+mod cache;
+mod cli;
+mod config;
+mod daemon;
 mod kit;
 mod lake;

@@ -1,12 +1,16 @@
 //! What integration tests share.
 //!
 //! * [`s3`]: an embedded lake as a server on loopback, with the environment for the binary.
+//! * [`world`]: a home of its own for one test, with the real binary in it.
 //! * [`proxy`]: a proxy before any S3 server that delays, breaks and counts.
 
 use std::sync::OnceLock;
 
 pub mod proxy;
 pub mod s3;
+pub mod world;
+
+pub use world::{World, wait_for};
 
 /// Gives the runtime on which the kit's servers run, whatever runtime a test has itself.
 pub fn runtime() -> &'static tokio::runtime::Runtime {

@@ -1,0 +1,343 @@
+//! The daemon: mounts from push to read, restarts, kills, several commands and users at once.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Stdio;
+
+use crate::kit::{World, wait_for};
+
+const FILES: &[(&str, &[u8])] = &[
+    ("a.txt", b"alpha"),
+    ("dir/b.bin", &[7; 70_000]),
+    ("dir/empty", b""),
+];
+
+fn read_all(dir: &std::path::Path) {
+    for (name, bytes) in FILES {
+        assert_eq!(&fs::read(dir.join(name)).expect(name), bytes, "{name}");
+    }
+}
+
+#[test]
+fn a_directory_is_pushed_mounted_read_and_unmounted() {
+    let world = World::new();
+    let source = world.files("source", FILES);
+    let commit = world.push(&source, "photos");
+    let mounted = world.mount("photos", "m", &[]);
+    read_all(&mounted);
+    assert!(
+        fs::write(mounted.join("a.txt"), "x").is_err(),
+        "a mount is read-only"
+    );
+    let mounts = world.json(&["mounts"]);
+    assert_eq!(mounts[0]["commit"], commit.as_str());
+    assert_eq!(mounts[0]["state"], "mounted");
+    assert_eq!(mounts[0]["dir"], mounted.to_str().expect("plain"));
+    let status = world.json(&["status"]);
+    assert_eq!(status["daemon"]["running"], true);
+    assert_eq!(status["lake"]["ok"], true);
+    assert_eq!(status["tiers"][0]["commits"][0]["mounts"], 1);
+    world.ok(["umount", mounted.to_str().expect("plain")]);
+    assert_eq!(fs::read_dir(&mounted).expect("lists").count(), 0);
+    assert_eq!(world.json(&["mounts"]), serde_json::json!([]));
+    assert!(
+        world
+            .ok(["daemon", "metrics"])
+            .contains("larder_mounts{state=\"mounted\"} 0")
+    );
+}
+
+#[test]
+fn options_of_a_mount_are_what_the_reader_sees() {
+    let world = World::new();
+    let source = world.files("source", FILES);
+    world.push(&source, "photos");
+    let options = [
+        "--subdir",
+        "dir",
+        "--uid",
+        "1234",
+        "--gid",
+        "77",
+        "--file-mode",
+        "0400",
+        "--umask",
+        "027",
+    ];
+    let mounted = world.mount("photos", "m", &options);
+    let meta = fs::metadata(mounted.join("b.bin")).expect("stat");
+    assert_eq!(
+        (meta.uid(), meta.gid(), meta.permissions().mode() & 0o7777),
+        (1234, 77, 0o400)
+    );
+    assert!(!mounted.join("a.txt").exists());
+}
+
+#[test]
+fn a_directory_that_cannot_be_mounted_on_is_refused_with_the_next_step() {
+    let world = World::new();
+    let source = world.files("source", FILES);
+    world.push(&source, "photos");
+    let plain = |name: &str| world.path(name).to_str().expect("plain").to_owned();
+    assert!(
+        world
+            .fails(1, ["mount", "photos", &plain("gone")])
+            .contains("hint: make it, or mount with --mkdir")
+    );
+    assert!(
+        world
+            .fails(1, ["mount", "photos", &plain("source")])
+            .contains("--nonempty")
+    );
+    assert!(
+        world
+            .fails(1, ["mount", "photos", &plain("source/a.txt")])
+            .contains("is not a directory")
+    );
+    assert!(
+        world
+            .fails(1, ["mount", "photos@v9", &plain("home")])
+            .contains("v9")
+    );
+    world.ok(["mount", "photos", &plain("made"), "--mkdir"]);
+    let told = world.fails(1, ["mount", "photos", &plain("made")]);
+    assert!(told.contains("is mounted already: photos"), "{told}");
+    assert!(
+        world
+            .fails(1, ["umount", &plain("home")])
+            .contains("larder mounts")
+    );
+}
+
+#[test]
+fn a_mount_in_use_is_not_taken_away_unless_by_force() {
+    let world = World::new();
+    let source = world.files("source", FILES);
+    world.push(&source, "photos");
+    let mounted = world.mount("photos", "m", &[]);
+    let open = fs::File::open(mounted.join("dir/b.bin")).expect("opens");
+    let place = mounted.to_str().expect("plain");
+    assert!(world.fails(1, ["umount", place]).contains("in use"));
+    read_all(&mounted);
+    world.ok(["umount", "--force", place]);
+    assert!(!mounted.join("a.txt").exists());
+    drop(open);
+}
+
+#[test]
+fn a_restart_brings_the_mounts_back_and_one_that_fails_takes_no_other_with_it() {
+    let world = World::new();
+    let source = world.files("source", FILES);
+    world.push(&source, "photos");
+    world.push(&source, "movies");
+    let (a, b) = (
+        world.mount("photos", "a", &[]),
+        world.mount("movies", "b", &[]),
+    );
+    world.ok(["daemon", "stop"]);
+    assert!(
+        world.mounted().is_empty(),
+        "a stopped daemon leaves nothing mounted"
+    );
+    fs::remove_dir(&b).expect("takes the second's place away");
+    world.ok(["daemon"]);
+    wait_for("the first mount", || a.join("a.txt").exists());
+    read_all(&a);
+    wait_for("the second's failure", || {
+        world.json(&["mounts"])[1]["state"] == "failed"
+    });
+    let mounts = world.json(&["mounts"]);
+    assert!(
+        mounts[1]["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("/b")),
+        "{mounts:#}"
+    );
+    fs::create_dir(&b).expect("gives the place back");
+    wait_for("the second mount", || b.join("a.txt").exists());
+}
+
+#[test]
+fn after_a_kill_the_next_command_makes_the_mounts_again() {
+    let world = World::new();
+    let source = world.files("source", FILES);
+    world.push(&source, "photos");
+    let a = world.mount("photos", "a", &[]);
+    world.kill_daemon();
+    let b = world.mount("photos", "b", &[]);
+    read_all(&b);
+    wait_for("the first mount", || fs::read(a.join("a.txt")).is_ok());
+    read_all(&a);
+    assert_eq!(
+        world.mounted().len(),
+        2,
+        "nothing stale is left: {:?}",
+        world.mounted()
+    );
+}
+
+#[test]
+fn commands_that_start_the_daemon_at_once_get_one_daemon() {
+    let world = World::new();
+    let source = world.files("source", FILES);
+    world.push(&source, "photos");
+    let children: Vec<_> = (0..6)
+        .map(|i| {
+            let dir = world.make_dir(&format!("m{i}"));
+            let mut command = world.command(
+                ["mount", "photos"]
+                    .map(str::to_owned)
+                    .iter()
+                    .chain(&[dir.display().to_string()]),
+            );
+            command
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("starts")
+        })
+        .collect();
+    for child in children {
+        let output = child.wait_with_output().expect("ends");
+        assert!(
+            output.status.success(),
+            "{}\n{}",
+            String::from_utf8_lossy(&output.stderr),
+            world.log()
+        );
+    }
+    assert_eq!(world.json(&["mounts"]).as_array().map(Vec::len), Some(6));
+    assert_eq!(
+        world.log().matches("the daemon serves").count(),
+        1,
+        "{}",
+        world.log()
+    );
+    (0..6).for_each(|i| read_all(&world.path(&format!("m{i}"))));
+}
+
+#[test]
+fn a_daemon_that_cannot_start_is_told_with_its_log() {
+    let mut world = World::new();
+    world.set("LARDER_DAEMON_GROUP", "no-such-group");
+    let told = world.fails(1, ["daemon"]);
+    assert!(
+        told.contains("ended before it was ready") && told.contains("no-such-group"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_command_that_means_another_lake_is_refused() {
+    let mut world = World::new();
+    world.ok(["daemon"]);
+    let other = world.make_dir("other-lake");
+    world.set("LARDER_LAKE", other.to_str().expect("plain"));
+    let told = world.fails(2, ["mount", "photos", "/mnt"]);
+    assert!(
+        told.contains("serves the lake") && told.contains("hint: stop it"),
+        "{told}"
+    );
+}
+
+#[test]
+fn an_export_that_is_not_there_is_refused_and_nothing_is_written() {
+    let mut world = World::new();
+    let source = world.files("source", FILES);
+    world.push(&source, "photos");
+    let export = world.make_dir("export");
+    world.set("LARDER_TIER", export.to_str().expect("plain"));
+    let dir = world.make_dir("m");
+    let told = world.fails(1, ["mount", "photos", dir.to_str().expect("plain")]);
+    assert!(told.contains("larder tier init"), "{told}");
+    assert_eq!(fs::read_dir(&export).expect("lists").count(), 0);
+    world.ok(["tier", "init", export.to_str().expect("plain")]);
+    read_all(&world.mount("photos", "m", &[]));
+}
+
+#[test]
+fn a_mount_in_the_foreground_ends_with_its_process() {
+    let world = World::new();
+    let source = world.files("source", FILES);
+    world.push(&source, "photos");
+    let dir = world.make_dir("m");
+    let mut child = world
+        .command([
+            "mount",
+            "photos",
+            dir.to_str().expect("plain"),
+            "--foreground",
+        ])
+        .spawn()
+        .expect("starts");
+    wait_for("the mount", || dir.join("a.txt").exists());
+    read_all(&dir);
+    assert!(world.daemon_pid().is_none(), "no daemon was started");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("tells it to end");
+    assert!(child.wait().expect("ends").success());
+    assert!(world.mounted().is_empty());
+    assert_eq!(
+        fs::read_dir(world.state().join("private"))
+            .expect("lists")
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn an_unmount_by_somebody_else_is_noticed() {
+    let world = World::new();
+    let source = world.files("source", FILES);
+    world.push(&source, "photos");
+    let dir = world.mount("photos", "m", &[]);
+    nix::mount::umount(&dir).expect("unmounts");
+    wait_for("the daemon to notice", || {
+        world.json(&["mounts"]) == serde_json::json!([])
+    });
+    let log = world.log();
+    world.ok(["daemon", "stop"]);
+    world.ok(["daemon"]);
+    assert_eq!(
+        world.json(&["mounts"]),
+        serde_json::json!([]),
+        "it does not come back\n{log}"
+    );
+}
+
+/// Users need fusermount3 with its setuid bit, and a lake that both can read: over S3.
+#[test]
+fn two_users_have_two_daemons_and_not_each_others() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let s3 = crate::kit::s3::TestS3::start();
+    let mut ada = World::of_user(4001);
+    let mut bob = World::of_user(4002);
+    ada.set_all(s3.env("shared"));
+    bob.set_all(s3.env("shared"));
+    let source = ada.files("source", FILES);
+    ada.push(&source, "photos");
+    let (a, b) = (ada.make_dir("m"), bob.make_dir("m"));
+    ada.ok(["mount", "photos", a.to_str().expect("plain")]);
+    bob.ok(["mount", "photos", b.to_str().expect("plain")]);
+    for (world, dir) in [(&ada, &a), (&bob, &b)] {
+        let read = world.json(&["mounts"]);
+        assert_eq!(read.as_array().map(Vec::len), Some(1));
+        assert!(
+            fs::read(dir.join("a.txt")).is_err(),
+            "not even root looks into a user's mount"
+        );
+    }
+    // Bob asks Ada's daemon: the socket's directory is closed to him.
+    bob.set(
+        "LARDER_SOCKET",
+        ada.state().join("daemon.sock").to_str().expect("plain"),
+    );
+    let told = bob.fails(1, ["umount", a.to_str().expect("plain")]);
+    assert!(
+        told.contains("may not use the daemon") || told.contains("no daemon listens"),
+        "{told}"
+    );
+    bob.set("LARDER_SOCKET", "");
+}
