@@ -7,6 +7,7 @@ use crate::fs::keeper::KeeperError;
 use crate::fs::mount::MountError;
 use crate::fs::view::ViewError;
 use crate::store::catalog::CatalogError;
+use crate::store::catalog::refs::RefError;
 use crate::store::tier::TierError;
 
 use super::api::ApiError;
@@ -97,7 +98,15 @@ impl NodeError {
             | Self::UnknownTier { .. } => 400,
             Self::Denied { .. } => 403,
             Self::NotMounted { .. } | Self::NoFill { .. } => 404,
-            Self::Catalog(error) if error.is_not_found() => 404,
+            Self::Catalog(CatalogError::NoDataset { .. }) => 404,
+            Self::Catalog(CatalogError::Refs(
+                RefError::NoDataset { .. }
+                | RefError::NoRef { .. }
+                | RefError::NoDefault { .. }
+                | RefError::NoCommit { .. }
+                | RefError::Ambiguous { .. }
+                | RefError::Heads { .. },
+            )) => 404,
             Self::Busy { .. }
             | Self::Table(TableError::Taken { .. })
             | Self::Keeper(KeeperError::Busy { .. }) => 409,
