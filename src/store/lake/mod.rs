@@ -21,6 +21,9 @@ pub mod embedded;
 pub mod retry;
 pub mod s3;
 
+#[cfg(test)]
+mod conformance;
+
 /// What a store says of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectMeta {
@@ -122,7 +125,7 @@ impl LakeError {
 /// The object store, below one prefix of one bucket.
 #[async_trait::async_trait]
 pub trait Lake: std::fmt::Debug + Send + Sync + 'static {
-    /// `s3://bucket/prefix`, for messages.
+    /// `s3://bucket/prefix`, or the directory of an embedded lake: for messages.
     fn url(&self) -> String;
 
     /// Gets an object, or a range of it (within its length).

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use aws_credential_types::provider::error::CredentialsError;
-use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 use crate::store::lake::LakeError;
@@ -74,7 +74,11 @@ where
         SdkError::ServiceError(answer) => {
             let status = answer.raw().status().as_u16();
             let code = answer.err().code().unwrap_or("").to_owned();
-            let message = answer.err().message().unwrap_or("(no message)").to_owned();
+            let message = match answer.err().message() {
+                Some(message) => message.to_owned(),
+                // An answer that is none of S3's: what the SDK says of it.
+                None => DisplayErrorContext(answer.err()).to_string(),
+            };
             (
                 kind_of(status, &code),
                 S3Failure::Answer {

@@ -45,6 +45,7 @@ pub struct S3Lake {
     client: aws_sdk_s3::Client,
     config: Arc<S3Config>,
     sse: SseHeaders,
+    url: String,
 }
 
 /// The headers of server-side encryption.
@@ -122,7 +123,12 @@ impl S3Lake {
     pub async fn embedded(dir: &Path) -> Result<Self, LakeOpenError> {
         let store = embedded::Store::open(dir, embedded::StoreOptions::default())?;
         store.ensure_bucket(embedded::DEFAULT_BUCKET)?;
-        Self::in_process(&store, S3Config::new(embedded::DEFAULT_BUCKET, "")).await
+        let config = S3Config::new(embedded::DEFAULT_BUCKET, "");
+        let lake = Self::in_process(&store, config).await?;
+        Ok(Self {
+            url: dir.display().to_string(),
+            ..lake
+        })
     }
 
     /// Speaks to a store in this process; of `config`, where and how to connect does not count.
@@ -143,11 +149,11 @@ impl S3Lake {
     }
 
     fn new(client: aws_sdk_s3::Client, config: S3Config) -> Self {
-        let sse = SseHeaders::from(&config.sse);
         Self {
+            sse: SseHeaders::from(&config.sse),
+            url: config.url(),
             client,
             config: Arc::new(config),
-            sse,
         }
     }
 
@@ -177,6 +183,27 @@ impl S3Lake {
                 }
             }
         }
+    }
+
+    /// Lets the bucket keep older versions from now on, or no longer.
+    pub async fn set_versioning(&self, on: bool) -> Result<(), LakeError> {
+        use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
+        let status = if on {
+            BucketVersioningStatus::Enabled
+        } else {
+            BucketVersioningStatus::Suspended
+        };
+        let setting = VersioningConfiguration::builder().status(status).build();
+        let bucket = &self.config.bucket;
+        let set = self
+            .client
+            .put_bucket_versioning()
+            .bucket(bucket)
+            .versioning_configuration(setting);
+        set.send()
+            .await
+            .map(drop)
+            .map_err(|error| lake_error(bucket, error))
     }
 
     fn full(&self, key: &str) -> String {
@@ -315,17 +342,6 @@ impl S3Lake {
             objects,
             next: more.then(|| next.encode()),
         })
-    }
-
-    /// Says whether a bucket keeps versions. Whoever may not ask lists without.
-    async fn keeps_versions(&self, bucket: &str) -> bool {
-        let answer = self
-            .client
-            .get_bucket_versioning()
-            .bucket(bucket)
-            .send()
-            .await;
-        answer.is_ok_and(|answer| answer.status().is_some())
     }
 }
 
@@ -477,7 +493,7 @@ fn range_header(range: Option<&Range<u64>>) -> Option<String> {
 #[async_trait::async_trait]
 impl Lake for S3Lake {
     fn url(&self) -> String {
-        self.config.url()
+        self.url.clone()
     }
 
     async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Body, LakeError> {
@@ -635,6 +651,8 @@ impl Lake for S3Lake {
                 .filter(|_| answer.is_truncated() == Some(true))
                 .map(str::to_owned);
             if token.is_none() {
+                // The store's order counts the slash behind each name.
+                names.sort_unstable();
                 return Ok(names);
             }
         }
@@ -646,16 +664,20 @@ impl Lake for S3Lake {
         prefix: &str,
         page: Option<String>,
     ) -> Result<ListPage, LakeError> {
-        let versions = match &page {
-            Some(token) => VersionsPage::decode(token),
-            None => self
-                .keeps_versions(bucket)
+        let Some(token) = page else {
+            // Whether the bucket keeps versions shows in the listing. A store that has none to list,
+            // or that does not let us, lists without.
+            return match self
+                .list_versions(bucket, prefix, VersionsPage::default())
                 .await
-                .then(VersionsPage::default),
+            {
+                Err(error) if !error.is_passing() => self.list_objects(bucket, prefix, None).await,
+                listed => listed,
+            };
         };
-        match versions {
+        match VersionsPage::decode(&token) {
             Some(page) => self.list_versions(bucket, prefix, page).await,
-            None => self.list_objects(bucket, prefix, page).await,
+            None => self.list_objects(bucket, prefix, Some(token)).await,
         }
     }
 
