@@ -18,6 +18,8 @@ use crate::node::place::Place;
 use crate::node::spawn::{self, SpawnSpec};
 use crate::node::{daemon, open};
 use crate::store::catalog::Catalog;
+use crate::store::fetch::Fetcher;
+use crate::store::kv::Kv;
 use crate::store::lake::Lake;
 use crate::store::tier::Tier;
 
@@ -188,6 +190,32 @@ impl Context {
     pub async fn catalog(&self) -> anyhow::Result<Catalog> {
         let opened = open::open_catalog(self.lake().await?, self.config()).await;
         opened.hint("`larder doctor` checks whether the lake can be reached")
+    }
+
+    /// Opens the catalog for writing: makes the lake where there is none.
+    pub async fn catalog_or_create(&self) -> anyhow::Result<Catalog> {
+        let opened = open::open_or_create_catalog(self.lake().await?, self.config()).await;
+        opened.hint("`larder doctor` checks whether the lake can be reached")
+    }
+
+    /// Makes a fetcher without a daemon: reads what the default tier has, if there is one that can be
+    /// opened, and else the lake.
+    pub async fn fetcher(&self, catalog: &Catalog) -> anyhow::Result<Fetcher> {
+        let tier = match self.tier_section(None) {
+            Ok((_, section)) if Tier::is_tier(&section.path) => {
+                self.tier(None).ok().map(|(_, tier)| tier)
+            }
+            _ => None,
+        };
+        let rt = tokio::runtime::Handle::current();
+        let lake = Arc::clone(&catalog.lake);
+        Ok(open::open_fetcher(
+            lake,
+            tier,
+            Kv::in_memory(),
+            &self.config().fetch,
+            rt,
+        ))
     }
 
     /// Opens a tier in this process: the default one where none is named. Gives its name too.

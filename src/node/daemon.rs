@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::format::ids::NodeId;
 use crate::fs::keeper;
 use crate::store::catalog::Catalog;
-use crate::store::fetch::{FetchTier, Fetcher};
+use crate::store::fetch::Fetcher;
 use crate::store::kv::Kv;
 use crate::store::lake::Lake;
 use crate::store::tier::Tier;
@@ -212,18 +212,13 @@ impl Daemon {
             open::open_tier(&label, &section, node)
         })
         .await??;
-        let tier = Arc::new(tier);
-        let port: Arc<dyn FetchTier> = Arc::clone(&tier) as Arc<dyn FetchTier>;
-        let fetcher = Fetcher::new(
-            Arc::clone(&inner.lake),
-            Some(port),
-            inner.kv.clone(),
-            open::fetch_config(&inner.config.fetch),
-            tokio::runtime::Handle::current(),
-        );
+        let lake = Arc::clone(&inner.lake);
+        let rt = tokio::runtime::Handle::current();
+        let (kv, limits) = (inner.kv.clone(), &inner.config.fetch);
+        let fetcher = open::open_fetcher(lake, Some(tier.clone()), kv, limits, rt);
         Ok(OpenTier {
             name,
-            tier: Some(tier),
+            tier: Some(Arc::new(tier)),
             fetcher,
         })
     }

@@ -10,8 +10,10 @@ use crate::config::{
     Checksums, Config, FetchSection, LakeSection, PrefetchLevel, Sse, TierSection, VerifyLevel,
 };
 use crate::format::ids::NodeId;
+use crate::store::catalog::lakefmt::RefChoice;
 use crate::store::catalog::{Catalog, CatalogError};
-use crate::store::fetch::{self, FetchConfig};
+use crate::store::fetch::{self, FetchConfig, FetchTier, Fetcher};
+use crate::store::kv::Kv;
 use crate::store::lake::s3::{self, LakeOpenError, LakeUrlError, S3Config, S3Lake, SecretKey};
 use crate::store::lake::{Lake, LakeError};
 use crate::store::tier::{InitOptions, Tier, TierConfig, TierError};
@@ -109,14 +111,44 @@ pub async fn open_lake(lake: &LakeSection) -> Result<Arc<dyn Lake>, OpenError> {
     Ok(Arc::new(opened))
 }
 
-/// Opens the catalog of a lake.
+/// Opens the catalog of a lake. The embedded lake is made where there is none; a prefix of a store
+/// is not, because it may be a slip of the pen.
 pub async fn open_catalog(lake: Arc<dyn Lake>, config: &Config) -> Result<Catalog, OpenError> {
-    let url = lake.url();
-    let opened = Catalog::open(lake, &config.state).await;
+    let url = config.lake.url.clone();
+    let opened = if url.starts_with('/') {
+        Catalog::open_or_create(lake, &config.state, RefChoice::Auto).await
+    } else {
+        Catalog::open(lake, &config.state).await
+    };
     opened.map_err(|source| OpenError::Catalog {
         url,
         source: Box::new(source),
     })
+}
+
+/// Opens the catalog of a lake for writing: makes the lake where there is none.
+pub async fn open_or_create_catalog(
+    lake: Arc<dyn Lake>,
+    config: &Config,
+) -> Result<Catalog, OpenError> {
+    let url = config.lake.url.clone();
+    let opened = Catalog::open_or_create(lake, &config.state, RefChoice::Auto).await;
+    opened.map_err(|source| OpenError::Catalog {
+        url,
+        source: Box::new(source),
+    })
+}
+
+/// Makes a fetcher over a lake and a tier.
+pub fn open_fetcher(
+    lake: Arc<dyn Lake>,
+    tier: Option<Tier>,
+    kv: Kv,
+    section: &FetchSection,
+    rt: tokio::runtime::Handle,
+) -> Fetcher {
+    let port = tier.map(|tier| Arc::new(tier) as Arc<dyn FetchTier>);
+    Fetcher::new(lake, port, kv, fetch_config(section), rt)
 }
 
 /// Opens a tier. The laptop's own is made on first use; any other is refused without its marker.
