@@ -1,14 +1,526 @@
-//! `larder tier`: works on tiers.
+//! `larder tier`: makes tiers, says what they hold and why, sweeps, checks.
+//!
+//! Looks at the tier's directory itself: no daemon is needed, and no lake.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
 
 use super::Context;
+use super::output::{self, Table};
+use super::report::usage;
+use crate::config::{Size, Span};
+use crate::format::ids::NodeId;
+use crate::store::tier::{
+    CheckReport, CommitKey, Decision, InitOptions, Marker, StewardReport, SweepPlan, Tier, Verdict,
+    Why,
+};
+use crate::store::usage::TierUsage;
 
 /// Flags of `larder tier`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  larder tier init /mnt/tier")]
-pub struct Args {}
+  larder tier init /mnt/tier --capacity 4TiB --ttl 1d
+  larder tier df
+  larder tier why 3fa9c1
+  larder tier sweep --dry-run")]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Makes an empty directory a tier
+    Init(InitArgs),
+    /// Shows used, free and leftover bytes
+    Df(TierArgs),
+    /// Lists the cached commits and what they cost
+    List(TierArgs),
+    /// Compares the accounting with every file and finds what is out of order
+    Check(CheckArgs),
+    /// Says why a commit stays, or why it left
+    Why(WhyArgs),
+    /// Removes what aged out, orphans and leftovers now
+    Sweep(SweepArgs),
+    /// Digests the objects again and sets damaged ones aside
+    Scrub(ScrubArgs),
+    /// Drops what a node that will not come back left in the tier
+    ForgetNode(ForgetArgs),
+}
+
+/// Flags of `larder tier init`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  larder tier init /mnt/tier
+  larder tier init /mnt/tier --capacity 4TiB --ttl 12h --mode 0770")]
+pub struct InitArgs {
+    /// The directory: empty, or made now
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Bytes that the tier may take (default: what the file system has)
+    #[arg(long, value_name = "SIZE")]
+    capacity: Option<Size>,
+    /// How long a commit stays after its last use (default: 1d)
+    #[arg(long, value_name = "TIME")]
+    ttl: Option<Span>,
+    /// Permissions of its folders, octal; files get the same without `x`
+    #[arg(long, value_name = "MODE", default_value = "0770", value_parser = parse_mode)]
+    mode: u32,
+    /// Owner of its files, where this process may give files away
+    #[arg(long, value_name = "UID")]
+    uid: Option<u32>,
+    /// Group of its files
+    #[arg(long, value_name = "GID")]
+    gid: Option<u32>,
+}
+
+/// Flags of commands about one tier.
+#[derive(Debug, clap::Args)]
+pub struct TierArgs {
+    /// Name of the tier in the configuration (default: the default one)
+    #[arg(long, value_name = "NAME")]
+    tier: Option<String>,
+}
+
+/// Flags of `larder tier check`.
+#[derive(Debug, clap::Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    tier: TierArgs,
+    /// Mends what can be mended
+    #[arg(long)]
+    repair: bool,
+}
+
+/// Flags of `larder tier why`.
+#[derive(Debug, clap::Args)]
+pub struct WhyArgs {
+    /// The beginning of a commit's id
+    #[arg(value_name = "COMMIT")]
+    commit: String,
+    #[command(flatten)]
+    tier: TierArgs,
+}
+
+/// Flags of `larder tier sweep`.
+#[derive(Debug, clap::Args)]
+pub struct SweepArgs {
+    #[command(flatten)]
+    tier: TierArgs,
+    /// Says what would be done, and does nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Flags of `larder tier scrub`.
+#[derive(Debug, clap::Args)]
+pub struct ScrubArgs {
+    #[command(flatten)]
+    tier: TierArgs,
+    /// At most so many bytes a second
+    #[arg(long, value_name = "SIZE", default_value = "200MiB")]
+    rate: Size,
+    /// At most so many objects (default: each once)
+    #[arg(long, value_name = "N")]
+    objects: Option<u64>,
+}
+
+/// Flags of `larder tier forget-node`.
+#[derive(Debug, clap::Args)]
+pub struct ForgetArgs {
+    /// The node's id, as the tier's `nodes` folder has it
+    #[arg(value_name = "NODE")]
+    node: NodeId,
+    #[command(flatten)]
+    tier: TierArgs,
+}
+
+fn parse_mode(text: &str) -> Result<u32, String> {
+    let mode =
+        u32::from_str_radix(text, 8).map_err(|_| "write octal digits, such as 0770".to_owned())?;
+    if mode & 0o700 != 0o700 || mode > 0o7777 {
+        return Err("the owner needs all of rwx, such as in 0770".to_owned());
+    }
+    Ok(mode)
+}
 
 /// Runs the command.
-pub fn run(_ctx: &Context, _args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("larder tier is not built yet")
+pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
+    match args.command {
+        Command::Init(args) => init(ctx, &args),
+        Command::Df(args) => df(ctx, &args),
+        Command::List(args) => list(ctx, &args),
+        Command::Check(args) => check(ctx, &args),
+        Command::Why(args) => why(ctx, &args),
+        Command::Sweep(args) => sweep(ctx, &args),
+        Command::Scrub(args) => scrub(ctx, &args),
+        Command::ForgetNode(args) => {
+            open(ctx, &args.tier)?.1.forget_node(&args.node)?;
+            ctx.say(format_args!("forgot node {}", args.node));
+            Ok(())
+        }
+    }
+}
+
+fn open(ctx: &Context, args: &TierArgs) -> anyhow::Result<(String, Tier)> {
+    ctx.tier(args.tier.as_deref())
+}
+
+#[derive(Serialize)]
+struct InitOutput<'a> {
+    path: String,
+    #[serde(flatten)]
+    marker: &'a Marker,
+}
+
+fn init(ctx: &Context, args: &InitArgs) -> anyhow::Result<()> {
+    let options = InitOptions {
+        capacity_bytes: args.capacity.map(|size| size.0),
+        ttl_ms: args.ttl.map(|span| span.as_ms()),
+        dir_mode: args.mode,
+        uid: args.uid,
+        gid: args.gid,
+    };
+    let dir = std::path::absolute(&args.dir)?;
+    let marker = Tier::init(&dir, &options)?;
+    if ctx.json() {
+        return ctx.print_json(&InitOutput {
+            path: dir.display().to_string(),
+            marker: &marker,
+        });
+    }
+    ctx.say(format_args!(
+        "{}: is a tier now ({})",
+        dir.display(),
+        marker.tier
+    ));
+    ctx.say(format_args!(
+        "use it with `LARDER_TIER={}`, or a [tier.NAME] in the configuration",
+        dir.display()
+    ));
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct DfOutput<'a> {
+    tier: &'a str,
+    path: String,
+    id: String,
+    used_bytes: u64,
+    capacity_bytes: u64,
+    capacity_configured: bool,
+    free_bytes: u64,
+    staging_bytes: u64,
+    trash_bytes: u64,
+    orphan_bytes: u64,
+    quarantine_bytes: u64,
+    held_only_bytes: u64,
+    temp_bytes: u64,
+    total_bytes: u64,
+    objects: u64,
+    commits: usize,
+}
+
+fn df(ctx: &Context, args: &TierArgs) -> anyhow::Result<()> {
+    let (name, tier) = open(ctx, args)?;
+    let usage = tier.usage()?;
+    if ctx.json() {
+        return ctx.print_json(&DfOutput {
+            tier: &name,
+            path: tier.dir().display().to_string(),
+            id: tier.id().to_string(),
+            used_bytes: usage.used_bytes,
+            capacity_bytes: usage.capacity_bytes,
+            capacity_configured: usage.capacity_configured,
+            free_bytes: usage.free_bytes,
+            staging_bytes: usage.staging_bytes,
+            trash_bytes: usage.trash_bytes,
+            orphan_bytes: usage.orphan_bytes,
+            quarantine_bytes: usage.quarantine_bytes,
+            held_only_bytes: usage.held_only_bytes,
+            temp_bytes: usage.temp_bytes,
+            total_bytes: usage.total_bytes,
+            objects: usage.objects,
+            commits: usage.commits.len(),
+        });
+    }
+    let mut table = Table::new(&[
+        "TIER",
+        ">USED",
+        ">CAPACITY",
+        ">FREE",
+        ">STAGING",
+        ">TRASH",
+        ">ORPHANS",
+        ">COMMITS",
+        "PATH",
+    ]);
+    table.row([
+        name,
+        output::bytes(usage.used_bytes),
+        output::bytes(usage.capacity_bytes),
+        output::bytes(usage.free_bytes),
+        output::bytes(usage.staging_bytes),
+        output::bytes(usage.trash_bytes),
+        output::bytes(usage.orphan_bytes),
+        usage.commits.len().to_string(),
+        tier.dir().display().to_string(),
+    ]);
+    ctx.print_table(&table)
+}
+
+fn list(ctx: &Context, args: &TierArgs) -> anyhow::Result<()> {
+    let (_, tier) = open(ctx, args)?;
+    let usage: TierUsage = tier.usage()?;
+    if ctx.json() {
+        return ctx.print_json(&usage);
+    }
+    let mut table = Table::new(&[
+        "DATASET",
+        "COMMIT",
+        ">CACHED",
+        ">OWN",
+        ">SHARED",
+        "LAST USED",
+        "STATE",
+        "LEAVES",
+    ]);
+    for commit in &usage.commits {
+        let state = match (commit.mounts, commit.kept, commit.held) {
+            (0, false, false) => "cached".to_owned(),
+            (0, true, _) => "kept".to_owned(),
+            (0, false, true) => "held".to_owned(),
+            (mounts, kept, _) => format!("in use ({mounts}){}", if kept { ", kept" } else { "" }),
+        };
+        let leaves = commit.expires_ms.map_or_else(
+            || "-".to_owned(),
+            |at| match u64::try_from(at - usage.now_ms) {
+                Ok(left) => format!("in {}", output::span(left / 1000)),
+                Err(_) => "at the next sweep".to_owned(),
+            },
+        );
+        table.row([
+            commit.dataset.clone(),
+            commit.commit.short(),
+            format!("{}%", commit.percent_cached),
+            output::bytes(commit.own_bytes),
+            output::bytes(commit.shared_bytes),
+            output::ago(Some(commit.last_used_ms), usage.now_ms),
+            state,
+            leaves,
+        ]);
+    }
+    ctx.print_table(&table)
+}
+
+#[derive(Serialize)]
+struct CheckOutput<'a> {
+    good: bool,
+    findings: &'a [crate::store::tier::Finding],
+    accounted_bytes: u64,
+    walked_bytes: u64,
+}
+
+fn check(ctx: &Context, args: &CheckArgs) -> anyhow::Result<()> {
+    let (name, tier) = open(ctx, &args.tier)?;
+    let report: CheckReport = tier.check(args.repair)?;
+    if ctx.json() {
+        ctx.print_json(&CheckOutput {
+            good: report.is_good(),
+            findings: &report.findings,
+            accounted_bytes: report.usage.total_bytes,
+            walked_bytes: report.walked_bytes,
+        })?;
+    } else if !report.findings.is_empty() {
+        let mut table = Table::new(&["PATH", "PROBLEM", "REPAIRED"]);
+        for found in &report.findings {
+            let repaired = if found.repaired { "yes" } else { "no" };
+            table.row([
+                output::printable(found.path.as_bytes()),
+                found.problem.clone(),
+                repaired.to_owned(),
+            ]);
+        }
+        ctx.print_table(&table)?;
+    }
+    if !report.is_good() {
+        let next = if args.repair {
+            ""
+        } else {
+            "; `larder tier check --repair` mends what can be mended"
+        };
+        anyhow::bail!(
+            "tier {name}: {} things are out of order{next}",
+            report.findings.len()
+        );
+    }
+    ctx.say(format_args!(
+        "tier {name}: in order, {} accounted for and found",
+        output::bytes(report.walked_bytes)
+    ));
+    Ok(())
+}
+
+fn why(ctx: &Context, args: &WhyArgs) -> anyhow::Result<()> {
+    // A revision's part behind the `@` is as good.
+    let prefix = args
+        .commit
+        .rsplit_once('@')
+        .map_or(args.commit.as_str(), |(_, id)| id);
+    if prefix.len() < 4
+        || !prefix
+            .bytes()
+            .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    {
+        return usage(format!(
+            "`{}` is not the beginning of a commit's id (4 hex digits or more)",
+            args.commit
+        ));
+    }
+    let (name, tier) = open(ctx, &args.tier)?;
+    let keys = tier.find_commits(prefix)?;
+    let key: CommitKey = match keys.as_slice() {
+        [key] => *key,
+        [] => {
+            anyhow::bail!("tier {name}: no commit {prefix}… is cached, nor was one decided about")
+        }
+        _ => anyhow::bail!(
+            "tier {name}: {} commits begin with {prefix}; give more of the id",
+            keys.len()
+        ),
+    };
+    let why: Why = tier.why(&key)?;
+    if ctx.json() {
+        return ctx.print_json(&why);
+    }
+    let mut out = ctx.out();
+    let mut line = |head: &str, decision: &Option<Decision>, none: &str| {
+        use std::io::Write as _;
+        match decision {
+            Some(found) => {
+                let verdict = if found.verdict == Verdict::Stays {
+                    "stays"
+                } else {
+                    "leaves"
+                };
+                let at = output::time(found.time_ms);
+                writeln!(
+                    out,
+                    "{head}: {} ({}) {verdict}: {} ({at})",
+                    found.dataset,
+                    key.commit.short(),
+                    found.reason.text()
+                )
+            }
+            None => writeln!(out, "{head}: {none}"),
+        }
+    };
+    line("now", &why.now, "not cached")?;
+    line("last decision", &why.last, "none was made yet")?;
+    Ok(out.finish()?)
+}
+
+#[derive(Serialize)]
+struct DryRun<'a> {
+    decisions: &'a [Decision],
+    orphans: usize,
+    staging: usize,
+    restores: usize,
+    taken_bytes: u64,
+    high_bytes: u64,
+    low_bytes: u64,
+}
+
+fn sweep(ctx: &Context, args: &SweepArgs) -> anyhow::Result<()> {
+    let (name, tier) = open(ctx, &args.tier)?;
+    let policy = tier.policy();
+    if args.dry_run {
+        let plan: SweepPlan = tier.dry_run(&policy)?;
+        if ctx.json() {
+            return ctx.print_json(&DryRun {
+                decisions: &plan.decisions,
+                orphans: plan.orphans.len(),
+                staging: plan.staging.len(),
+                restores: plan.restore.len() + plan.innocent.len(),
+                taken_bytes: plan.taken_bytes,
+                high_bytes: plan.high_bytes,
+                low_bytes: plan.low_bytes,
+            });
+        }
+        return print_decisions(ctx, &plan.decisions);
+    }
+    let report: StewardReport = tier.steward_step(&policy)?;
+    if ctx.json() {
+        ctx.print_json(&report)?;
+    } else if report.elsewhere {
+        ctx.say(format_args!("tier {name}: another process is sweeping it"));
+    } else {
+        print_decisions(ctx, &report.decisions)?;
+        ctx.say(format_args!(
+            "tier {name}: {} commits left, {} moved to the trash, {} deleted (the trash is deleted {} later)",
+            report.evicted,
+            output::bytes(report.moved_bytes),
+            output::bytes(report.deleted_bytes),
+            output::span(policy.grace_ms.div_ceil(1000)),
+        ));
+    }
+    if report.frees_nothing {
+        ctx.say(format_args!(
+            "tier {name}: deleting freed nothing; do snapshots hold the space?"
+        ));
+    }
+    if let Some(first) = report.failed.first() {
+        anyhow::bail!("{} steps failed, the first: {first}", report.failed.len());
+    }
+    Ok(())
+}
+
+fn print_decisions(ctx: &Context, decisions: &[Decision]) -> anyhow::Result<()> {
+    let mut table = Table::new(&["DATASET", "COMMIT", "DECISION", "REASON"]);
+    for decision in decisions {
+        let verdict = if decision.verdict == Verdict::Stays {
+            "stays"
+        } else {
+            "leaves"
+        };
+        table.row([
+            decision.dataset.clone(),
+            decision.key.commit.short(),
+            verdict.to_owned(),
+            decision.reason.text(),
+        ]);
+    }
+    ctx.print_table(&table)
+}
+
+fn scrub(ctx: &Context, args: &ScrubArgs) -> anyhow::Result<()> {
+    let (name, tier) = open(ctx, &args.tier)?;
+    let limit = match args.objects {
+        Some(objects) => objects,
+        None => tier.usage()?.objects,
+    };
+    let start = std::time::Instant::now();
+    let (mut read, mut bad, mut reports) = (0u64, 0u64, Vec::new());
+    let mut pace = |bytes: u64| {
+        read += bytes;
+        let due = std::time::Duration::from_secs_f64(read as f64 / args.rate.0.max(1) as f64);
+        std::thread::sleep(due.saturating_sub(start.elapsed()));
+    };
+    for _ in 0..limit {
+        let Some(pack) = tier.next_scrub()? else {
+            break;
+        };
+        let report = tier.scrub(&pack, &mut pace)?;
+        bad += u64::from(report.outcome.is_bad());
+        reports.push(report);
+    }
+    if ctx.json() {
+        ctx.print_json(&reports)?;
+    }
+    ctx.say(format_args!(
+        "tier {name}: {} objects scrubbed, {bad} damaged and set aside",
+        reports.len()
+    ));
+    Ok(())
 }

@@ -2,6 +2,8 @@
 //!
 //! * [`faulty_lake`]: a lake in memory, and a lake that fails on demand and counts.
 //! * [`model`]: a model of a tree, and a commit of it in a lake.
+//! * [`sim_tier`]: a file system with NFS clients, crashes and schedules, for the tier.
 
 pub(crate) mod faulty_lake;
 pub(crate) mod model;
+pub(crate) mod sim_tier;

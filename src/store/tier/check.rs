@@ -252,7 +252,7 @@ impl<I: TierIo> Core<I> {
                         sum += if whole {
                             stat.size_bytes
                         } else {
-                            stat.size_bytes.min(stat.allocated_bytes)
+                            stat.on_medium()
                         };
                     }
                 }

@@ -50,7 +50,9 @@ impl<I: TierIo> Core<I> {
 
     /// Looks at a name as the server has it now.
     pub(super) fn look(&self, path: &str) -> Result<Option<Stat>, TierError> {
-        let _ = self.io.refresh(parent(path));
+        if self.io.refresh(parent(path)).is_err() {
+            self.refresh(parent(path));
+        }
         match self
             .io
             .stat(path)
@@ -151,6 +153,8 @@ impl<I: TierIo> Core<I> {
     /// Creates a file whole, by a link that has one winner. False: the name was taken already.
     pub(super) fn write_new(&self, path: &str, bytes: &[u8]) -> Result<bool, TierError> {
         let temp = self.write_temp(bytes)?;
+        // A name that this client remembers may be free by now.
+        let _ = self.io.refresh(parent(path));
         let linked = self.place(path, |to| self.io.link(&temp, to));
         let _ = self.io.unlink(&temp);
         match linked {
@@ -222,15 +226,19 @@ impl<I: TierIo> Core<I> {
 
     /// Moves a name away. False: it was not there.
     pub(super) fn move_away(&self, from: &str, to: &str) -> Result<bool, TierError> {
-        match self
-            .io
-            .rename(from, to)
-            .map_err(|e| TierError::io("move", from, e))
-        {
-            Ok(()) => Ok(true),
-            Err(error) if error.is_gone() => Ok(false),
-            Err(error) => Err(error),
+        for tried in 0..2 {
+            match self
+                .io
+                .rename(from, to)
+                .map_err(|e| TierError::io("move", from, e))
+            {
+                Ok(()) => return Ok(true),
+                Err(error) if error.is_gone() && tried == 0 => self.refresh(parent(from)),
+                Err(error) if error.is_gone() => return Ok(false),
+                Err(error) => return Err(error),
+            }
         }
+        Ok(false)
     }
 
     /// Puts back what was moved away, unless somebody has put another there meanwhile.

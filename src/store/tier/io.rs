@@ -27,6 +27,11 @@ impl Stat {
     pub fn mtime_ms(&self) -> i64 {
         self.mtime_ns.div_euclid(1_000_000)
     }
+
+    /// Bytes that a file takes: a sparse one less than its size, a small one not its whole block.
+    pub fn on_medium(&self) -> u64 {
+        self.allocated_bytes.min(self.size_bytes)
+    }
 }
 
 /// One name in a folder.

@@ -89,6 +89,8 @@ pub struct TierConfig {
     pub staging_ttl_ms: u64,
     /// How long damaged objects are kept to look at.
     pub quarantine_ttl_ms: u64,
+    /// What one claim and one done-mark cover, where this node begins a pack.
+    pub span_len_bytes: u64,
 }
 
 /// Age-out after the last use, where nobody says otherwise: one day.
@@ -107,6 +109,7 @@ impl Default for TierConfig {
             claim_ttl_ms: 2 * 60_000,
             staging_ttl_ms: 24 * 3600 * 1000,
             quarantine_ttl_ms: 7 * 24 * 3600 * 1000,
+            span_len_bytes: SPAN_LEN,
         }
     }
 }
@@ -148,6 +151,10 @@ struct State {
     used: BTreeSet<CommitKey>,
     /// Paths of the claims that this process holds.
     claims: BTreeSet<String>,
+    /// Counts the records and leases that this process wrote …
+    promises: u64,
+    /// … and at which of them each fan of the objects was last asked from the server.
+    fans: BTreeMap<u8, u64>,
     /// Records that were read, by path: they never change.
     records: BTreeMap<String, Arc<Record>>,
 }

@@ -92,6 +92,13 @@ pub enum ScrubOutcome {
     Gone,
 }
 
+impl ScrubOutcome {
+    /// Says whether the object was set aside.
+    pub fn is_bad(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::WrongSize { .. })
+    }
+}
+
 #[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
 struct ScrubCursor {
     after: Option<PackId>,
@@ -101,6 +108,7 @@ impl<I: TierIo> Tier<I> {
     /// Opens a published object; None where the tier does not have it.
     pub fn pack(&self, pack: &PackId) -> Result<Option<PackFile<I::File>>, TierError> {
         let path = layout::object(pack);
+        self.core.refresh_fan(pack);
         let Some(file) = self.core.open_read(&path)? else {
             return Ok(None);
         };
@@ -250,6 +258,22 @@ impl<I: TierIo> Tier<I> {
 }
 
 impl<I: TierIo> Core<I> {
+    /// After a record was written, what this client remembers of objects is older than the record: an
+    /// eviction may have moved them away before it. So each fan is asked for once more.
+    fn refresh_fan(&self, pack: &PackId) {
+        let fan = pack.0.first().copied().unwrap_or(0);
+        let promises = {
+            let state = self.state.lock();
+            if state.fans.get(&fan) == Some(&state.promises) {
+                return;
+            }
+            state.promises
+        };
+        if self.io.refresh(&layout::fan_dir(pack)).is_ok() {
+            self.state.lock().fans.insert(fan, promises);
+        }
+    }
+
     fn set_aside(
         &self,
         pack: &PackId,
@@ -318,7 +342,7 @@ impl<I: TierIo> Core<I> {
 fn check_sidecar(pack: &PackId, part: Sidecar, bytes: &[u8]) -> Result<(), TierError> {
     let ours = |found: Result<bool, DecodeError>| found.unwrap_or(false);
     let good = match part {
-        Sidecar::Index => ours(PackIndex::decode(bytes).map(|index| index.id() == *pack)),
+        Sidecar::Index => PackIndex::id_of(bytes) == *pack,
         Sidecar::Outboard => ours(PackOutboard::decode(bytes).map(|_| true)),
         Sidecar::Proof => ours(Proof::decode(bytes).map(|proof| proof.pack == *pack)),
     };

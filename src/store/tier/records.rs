@@ -172,6 +172,7 @@ impl<I: TierIo> Tier<I> {
             released: false,
         };
         core.renew(&id, record)?;
+        core.state.lock().promises += 1;
         core.write_use(&record.key)?;
         Ok(lease)
     }
@@ -181,7 +182,9 @@ impl<I: TierIo> Tier<I> {
         self.core.ensure_record(record)?;
         self.core.write_use(&record.key)?;
         // Whoever removes a commit may have taken the record between the two.
-        self.core.ensure_record(record).map(drop)
+        self.core.ensure_record(record)?;
+        self.core.state.lock().promises += 1;
+        Ok(())
     }
 
     /// Notes that a commit was read; written down by the next heartbeat.
@@ -206,7 +209,10 @@ impl<I: TierIo> Tier<I> {
         for (id, lease) in leases {
             match core.renew(&id, &lease.record) {
                 Ok(true) => renewed.held += 1,
-                Ok(false) => renewed.lapsed.push(lease.record.key),
+                Ok(false) => {
+                    core.state.lock().promises += 1;
+                    renewed.lapsed.push(lease.record.key);
+                }
                 Err(error) => renewed.failed.push(error),
             }
             if !written.contains(&lease.record.key) {

@@ -11,7 +11,7 @@ use crate::store::tier::io::{Space, Stat, TierIo};
 use crate::store::tier::layout::{self, CommitKey, ObjectName, Sidecar, StagingName, parse_object};
 use crate::store::tier::objects::{FileIdentity, QuarantineReport};
 use crate::store::tier::records::Record;
-use crate::store::tier::stage::{Generation, SPAN_LEN, span_count};
+use crate::store::tier::stage::Generation;
 use crate::store::tier::{Core, Tier, holds};
 use crate::store::usage::{CommitFacts, TierFacts, TierUsage, account};
 
@@ -33,6 +33,8 @@ pub struct Scan {
     pub strangers: Vec<String>,
     /// The steward found that evictions free nothing.
     pub stalled: bool,
+    /// Files that were counted: one with several names counts once.
+    seen: BTreeSet<u64>,
 }
 
 /// A cached commit.
@@ -81,13 +83,15 @@ pub struct LooseScan {
 pub struct StagingScan {
     pub name: String,
     pub pack: Option<PackId>,
-    /// Bytes on the medium, without what an object has as well.
+    /// Bytes on the medium, without those that an object has as well.
     pub bytes: u64,
     /// Bytes of spans that are done.
     pub done_bytes: u64,
     pub live_claims: usize,
     /// Since the last write, mark or claim.
     pub idle_ms: i64,
+    /// File ids, and bytes on the medium.
+    files: Vec<(u64, u64)>,
 }
 
 /// What one eviction moved away.
@@ -224,6 +228,15 @@ impl Scan {
         }
     }
 
+    /// What a file takes, unless it was counted under another name.
+    fn weigh(&mut self, stat: Stat) -> u64 {
+        if self.seen.insert(stat.file_id) {
+            stat.on_medium()
+        } else {
+            0
+        }
+    }
+
     /// Packs that a record names.
     pub fn referenced(&self) -> BTreeSet<PackId> {
         self.commits
@@ -247,10 +260,14 @@ impl<I: TierIo> Core<I> {
             .space()
             .map_err(|e| TierError::io("measure", ".", e))?;
         scan.stalled = self.is_stalled(now_ms)?;
-        // Objects after staging and before trash would miss one that moves the other way meanwhile;
-        // in this order one is at worst counted twice.
+        // In the direction in which things move, so that nothing is missed; what is seen under two
+        // names counts once.
         self.scan_staging(&mut scan)?;
         self.scan_objects(&mut scan)?;
+        for staging in &mut scan.staging {
+            let new = staging.files.iter().filter(|(id, _)| scan.seen.insert(*id));
+            staging.bytes = new.map(|(_, bytes)| bytes).sum();
+        }
         self.scan_holds(&mut scan)?;
         self.scan_commits(&mut scan)?;
         self.scan_trash(&mut scan)?;
@@ -259,9 +276,10 @@ impl<I: TierIo> Core<I> {
             let path = format!("{}/{}", layout::TEMP, listed.name);
             if let Some(stat) = self.look(&path)? {
                 let age_ms = now_ms - stat.mtime_ms();
+                let bytes = scan.weigh(stat);
                 scan.temp.push(FileScan {
                     name: listed.name,
-                    bytes: stat.size_bytes,
+                    bytes,
                     age_ms,
                 });
             }
@@ -284,6 +302,7 @@ impl<I: TierIo> Core<I> {
                 let Some(stat) = self.look(&path)? else {
                     continue;
                 };
+                scan.seen.insert(stat.file_id);
                 match name {
                     ObjectName::Pack(pack) => {
                         let (len, identity) = (stat.size_bytes, stat.into());
@@ -349,10 +368,6 @@ impl<I: TierIo> Core<I> {
             .read_json::<Generation>(&layout::generation(dir))
             .ok()
             .flatten();
-        let published = pack
-            .map(|pack| self.look(&layout::object(&pack)))
-            .transpose()?
-            .flatten();
         let name = layout::file_name(dir).to_owned();
         let mut found = StagingScan {
             name,
@@ -361,6 +376,7 @@ impl<I: TierIo> Core<I> {
             done_bytes: 0,
             live_claims: 0,
             idle_ms: now_ms - folder.mtime_ms(),
+            files: Vec::new(),
         };
         for listed in self.list(dir)?.unwrap_or_default() {
             let path = format!("{dir}/{}", listed.name);
@@ -369,20 +385,15 @@ impl<I: TierIo> Core<I> {
             };
             let idle_ms = now_ms - stat.mtime_ms();
             found.idle_ms = found.idle_ms.min(idle_ms);
-            if published.is_none_or(|object| object.file_id != stat.file_id) {
-                found.bytes += stat.allocated_bytes.min(stat.size_bytes);
-            }
+            found.files.push((stat.file_id, stat.on_medium()));
             match layout::parse_staging(&listed.name) {
                 Some(StagingName::Claim(..)) if idle_ms <= signed(self.cfg.claim_ttl_ms) => {
                     found.live_claims += 1
                 }
                 Some(StagingName::Done(span, of)) => {
-                    if let Some(current) = current
-                        .as_ref()
-                        .filter(|c| c.generation == of && span < span_count(c.len_bytes))
-                    {
-                        let start = u64::from(span) * SPAN_LEN;
-                        found.done_bytes += current.len_bytes.saturating_sub(start).min(SPAN_LEN);
+                    if let Some(current) = current.as_ref().filter(|c| c.generation == of) {
+                        let range = current.span_range(span);
+                        found.done_bytes += range.end - range.start;
                     }
                 }
                 _ => {}
@@ -416,11 +427,7 @@ impl<I: TierIo> Core<I> {
                         continue;
                     };
                     found.packs += 1;
-                    let published = scan
-                        .objects
-                        .get(&pack)
-                        .is_some_and(|o| o.identity.file_id == stat.file_id);
-                    if !published {
+                    if scan.seen.insert(stat.file_id) {
                         found.only_bytes += stat.size_bytes;
                     }
                 }
@@ -554,7 +561,11 @@ impl<I: TierIo> Core<I> {
             };
             let mut items = Vec::new();
             for listed in self.list(&dir)?.unwrap_or_default() {
-                let bytes = self.bytes_below(&format!("{dir}/{}", listed.name), listed.is_dir)?;
+                let bytes = self.bytes_below(
+                    &format!("{dir}/{}", listed.name),
+                    listed.is_dir,
+                    &mut scan.seen,
+                )?;
                 items.push(TrashItem {
                     name: listed.name,
                     is_dir: listed.is_dir,
@@ -570,17 +581,26 @@ impl<I: TierIo> Core<I> {
         Ok(())
     }
 
-    /// Sums up a file, or a folder of files.
-    pub(super) fn bytes_below(&self, path: &str, is_dir: bool) -> Result<u64, TierError> {
-        let taken = |stat: Stat| stat.allocated_bytes.min(stat.size_bytes);
-        if !is_dir {
-            return Ok(self.look(path)?.map_or(0, taken));
+    /// Sums up a file, or a folder of files, without what was seen already.
+    pub(super) fn bytes_below(
+        &self,
+        path: &str,
+        is_dir: bool,
+        seen: &mut BTreeSet<u64>,
+    ) -> Result<u64, TierError> {
+        let mut paths = vec![path.to_owned()];
+        if is_dir {
+            let names = self.list(path)?.unwrap_or_default();
+            paths = names
+                .into_iter()
+                .map(|listed| format!("{path}/{}", listed.name))
+                .collect();
         }
         let mut sum = 0;
-        for listed in self.list(path)?.unwrap_or_default() {
-            sum += self
-                .look(&format!("{path}/{}", listed.name))?
-                .map_or(0, taken);
+        for path in paths {
+            if let Some(stat) = self.look(&path)?.filter(|stat| seen.insert(stat.file_id)) {
+                sum += stat.on_medium();
+            }
         }
         Ok(sum)
     }
@@ -593,7 +613,7 @@ impl<I: TierIo> Core<I> {
                 continue;
             };
             let mut found = QuarantineScan {
-                bytes: stat.size_bytes,
+                bytes: scan.weigh(stat),
                 age_ms: scan.now_ms - stat.mtime_ms(),
                 innocent: None,
                 name: listed.name,

@@ -12,6 +12,8 @@
 //!   says nothing about another data file.
 //! * `publish` links the data file under its final name: one winner, and the loser's bytes are equal.
 
+use std::ops::Range;
+
 use parking_lot::Mutex;
 use uuid::Uuid;
 
@@ -34,6 +36,24 @@ pub(crate) struct Generation {
     pub format: u32,
     pub generation: Uuid,
     pub len_bytes: u64,
+    /// What one claim and one done-mark cover.
+    pub span_len_bytes: u64,
+}
+
+impl Generation {
+    pub(crate) fn spans(&self) -> u32 {
+        u32::try_from(self.len_bytes.div_ceil(self.span_len_bytes.max(1))).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn span_range(&self, span: u32) -> Range<u64> {
+        let start = u64::from(span)
+            .saturating_mul(self.span_len_bytes)
+            .min(self.len_bytes);
+        start
+            ..start
+                .saturating_add(self.span_len_bytes)
+                .min(self.len_bytes)
+    }
 }
 
 /// Whether this process may fetch a span, or another does.
@@ -52,16 +72,10 @@ pub enum Claimed {
 pub struct Stage<I: TierIo = RealIo> {
     tier: Tier<I>,
     pack: PackId,
-    len: u64,
     dir: String,
-    generation: Uuid,
+    generation: Generation,
     file: I::File,
     done: Mutex<Vec<bool>>,
-}
-
-/// Counts the spans of a pack.
-pub fn span_count(len: u64) -> u32 {
-    u32::try_from(len.div_ceil(SPAN_LEN)).unwrap_or(u32::MAX)
 }
 
 impl<I: TierIo> Tier<I> {
@@ -71,11 +85,11 @@ impl<I: TierIo> Tier<I> {
         let dir = layout::staging_dir(pack);
         for _ in 0..TRIES {
             let generation = core.generation(pack, &dir, len)?;
-            let Some((file, done)) = core.open_staging(&dir, &generation, len)? else {
+            let Some((file, done)) = core.open_staging(&dir, &generation)? else {
                 core.give_up_staging(&dir)?;
                 continue;
             };
-            core.check_room(pack, len, &done)?;
+            core.check_room(pack, &generation, &done)?;
             match file.extend(len) {
                 Ok(()) => {}
                 Err(error) => return Err(TierError::io("extend", &dir, error)),
@@ -83,7 +97,6 @@ impl<I: TierIo> Tier<I> {
             return Ok(Stage {
                 tier: self.clone(),
                 pack: *pack,
-                len,
                 dir,
                 generation,
                 file,
@@ -99,11 +112,12 @@ impl<I: TierIo> Tier<I> {
 
 impl<I: TierIo> Core<I> {
     /// Reads which generation a staging folder has, or fixes it: one winner.
-    fn generation(&self, pack: &PackId, dir: &str, len: u64) -> Result<Uuid, TierError> {
+    fn generation(&self, pack: &PackId, dir: &str, len: u64) -> Result<Generation, TierError> {
         let path = layout::generation(dir);
+        self.refresh(dir);
         for _ in 0..TRIES {
             match self.read_json::<Generation>(&path) {
-                Ok(Some(found)) if found.len_bytes == len => return Ok(found.generation),
+                Ok(Some(found)) if found.len_bytes == len => return Ok(found),
                 Ok(Some(found)) => {
                     return Err(TierError::WrongSize {
                         pack: *pack,
@@ -118,11 +132,12 @@ impl<I: TierIo> Core<I> {
             let ours = Generation {
                 format: 1,
                 generation: self.nonce(),
+                span_len_bytes: self.cfg.span_len_bytes.max(1),
                 len_bytes: len,
             };
             let text = serde_json::to_vec(&ours).expect("a generation has only plain fields");
             if self.write_new(&path, &text)? {
-                return Ok(ours.generation);
+                return Ok(ours);
             }
         }
         Err(TierError::Contended { path, times: TRIES })
@@ -133,10 +148,9 @@ impl<I: TierIo> Core<I> {
     fn open_staging(
         &self,
         dir: &str,
-        generation: &Uuid,
-        len: u64,
+        generation: &Generation,
     ) -> Result<Option<(I::File, Vec<bool>)>, TierError> {
-        let path = layout::staging_data(dir, generation);
+        let path = layout::staging_data(dir, &generation.generation);
         let file = match self.io.create(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => self
@@ -145,23 +159,24 @@ impl<I: TierIo> Core<I> {
                 .map_err(|e| TierError::io("open", &path, e))?,
             Err(error) => return Err(TierError::io("create", &path, error)),
         };
-        let done = self.marks(dir, generation, len)?;
+        let done = self.marks(dir, generation)?;
         let size = file
             .stat()
             .map_err(|e| TierError::io("look at", &path, e))?
             .size_bytes;
-        let marked_end = done
-            .iter()
-            .rposition(|d| *d)
-            .map_or(0, |last| ((last as u64 + 1) * SPAN_LEN).min(len));
-        Ok((size >= marked_end && size <= len).then_some((file, done)))
+        let marked_end = done.iter().rposition(|d| *d).map_or(0, |last| {
+            generation
+                .span_range(u32::try_from(last).unwrap_or(u32::MAX))
+                .end
+        });
+        Ok((size >= marked_end && size <= generation.len_bytes).then_some((file, done)))
     }
 
-    fn marks(&self, dir: &str, generation: &Uuid, len: u64) -> Result<Vec<bool>, TierError> {
-        let mut done = vec![false; span_count(len) as usize];
+    fn marks(&self, dir: &str, generation: &Generation) -> Result<Vec<bool>, TierError> {
+        let mut done = vec![false; generation.spans() as usize];
         for listed in self.list(dir)?.unwrap_or_default() {
             if let Some(StagingName::Done(span, of)) = parse_staging(&listed.name)
-                && of == *generation
+                && of == generation.generation
                 && let Some(mark) = done.get_mut(span as usize)
             {
                 *mark = true;
@@ -179,12 +194,17 @@ impl<I: TierIo> Core<I> {
     }
 
     /// Refuses to begin what cannot end: the file system lacks the room.
-    fn check_room(&self, pack: &PackId, len: u64, done: &[bool]) -> Result<(), TierError> {
+    fn check_room(
+        &self,
+        pack: &PackId,
+        generation: &Generation,
+        done: &[bool],
+    ) -> Result<(), TierError> {
         let Ok(space) = self.io.space() else {
             return Ok(());
         };
-        let there = done.iter().filter(|d| **d).count() as u64 * SPAN_LEN;
-        if space.free_bytes < len.saturating_sub(there) {
+        let there = done.iter().filter(|d| **d).count() as u64 * generation.span_len_bytes;
+        if space.free_bytes < generation.len_bytes.saturating_sub(there) {
             let source = std::io::Error::from_raw_os_error(nix::libc::ENOSPC);
             return Err(TierError::io("stage", &layout::staging_dir(pack), source));
         }
@@ -200,7 +220,12 @@ impl<I: TierIo> Stage<I> {
 
     /// Gives the pack's length.
     pub fn len_bytes(&self) -> u64 {
-        self.len
+        self.generation.len_bytes
+    }
+
+    /// Gives what one claim and one done-mark cover; the last span may be shorter.
+    pub fn span_len(&self) -> u64 {
+        self.generation.span_len_bytes
     }
 
     /// Gives the data file's id: a published object of the same id is this file.
@@ -210,13 +235,12 @@ impl<I: TierIo> Stage<I> {
 
     /// Counts the spans.
     pub fn spans(&self) -> u32 {
-        span_count(self.len)
+        self.generation.spans()
     }
 
     /// Gives a span's range in the pack.
-    pub fn span_range(&self, span: u32) -> std::ops::Range<u64> {
-        let start = (u64::from(span) * SPAN_LEN).min(self.len);
-        start..(start + SPAN_LEN).min(self.len)
+    pub fn span_range(&self, span: u32) -> Range<u64> {
+        self.generation.span_range(span)
     }
 
     /// Says whether a span is marked done, by this or an earlier run.
@@ -230,10 +254,7 @@ impl<I: TierIo> Stage<I> {
 
     /// Looks for marks that others made meanwhile; gives how many spans are done.
     pub fn refresh_done(&self) -> Result<usize, TierError> {
-        let found = self
-            .tier
-            .core
-            .marks(&self.dir, &self.generation, self.len)?;
+        let found = self.tier.core.marks(&self.dir, &self.generation)?;
         let mut done = self.done.lock();
         for (mark, found) in done.iter_mut().zip(found) {
             *mark |= found;
@@ -247,7 +268,7 @@ impl<I: TierIo> Stage<I> {
             return Ok(Claimed::Done);
         }
         let core = &self.tier.core;
-        let path = layout::span_claim(&self.dir, span, &self.generation);
+        let path = layout::span_claim(&self.dir, span, &self.generation.generation);
         let turn = core.take_turn(&path, core.cfg.claim_ttl_ms)?;
         // Its owner may have finished between our look and our claim.
         self.refresh_done()?;
@@ -266,20 +287,25 @@ impl<I: TierIo> Stage<I> {
 
     /// Gives a claim up.
     pub fn release_claim(&self, span: u32) -> Result<(), TierError> {
-        self.tier
-            .core
-            .give_turn(&layout::span_claim(&self.dir, span, &self.generation))
+        self.tier.core.give_turn(&layout::span_claim(
+            &self.dir,
+            span,
+            &self.generation.generation,
+        ))
     }
 
     /// Writes verified bytes at their final offset.
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), TierError> {
         let len = bytes.len() as u64;
-        if offset.checked_add(len).is_none_or(|end| end > self.len) {
+        if offset
+            .checked_add(len)
+            .is_none_or(|end| end > self.generation.len_bytes)
+        {
             return Err(TierError::OutOfRange {
                 pack: self.pack,
                 offset,
                 len,
-                pack_len: self.len,
+                pack_len: self.generation.len_bytes,
             });
         }
         self.file
@@ -303,7 +329,7 @@ impl<I: TierIo> Stage<I> {
             .sync()
             .map_err(|e| TierError::io("sync", &self.dir, e))?;
         for span in spans {
-            let path = layout::span_done(&self.dir, *span, &self.generation);
+            let path = layout::span_done(&self.dir, *span, &self.generation.generation);
             match self.tier.core.io.create(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
                     return Err(TierError::io("mark", &path, error));
@@ -319,7 +345,11 @@ impl<I: TierIo> Stage<I> {
                 .state
                 .lock()
                 .claims
-                .contains(&layout::span_claim(&self.dir, *span, &self.generation))
+                .contains(&layout::span_claim(
+                    &self.dir,
+                    *span,
+                    &self.generation.generation,
+                ))
             {
                 self.release_claim(*span)?;
             }
@@ -337,9 +367,11 @@ impl<I: TierIo> Stage<I> {
         {
             return Err(TierError::NoIndex { pack: self.pack });
         }
-        let data = layout::staging_data(&self.dir, &self.generation);
+        let data = layout::staging_data(&self.dir, &self.generation.generation);
         let object = layout::object(&self.pack);
         for _ in 0..TRIES {
+            // What this client remembers of the name may be older than an eviction.
+            core.refresh(&layout::fan_dir(&self.pack));
             match core.io.link(&data, &object) {
                 Ok(()) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -349,12 +381,15 @@ impl<I: TierIo> Stage<I> {
             let Some(published) = self.tier.pack(&self.pack)? else {
                 continue;
             };
-            if published.len == self.len {
+            if published.len == self.generation.len_bytes {
                 // Leftovers cost space, not correctness: the steward removes what stays.
                 let _ = self.clean();
                 return Ok(published);
             }
-            let why = format!("{} bytes instead of {}", published.len, self.len);
+            let why = format!(
+                "{} bytes instead of {}",
+                published.len, self.generation.len_bytes
+            );
             self.tier
                 .quarantine(&self.pack, &published.identity, &why)?;
         }
@@ -380,10 +415,10 @@ impl<I: TierIo> Stage<I> {
             .stat()
             .map_err(|e| TierError::io("look at", &self.dir, e))?
             .size_bytes;
-        if found != self.len {
+        if found != self.generation.len_bytes {
             return Err(TierError::WrongSize {
                 pack: self.pack,
-                expected: self.len,
+                expected: self.generation.len_bytes,
                 found,
             });
         }
@@ -393,12 +428,12 @@ impl<I: TierIo> Stage<I> {
     /// Removes what this generation left in staging: marks, claims, then the data's second name.
     fn clean(&self) -> Result<(), TierError> {
         let core = &self.tier.core;
-        let data = layout::staging_data(&self.dir, &self.generation);
+        let data = layout::staging_data(&self.dir, &self.generation.generation);
         for listed in core.list(&self.dir)?.unwrap_or_default() {
             let path = format!("{}/{}", self.dir, listed.name);
             match parse_staging(&listed.name) {
                 Some(StagingName::Claim(_, of) | StagingName::Done(_, of))
-                    if of == self.generation =>
+                    if of == self.generation.generation =>
                 {
                     core.state.lock().claims.remove(&path);
                     core.remove(&path)?;
@@ -415,7 +450,7 @@ impl<I: TierIo> Stage<I> {
     /// Gives up for now: claims are released, what arrived stays for the next try.
     pub fn abandon(self) -> Result<(), TierError> {
         for span in 0..self.spans() {
-            let path = layout::span_claim(&self.dir, span, &self.generation);
+            let path = layout::span_claim(&self.dir, span, &self.generation.generation);
             if self.tier.core.state.lock().claims.contains(&path) {
                 self.release_claim(span)?;
             }

@@ -65,7 +65,7 @@ pub struct Why {
 
 /// What came of evicting one commit.
 #[derive(Debug)]
-enum Evicted {
+pub(super) enum Evicted {
     Left { bytes: u64 },
     Stayed(Reason),
     NotThere,
@@ -242,7 +242,7 @@ impl<I: TierIo> Core<I> {
     }
 
     /// Removes one commit's records and what only it needed.
-    fn evict(&self, decision: &Decision) -> Result<Evicted, TierError> {
+    pub(super) fn evict(&self, decision: &Decision) -> Result<Evicted, TierError> {
         let key = &decision.key;
         let by_user = decision.reason == Reason::Uncached;
         let Some(before) = self.protected_scan(key)? else {
@@ -296,7 +296,7 @@ impl<I: TierIo> Core<I> {
     }
 
     /// Moves those of the packs away that no record names; puts back what one names afterwards.
-    fn move_objects(&self, packs: &[PackId], batch: &str) -> Result<u64, TierError> {
+    pub(super) fn move_objects(&self, packs: &[PackId], batch: &str) -> Result<u64, TierError> {
         let mut bytes = 0;
         for chunk in packs.chunks(MOVED_AT_ONCE) {
             let named = self.referenced_now()?;
@@ -453,7 +453,7 @@ impl<I: TierIo> Core<I> {
                     restored += 1;
                 }
                 None => {
-                    bytes += self.bytes_below(&path, listed.is_dir)?;
+                    bytes += self.bytes_below(&path, listed.is_dir, &mut BTreeSet::new())?;
                     self.delete(&path, listed.is_dir)?;
                 }
             }
