@@ -164,16 +164,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
 }
 
 fn open(ctx: &Context, args: &TierArgs) -> anyhow::Result<(String, Tier)> {
-    let (name, section) = ctx.tier_section(args.tier.as_deref())?;
-    let node = crate::node::place::Place::open(&ctx.config().state)?.node_id()?;
-    let cfg = crate::store::tier::TierConfig {
-        capacity_bytes: section.capacity.map(|size| size.0),
-        ttl_ms: Some(section.ttl.as_ms()),
-        high_watermark_percent: section.high_watermark.0,
-        low_watermark_percent: section.low_watermark.0,
-        ..Default::default()
-    };
-    Ok((name.to_owned(), Tier::open(&section.path, node, cfg)?))
+    ctx.tier(args.tier.as_deref())
 }
 
 #[derive(Serialize)]
