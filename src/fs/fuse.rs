@@ -1,5 +1,7 @@
 //! The adapter between the kernel's requests and the view: nothing but conversion and dispatch.
 //!
+//! * [`convert`]: types. * [`answers`]: opens, reads, extended attributes. * this file: the handlers.
+//!
 //! Each handler asks the view for an answer from memory and local disks, on the worker that read the
 //! request. Where something has to be fetched, the reply moves into a task. Replies are errors from
 //! one table (`crate::fs::errno`), which are logged here, once, where they become EIO.
@@ -10,7 +12,6 @@
 //! No directory is opened (the kernel then caches listings by itself, without a request at each end),
 //! no file flushed, and nothing is ever invalidated: a commit does not change.
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -20,25 +21,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use fuser::{
-    BackingId, BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode,
-    OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BackingId, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 use tracing::Instrument;
 
-use crate::format::tree::Mtime;
 use crate::format::tree::nav::{Blocks, NavError};
 use crate::store::fetch::ContentRef;
 
 use super::errno::{errno_of, is_ordinary};
-use super::handles::{Handles, Latch, OpenError};
-use super::sys;
-use super::view::{Attr, Ino, Kind, Listed, Names, View, ViewError, expected_len};
+use super::handles::Handles;
+use super::view::{Attr, Ino, Names, View, ViewError};
+
+mod answers;
+mod convert;
+
+use answers::{close_backing, read_now, send_open, send_opened, send_read, send_xattr};
+use convert::{Listing, causes, file_attr, fill, no_entry};
 
 /// How long the kernel may keep names and attributes: a commit does not change. Ten years.
 const TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -151,114 +155,6 @@ impl Shared {
     }
 }
 
-/// Writes an error's causes behind it.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = String::new();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-
-fn time_of(mtime: Mtime) -> SystemTime {
-    let whole = if mtime.secs >= 0 {
-        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(mtime.secs.unsigned_abs()))
-    } else {
-        SystemTime::UNIX_EPOCH.checked_sub(Duration::from_secs(mtime.secs.unsigned_abs()))
-    };
-    let nanos = Duration::from_nanos(u64::from(mtime.nanos));
-    whole
-        .and_then(|whole| whole.checked_add(nanos))
-        .unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-fn file_type(kind: Kind) -> FileType {
-    match kind {
-        Kind::File => FileType::RegularFile,
-        Kind::Dir => FileType::Directory,
-        Kind::Symlink => FileType::Symlink,
-    }
-}
-
-fn file_attr(attr: &Attr) -> FileAttr {
-    let time = time_of(attr.mtime);
-    FileAttr {
-        ino: INodeNo(attr.ino.0),
-        size: attr.size_bytes,
-        blocks: attr.blocks,
-        atime: time,
-        mtime: time,
-        ctime: time,
-        crtime: time,
-        kind: file_type(attr.kind),
-        perm: (attr.mode & 0o7777) as u16,
-        nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: 0,
-        blksize: BLOCK_BYTES as u32,
-        flags: 0,
-    }
-}
-
-/// An entry without an inode: the kernel remembers that the name does not exist.
-fn no_entry() -> FileAttr {
-    FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: SystemTime::UNIX_EPOCH,
-        mtime: SystemTime::UNIX_EPOCH,
-        ctime: SystemTime::UNIX_EPOCH,
-        crtime: SystemTime::UNIX_EPOCH,
-        kind: FileType::RegularFile,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
-    }
-}
-
-/// The two kinds of listing.
-enum Listing {
-    Names(ReplyDirectory),
-    Plus(ReplyDirectoryPlus),
-}
-
-impl Listing {
-    /// True: full, the name was not added.
-    fn add(&mut self, listed: &Listed) -> bool {
-        let name = OsStr::from_bytes(&listed.name);
-        let ino = INodeNo(listed.attr.ino.0);
-        match self {
-            Self::Names(reply) => reply.add(ino, listed.next, file_type(listed.attr.kind), name),
-            Self::Plus(reply) => reply.add(
-                ino,
-                listed.next,
-                name,
-                &TTL,
-                &file_attr(&listed.attr),
-                GENERATION,
-            ),
-        }
-    }
-
-    fn finish(self, result: Result<(), fuser::Errno>) {
-        match (self, result) {
-            (Self::Names(reply), Ok(())) => reply.ok(),
-            (Self::Names(reply), Err(errno)) => reply.error(errno),
-            (Self::Plus(reply), Ok(())) => reply.ok(),
-            (Self::Plus(reply), Err(errno)) => reply.error(errno),
-        }
-    }
-}
-
 impl Adapter {
     /// Answers from what this node has, else from a task that fetches first.
     fn answer<T, R>(
@@ -325,167 +221,6 @@ impl Adapter {
             );
         };
         self.shared.rt.spawn(task.instrument(span));
-    }
-}
-
-/// Adds names to a listing. Some: where to go on; None: it is full, or there is no more.
-fn fill(listing: &mut Listing, listed: &[Listed]) -> Option<u64> {
-    for one in listed {
-        if listing.add(one) {
-            return None;
-        }
-    }
-    listed.last().map(|one| one.next)
-}
-
-/// Answers an OPEN as the inode is latched, deciding that where it is not.
-fn send_open(
-    shared: &Arc<Shared>,
-    ino: INodeNo,
-    fh: u64,
-    reply: ReplyOpen,
-    content: Result<Option<Arc<ContentRef>>, ViewError>,
-) {
-    let content = match content {
-        Ok(Some(content)) => content,
-        Ok(None) => return reply.error(shared.fail("open", ino, &ViewError::NotFile)),
-        Err(error) => return reply.error(shared.fail("open", ino, &error)),
-    };
-    // Outside of the lock: it may have to open a file.
-    let undecided = shared.handles.latch(Ino(ino.0)).is_none();
-    let mut unused = if undecided {
-        shared.register(&content)
-    } else {
-        None
-    };
-    let opened = shared.handles.open(Ino(ino.0), fh, || unused.take());
-    if let Some(id) = unused {
-        // Another open was faster.
-        close_backing(shared, id);
-    }
-    send_opened(shared, ino, fh, reply, opened);
-}
-
-fn close_backing(shared: &Shared, id: u32) {
-    if let Err(error) = sys::backing_close(&shared.device, id) {
-        tracing::warn!(id, %error, "cannot close a backing file");
-    }
-}
-
-/// Tells the kernel how a recorded open is read.
-fn send_opened(
-    shared: &Shared,
-    ino: INodeNo,
-    fh: u64,
-    reply: ReplyOpen,
-    opened: Result<Latch, OpenError>,
-) {
-    match opened {
-        Ok(Latch::Cached) => {
-            reply.opened(
-                FileHandle(fh),
-                FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
-            );
-        }
-        Ok(Latch::Backed(id)) => {
-            // SAFETY: the id was registered on this connection and stays so until the inode's last
-            // release, which cannot come before this answer; the wrapper is dissolved before it could
-            // close the id.
-            let backing = unsafe { reply.wrap_backing(id) };
-            reply.opened_passthrough(FileHandle(fh), FopenFlags::FOPEN_NOFLUSH, &backing);
-            let _ = backing.into_raw();
-        }
-        Err(OpenError::Full) => {
-            return reply.error(shared.fail("open", ino, &ViewError::TooManyOpen));
-        }
-        Err(OpenError::Record(error)) => {
-            tracing::error!(%error, ino = ino.0, "an open file cannot be recorded with the keeper");
-            return reply.error(fuser::Errno::EIO);
-        }
-    }
-    shared.handles.answered(Ino(ino.0), fh);
-}
-
-thread_local! {
-    /// A worker's buffer for reads, touched once so that it is resident.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Reads what this node has into the worker's buffer and answers. The reply comes back where something
-/// has to be fetched.
-fn read_now(
-    shared: &Shared,
-    ino: INodeNo,
-    content: &ContentRef,
-    offset: u64,
-    len: usize,
-    reply: ReplyData,
-) -> Option<ReplyData> {
-    BUFFER.with_borrow_mut(|buffer| {
-        if buffer.len() < len {
-            buffer.resize(len.max(READ_BYTES_MAX), 0);
-        }
-        let room = buffer.get_mut(..len).unwrap_or_default();
-        match shared.view.try_read(content, offset, room) {
-            None => return Some(reply),
-            Some(Ok(read)) if read == expected_len(content, offset, len) => {
-                shared
-                    .counters
-                    .read_bytes
-                    .fetch_add(read as u64, Ordering::Relaxed);
-                reply.data(buffer.get(..read).unwrap_or_default());
-            }
-            Some(Ok(_)) => reply.error(short_read(shared, ino)),
-            Some(Err(error)) => reply.error(shared.fail("read", ino, &error)),
-        }
-        None
-    })
-}
-
-fn short_read(shared: &Shared, ino: INodeNo) -> fuser::Errno {
-    shared.counters.errors.fetch_add(1, Ordering::Relaxed);
-    tracing::error!(
-        ino = ino.0,
-        "answered with EIO: the fetcher gave fewer bytes than the file has"
-    );
-    fuser::Errno::EIO
-}
-
-fn send_read(
-    shared: &Shared,
-    ino: INodeNo,
-    content: &ContentRef,
-    offset: u64,
-    len: u32,
-    result: Result<Bytes, ViewError>,
-    reply: ReplyData,
-) {
-    match result {
-        Ok(bytes) if bytes.len() == expected_len(content, offset, len as usize) => {
-            shared
-                .counters
-                .read_bytes
-                .fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            reply.data(&bytes);
-        }
-        Ok(_) => reply.error(short_read(shared, ino)),
-        Err(error) => reply.error(shared.fail("read", ino, &error)),
-    }
-}
-
-/// Answers with a value, its size, or ERANGE, as getxattr and listxattr want it.
-fn send_xattr(
-    shared: &Shared,
-    ino: INodeNo,
-    size: u32,
-    value: Result<Vec<u8>, ViewError>,
-    reply: ReplyXattr,
-) {
-    match value {
-        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
-        Ok(value) if value.len() <= size as usize => reply.data(&value),
-        Ok(_) => reply.error(errno(&ViewError::SmallBuffer)),
-        Err(error) => reply.error(shared.fail("xattr", ino, &error)),
     }
 }
 
@@ -987,33 +722,5 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         read_only!(reply);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_before_1970_keep_their_nanoseconds() {
-        let time = time_of(Mtime {
-            secs: -2,
-            nanos: 800_000_000,
-        });
-        assert_eq!(time, SystemTime::UNIX_EPOCH - Duration::new(1, 200_000_000));
-        assert_eq!(
-            time_of(Mtime { secs: 1, nanos: 5 }),
-            SystemTime::UNIX_EPOCH + Duration::new(1, 5)
-        );
-        let _ = (
-            time_of(Mtime {
-                secs: i64::MAX,
-                nanos: 999_999_999,
-            }),
-            time_of(Mtime {
-                secs: i64::MIN,
-                nanos: 0,
-            }),
-        );
     }
 }

@@ -1,3 +1,5 @@
+//! What is open, without a kernel.
+
 use std::cell::RefCell;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! A keeper in a thread, with real mounts where this process may make them.
+
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
