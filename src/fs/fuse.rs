@@ -55,7 +55,7 @@ const RESENT: u64 = 1 << 63;
 /// What statfs counts in.
 const BLOCK_BYTES: u64 = 4096;
 /// Reads ahead that may wait for us at a time (the kernel's default of 12 is made for local daemons).
-const BACKGROUND_MAX: u16 = 256;
+const BACKGROUND_MAX: u16 = 128;
 /// The largest read that the kernel sends.
 const READ_BYTES_MAX: usize = 1 << 20;
 
