@@ -16,6 +16,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -156,6 +157,23 @@ impl Shared {
 }
 
 impl Adapter {
+    /// Runs a handler on its worker: in the request's span, counted, and so that a bug in it costs this
+    /// request (its reply says EIO when it is dropped unsent) and not the worker.
+    fn on_worker(&self, span: &tracing::Span, work: impl FnOnce()) {
+        let _entered = span.enter();
+        let _busy = self.shared.enter();
+        if catch_unwind(AssertUnwindSafe(work)).is_err() {
+            self.shared.counters.errors.fetch_add(1, Ordering::Relaxed);
+            tracing::error!("answered with EIO: this is a bug in larder, please report it");
+        }
+    }
+
+    /// Goes on in a task.
+    fn wait_in_task(&self, span: tracing::Span, task: impl Future<Output = ()> + Send + 'static) {
+        self.shared.counters.waited.fetch_add(1, Ordering::Relaxed);
+        self.shared.rt.spawn(task.instrument(span));
+    }
+
     /// Answers from what this node has, else from a task that fetches first.
     fn answer<T, R>(
         &self,
@@ -167,60 +185,94 @@ impl Adapter {
         T: Send + 'static,
         R: Send + 'static,
     {
-        let entered = span.enter();
-        let _busy = self.shared.enter();
-        if let Some(result) = self.shared.view.now(&mut navigate) {
-            return send(&self.shared, reply, result);
-        }
-        drop(entered);
-        let shared = Arc::clone(&self.shared);
-        shared.counters.waited.fetch_add(1, Ordering::Relaxed);
-        let task = async move {
-            let result = shared.view.soon(navigate).await;
-            send(&shared, reply, result);
-        };
-        self.shared.rt.spawn(task.instrument(span));
+        self.on_worker(&span.clone(), || {
+            if let Some(result) = self.shared.view.now(&mut navigate) {
+                return send(&self.shared, reply, result);
+            }
+            let shared = Arc::clone(&self.shared);
+            self.wait_in_task(span, async move {
+                let result = shared.view.soon(navigate).await;
+                send(&shared, reply, result);
+            });
+        });
     }
 
     /// Lists names into a reply until it is full or has something and more would have to be fetched.
     fn list(&self, span: tracing::Span, ino: INodeNo, offset: u64, mut listing: Listing) {
-        let entered = span.enter();
-        let _busy = self.shared.enter();
         let dir = Ino(ino.0);
-        let mut from = offset;
-        loop {
-            match self
-                .shared
-                .view
-                .now(|names, blocks| names.list(blocks, dir, from, LIST_CHUNK))
-            {
-                Some(Ok(listed)) => match fill(&mut listing, &listed) {
-                    Some(next) => from = next,
-                    None => return listing.finish(Ok(())),
-                },
-                Some(Err(error)) => {
-                    return listing.finish(Err(self.shared.fail("readdir", ino, &error)));
+        self.on_worker(&span.clone(), || {
+            let mut from = offset;
+            loop {
+                let chunk =
+                    |names: &Names, blocks: &dyn Blocks| names.list(blocks, dir, from, LIST_CHUNK);
+                match self.shared.view.now(chunk) {
+                    Some(Ok(listed)) => match fill(&mut listing, &listed) {
+                        Some(next) => from = next,
+                        None => return listing.finish(Ok(())),
+                    },
+                    Some(Err(error)) => {
+                        return listing.finish(Err(self.shared.fail("readdir", ino, &error)));
+                    }
+                    None if from != offset => return listing.finish(Ok(())),
+                    None => break,
                 }
-                None if from != offset => return listing.finish(Ok(())),
-                None => break,
             }
-        }
-        drop(entered);
-        let shared = Arc::clone(&self.shared);
-        shared.counters.waited.fetch_add(1, Ordering::Relaxed);
-        let task = async move {
-            let result = shared
-                .view
-                .soon(|names, blocks| names.list(blocks, dir, from, LIST_CHUNK))
-                .await;
-            let result = result.map(|listed| fill(&mut listing, &listed));
-            listing.finish(
-                result
-                    .map(|_| ())
-                    .map_err(|error| shared.fail("readdir", ino, &error)),
-            );
+            let shared = Arc::clone(&self.shared);
+            self.wait_in_task(span, async move {
+                let chunk =
+                    |names: &Names, blocks: &dyn Blocks| names.list(blocks, dir, from, LIST_CHUNK);
+                let result = shared.view.soon(chunk).await;
+                let result = result.map(|listed| fill(&mut listing, &listed)).map(|_| ());
+                listing.finish(result.map_err(|error| shared.fail("readdir", ino, &error)));
+            });
+        });
+    }
+
+    /// Reads from what this node has, else in a task.
+    fn read_range(
+        &self,
+        span: tracing::Span,
+        ino: INodeNo,
+        offset: u64,
+        size: u32,
+        reply: ReplyData,
+    ) {
+        // Dropped after the answer, wherever that is given.
+        let reading = self.shared.handles.reading(Ino(ino.0));
+        let navigate = move |names: &Names, blocks: &dyn Blocks| names.content(blocks, Ino(ino.0));
+        let known = match self.shared.view.now(navigate) {
+            Some(Ok(Some(content))) => Some(content),
+            Some(Ok(None)) => return reply.error(errno(&ViewError::NotFile)),
+            Some(Err(error)) => return reply.error(self.shared.fail("read", ino, &error)),
+            None => None,
         };
-        self.shared.rt.spawn(task.instrument(span));
+        let reply = match &known {
+            Some(content) => {
+                match read_now(&self.shared, ino, content, offset, size as usize, reply) {
+                    Some(reply) => reply,
+                    None => return,
+                }
+            }
+            None => reply,
+        };
+        let shared = Arc::clone(&self.shared);
+        self.wait_in_task(span, async move {
+            let content = match known {
+                Some(content) => Ok(content),
+                None => {
+                    let found = shared.view.soon(navigate).await;
+                    found.and_then(|content| content.ok_or(ViewError::NotFile))
+                }
+            };
+            match content {
+                Ok(content) => {
+                    let result = shared.view.read(&content, offset, size).await;
+                    send_read(&shared, ino, &content, offset, size, result, reply);
+                }
+                Err(error) => reply.error(shared.fail("read", ino, &error)),
+            }
+            drop(reading);
+        });
     }
 }
 
@@ -320,11 +372,11 @@ impl Filesystem for Adapter {
         let fh = req.unique().0 & !RESENT;
         let undecided = self.shared.handles.latch(Ino(ino.0)).is_none();
         if !undecided || !self.shared.passthrough.load(Ordering::Relaxed) {
-            let _entered = span.enter();
-            let _busy = self.shared.enter();
-            // No id can be given here: where the latch went meanwhile, the page cache it is.
-            let opened = self.shared.handles.open(Ino(ino.0), fh, || None);
-            return send_opened(&self.shared, ino, fh, reply, opened);
+            return self.on_worker(&span, || {
+                // No id can be given here: where the latch went meanwhile, the page cache it is.
+                let opened = self.shared.handles.open(Ino(ino.0), fh, || None);
+                send_opened(&self.shared, ino, fh, reply, opened);
+            });
         }
         let send =
             move |shared: &Arc<Shared>, reply, content| send_open(shared, ino, fh, reply, content);
@@ -348,47 +400,9 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let span = tracing::debug_span!("read", req = req.unique().0, ino = ino.0, offset, size);
-        let entered = span.enter();
-        let _busy = self.shared.enter();
-        let reading = self.shared.handles.reading(Ino(ino.0));
-        let navigate = move |names: &Names, blocks: &dyn Blocks| names.content(blocks, Ino(ino.0));
-        let known = match self.shared.view.now(navigate) {
-            Some(Ok(Some(content))) => Some(content),
-            Some(Ok(None)) => return reply.error(errno(&ViewError::NotFile)),
-            Some(Err(error)) => return reply.error(self.shared.fail("read", ino, &error)),
-            None => None,
-        };
-        let reply = match &known {
-            Some(content) => {
-                match read_now(&self.shared, ino, content, offset, size as usize, reply) {
-                    Some(reply) => reply,
-                    None => return,
-                }
-            }
-            None => reply,
-        };
-        drop(entered);
-        let shared = Arc::clone(&self.shared);
-        shared.counters.waited.fetch_add(1, Ordering::Relaxed);
-        let task = async move {
-            let content = match known {
-                Some(content) => Ok(content),
-                None => shared
-                    .view
-                    .soon(navigate)
-                    .await
-                    .and_then(|content| content.ok_or(ViewError::NotFile)),
-            };
-            match content {
-                Ok(content) => {
-                    let result = shared.view.read(&content, offset, size).await;
-                    send_read(&shared, ino, &content, offset, size, result, reply);
-                }
-                Err(error) => reply.error(shared.fail("read", ino, &error)),
-            }
-            drop(reading);
-        };
-        self.shared.rt.spawn(task.instrument(span));
+        self.on_worker(&span.clone(), || {
+            self.read_range(span, ino, offset, size, reply)
+        });
     }
 
     fn flush(
@@ -413,13 +427,12 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let _span =
-            tracing::debug_span!("release", req = req.unique().0, ino = ino.0, fh = fh.0).entered();
-        let _busy = self.shared.enter();
-        self.shared
-            .handles
-            .release(Ino(ino.0), fh.0, |id| close_backing(&self.shared, id));
-        reply.ok();
+        let span = tracing::debug_span!("release", req = req.unique().0, ino = ino.0, fh = fh.0);
+        self.on_worker(&span, || {
+            let handles = &self.shared.handles;
+            handles.release(Ino(ino.0), fh.0, |id| close_backing(&self.shared, id));
+            reply.ok();
+        });
     }
 
     fn fsync(

@@ -9,3 +9,6 @@ mod config;
 mod daemon;
 mod kit;
 mod lake;
+mod mount_keeper;
+mod mount_rootless;
+mod mount_trees;
