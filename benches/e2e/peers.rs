@@ -66,6 +66,8 @@ pub fn field(names: &[String], dir: &Path, store: &Store, set: &Set) -> Result<V
 #[derive(Debug, Clone)]
 struct Place {
     home: PathBuf,
+    /// JuiceFS's metadata engine.
+    meta: String,
     store: String,
     set: PathBuf,
     prefix: String,
@@ -212,7 +214,7 @@ const JUICEFS: Recipe = Recipe {
             "none",
             "--trash-days",
             "0",
-            "sqlite3://{home}/meta.db",
+            "{meta}",
             "{prefix}",
         ],
         &["sync", "{set}/", "jfs://META/data/", "--threads", "8"],
@@ -249,11 +251,11 @@ const JUICEFS: Recipe = Recipe {
         "{cache}",
         "--bucket",
         "{endpoint}/{bucket}",
-        "sqlite3://{home}/meta.db",
+        "{meta}",
         "{mnt}",
     ],
     below: "data",
-    environment: &[("META", "sqlite3://{home}/meta.db")],
+    environment: &[("META", "{meta}")],
 };
 
 const RCLONE: Recipe = Recipe {
@@ -390,6 +392,7 @@ impl Rival {
             .replace("{mnt}", &self.place.mount_point().display().to_string())
             .replace("{set}", &self.place.set.display().to_string())
             .replace("{home}", &self.place.home.display().to_string())
+            .replace("{meta}", &self.place.meta)
             .replace("{store}", &self.place.store)
             .replace("{endpoint}", endpoint)
             .replace("{bucket}", BUCKET)

@@ -22,6 +22,8 @@ pub const BUCKET: &str = "bench";
 #[derive(Debug)]
 pub struct Store {
     server: Child,
+    /// JuiceFS's metadata engine, where installed: its fastest, with its files kept between runs.
+    redis: Option<(Child, u16)>,
     port: u16,
     proxy_port: u16,
     delay_ms: Arc<AtomicU64>,
@@ -76,6 +78,14 @@ impl Store {
         format!("http://127.0.0.1:{}", self.proxy_port)
     }
 
+    /// Where JuiceFS keeps the metadata of data set `number`.
+    pub fn meta_url(&self, number: usize, home: &Path) -> String {
+        match &self.redis {
+            Some((_, port)) => format!("redis://127.0.0.1:{port}/{number}"),
+            None => format!("sqlite3://{}/meta.db", home.display()),
+        }
+    }
+
     pub fn set_delay(&self, delay_ms: u64) {
         self.delay_ms.store(delay_ms, Ordering::Relaxed);
     }
@@ -85,7 +95,49 @@ impl Drop for Store {
     fn drop(&mut self) {
         let _ = self.server.kill();
         let _ = self.server.wait();
+        if let Some((redis, _)) = &mut self.redis {
+            // SIGTERM lets it write its files.
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(redis.id().try_into().unwrap_or(0)),
+                nix::sys::signal::Signal::SIGTERM,
+            );
+            let _ = redis.wait();
+        }
     }
+}
+
+fn start_redis(dir: &Path) -> Result<Option<(Child, u16)>> {
+    let home = dir.join("redis");
+    std::fs::create_dir_all(&home)?;
+    let port = free_port()?;
+    let spawned = Command::new("redis-server")
+        .args([
+            "--port",
+            &port.to_string(),
+            "--bind",
+            "127.0.0.1",
+            "--appendonly",
+            "yes",
+            "--save",
+            "",
+            "--dir",
+        ])
+        .arg(&home)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let Ok(child) = spawned else {
+        eprintln!("redis-server is not installed: JuiceFS keeps its metadata in SQLite");
+        return Ok(None);
+    };
+    let begin = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).is_err()
+        && begin.elapsed() < Duration::from_secs(10)
+    {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(Some((child, port)))
 }
 
 /// The binary under test, from `LARDER_BIN`.
