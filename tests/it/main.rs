@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 mod cache;
+mod campaign;
 mod cli;
 mod config;
 mod daemon;
