@@ -65,25 +65,41 @@ fn the_reference_shape_is_right_within_its_memory() {
 
 /// Reads every file through 8 readers; each has its own number's content.
 fn read_all(mount: &Path) -> usize {
-    let dirs: Vec<_> = fs::read_dir(mount).expect("lists").flatten().map(|entry| entry.path()).collect();
+    let dirs: Vec<_> = fs::read_dir(mount)
+        .expect("lists")
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..8).map(|worker| {
-            let dirs = &dirs;
-            scope.spawn(move || {
-                let mut count = 0;
-                for dir in dirs.iter().skip(worker).step_by(8) {
-                    for entry in fs::read_dir(dir).expect("lists").flatten() {
-                        let name = entry.file_name().into_string().expect("plain");
-                        let number: usize = name["image".len()..].trim_end_matches(".jpg").parse().expect("a number");
-                        let content = fs::read(entry.path()).expect("reads");
-                        assert_eq!(content, format!("content of {number}").as_bytes(), "{name}");
-                        count += 1;
+        let workers: Vec<_> = (0..8)
+            .map(|worker| {
+                let dirs = &dirs;
+                scope.spawn(move || {
+                    let mut count = 0;
+                    for dir in dirs.iter().skip(worker).step_by(8) {
+                        for entry in fs::read_dir(dir).expect("lists").flatten() {
+                            let name = entry.file_name().into_string().expect("plain");
+                            let number: usize = name["image".len()..]
+                                .trim_end_matches(".jpg")
+                                .parse()
+                                .expect("a number");
+                            let content = fs::read(entry.path()).expect("reads");
+                            assert_eq!(
+                                content,
+                                format!("content of {number}").as_bytes(),
+                                "{name}"
+                            );
+                            count += 1;
+                        }
                     }
-                }
-                count
+                    count
+                })
             })
-        }).collect();
-        workers.into_iter().map(|worker| worker.join().expect("reads on")).sum()
+            .collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().expect("reads on"))
+            .sum()
     })
 }
 
@@ -110,21 +126,31 @@ fn a_mount_of_600_000_files_is_there_in_300_ms_with_a_store_20_ms_away() {
         })
         .collect();
     times.sort();
-    assert!(times[2] < Duration::from_millis(300), "the median of 5: {:?}", times[2]);
+    assert!(
+        times[2] < Duration::from_millis(300),
+        "the median of 5: {:?}",
+        times[2]
+    );
 }
 
 #[test]
 #[ignore = "long: make campaign PART=shape"]
 fn ten_million_files_mount_in_a_second_and_walk_in_300_mib() {
     let s3 = TestS3::start();
-    timed("synthesising 10 million entries", || runtime().block_on(synthesise(Arc::new(s3.lake("lake")), 10_000, 1000)));
+    timed("synthesising 10 million entries", || {
+        runtime().block_on(synthesise(Arc::new(s3.lake("lake")), 10_000, 1000))
+    });
     let mut world = World::new();
     world.set_all(s3.env("lake"));
     world.run(["daemon", "start"]);
     let (mount, took) = timed("mount", || world.mount("many", "m", &[]));
     assert!(took < Duration::from_secs(1), "{took:?}");
     let (count, _) = timed("find", || {
-        let done = std::process::Command::new("find").arg(&mount).args(["-printf", "x"]).output().expect("runs find");
+        let done = std::process::Command::new("find")
+            .arg(&mount)
+            .args(["-printf", "x"])
+            .output()
+            .expect("runs find");
         assert!(done.status.success());
         done.stdout.len()
     });
@@ -136,26 +162,60 @@ fn ten_million_files_mount_in_a_second_and_walk_in_300_mib() {
 
 /// Writes a tree of `dirs` directories with `files` empty files each into the lake, as dataset `many`.
 async fn synthesise(lake: Arc<dyn Lake>, dirs: u64, files: u64) {
-    let format = lakefmt::open_or_create(lake.as_ref(), RefChoice::Auto).await.expect("makes the lake");
-    let mtime = Mtime { secs: 1_700_000_000, nanos: 5 };
+    let format = lakefmt::open_or_create(lake.as_ref(), RefChoice::Auto)
+        .await
+        .expect("makes the lake");
+    let mtime = Mtime {
+        secs: 1_700_000_000,
+        nanos: 5,
+    };
     let mut builder = TreeBuilder::new(0o755, mtime, dirs, dirs);
-    let entry = |name: String, mode, kind| Entry { name: name.into_bytes().into(), mode, mtime, nlink: 1, kind };
+    let entry = |name: String, mode, kind| Entry {
+        name: name.into_bytes().into(),
+        mode,
+        mtime,
+        nlink: 1,
+        kind,
+    };
     for dir in 0..dirs {
-        let kind = EntryKind::Dir { children: files, descendants: files, subdirs: 0 };
-        builder.push(entry(format!("directory{dir:06}"), 0o755, kind), Location::None).expect("a good entry");
+        let kind = EntryKind::Dir {
+            children: files,
+            descendants: files,
+            subdirs: 0,
+        };
+        builder
+            .push(
+                entry(format!("directory{dir:06}"), 0o755, kind),
+                Location::None,
+            )
+            .expect("a good entry");
     }
     let nothing = ContentId::Digest(ContentDigest(*blake3::hash(b"").as_bytes()));
     for _ in 0..dirs {
         for file in 0..files {
-            let kind = EntryKind::File { size: 0, content: nothing, pin: None };
-            builder.push(entry(format!("some-picture-{file:06}.jpg"), 0o644, kind), Location::None).expect("a good entry");
+            let kind = EntryKind::File {
+                size: 0,
+                content: nothing,
+                pin: None,
+            };
+            builder
+                .push(
+                    entry(format!("some-picture-{file:06}.jpg"), 0o644, kind),
+                    Location::None,
+                )
+                .expect("a good entry");
         }
         put_blocks(&lake, builder.drain()).await;
     }
     let (built, last) = builder.finish().expect("a good tree");
     put_blocks(&lake, last).await;
     put(&lake, paths::tree_key(&built.tree), built.root.encode()).await;
-    put(&lake, paths::placement_key(&built.tree, &built.placement.id()), built.placement.encode()).await;
+    put(
+        &lake,
+        paths::placement_key(&built.tree, &built.placement.id()),
+        built.placement.encode(),
+    )
+    .await;
     let commit = Commit {
         format: 1,
         tree: built.tree,
@@ -171,9 +231,20 @@ async fn synthesise(lake: Arc<dyn Lake>, dirs: u64, files: u64) {
     put(&lake, paths::commit_key(&id), bytes).await;
     let refs = Refs::new(lake.clone(), format.refs, "campaign".into());
     let dataset = DatasetName::parse("many").expect("a good name");
-    refs.ensure_dataset(&dataset).await.expect("makes the dataset");
-    refs.add_commit(&dataset, &id).await.expect("adds the commit");
-    refs.move_branch(&dataset, &RefName::parse("main").expect("a good name"), id, Expect::Any).await.expect("moves the branch");
+    refs.ensure_dataset(&dataset)
+        .await
+        .expect("makes the dataset");
+    refs.add_commit(&dataset, &id)
+        .await
+        .expect("adds the commit");
+    refs.move_branch(
+        &dataset,
+        &RefName::parse("main").expect("a good name"),
+        id,
+        Expect::Any,
+    )
+    .await
+    .expect("moves the branch");
 }
 
 async fn put_blocks(lake: &Arc<dyn Lake>, blocks: Vec<BuiltBlock>) {
@@ -189,5 +260,7 @@ async fn put_blocks(lake: &Arc<dyn Lake>, blocks: Vec<BuiltBlock>) {
 }
 
 async fn put(lake: &Arc<dyn Lake>, key: String, bytes: Vec<u8>) {
-    lake.put(&key, Bytes::from(bytes), PutIf::Always).await.expect("puts");
+    lake.put(&key, Bytes::from(bytes), PutIf::Always)
+        .await
+        .expect("puts");
 }

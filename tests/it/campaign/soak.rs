@@ -21,7 +21,8 @@ fn random_reads_of_random_trees_are_right() {
         }
         let source = world.path(&format!("source{round}"));
         campaign.write_tree(&source, 120);
-        fs::write(source.join("large"), campaign.bytes((campaign.below(3) as usize + 1) * (33 << 20))).expect("writes");
+        let large = (campaign.below(3) as usize + 1) * (33 << 20);
+        fs::write(source.join("large"), campaign.bytes(large)).expect("writes");
         let name = format!("soak{round}");
         world.push(&source, &name);
         let verify = ["tier", "node", "always"][campaign.below(3) as usize];
@@ -29,7 +30,11 @@ fn random_reads_of_random_trees_are_right() {
         if campaign.below(2) == 0 {
             world.ok(["cache", &name]);
         }
-        let mount = world.mount(&name, &format!("m{round}"), &["--verify", verify, "--prefetch", prefetch]);
+        let mount = world.mount(
+            &name,
+            &format!("m{round}"),
+            &["--verify", verify, "--prefetch", prefetch],
+        );
         let files: Vec<PathBuf> = fs::read_dir(&source)
             .expect("lists")
             .flatten()
@@ -52,7 +57,11 @@ fn random_reads_of_random_trees_are_right() {
                         let (mut a, mut b) = (vec![0; len], vec![0; len]);
                         let got = have.read_at(&mut a, offset).expect("reads the mount");
                         let wanted = want.read_at(&mut b, offset).expect("reads the source");
-                        assert!(got == wanted && a == b, "reader {reader}: {} at {offset}, {len} bytes", name.display());
+                        assert!(
+                            got == wanted && a == b,
+                            "reader {reader}: {} at {offset}, {len} bytes",
+                            name.display()
+                        );
                     }
                 });
             }

@@ -110,7 +110,8 @@ impl World {
     /// Gives the command, ready to be spawned.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         // The campaign runs the release build.
-        let built = std::env::var_os("LARDER_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_larder").into());
+        let built =
+            std::env::var_os("LARDER_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_larder").into());
         let mut command = Command::new(built);
         command
             .args(args)
