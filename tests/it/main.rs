@@ -8,6 +8,7 @@ mod campaign;
 mod cli;
 mod config;
 mod daemon;
+mod format;
 mod kit;
 mod lake;
 mod mount_keeper;

@@ -13,6 +13,9 @@ use crate::format::placement::Extent;
 
 use super::{PackIndex, PackedContent, Place};
 
+/// A pack is cut into about as many pieces at most; above 8 TiB they grow beyond a target of 8 MiB.
+pub const PIECES_MAX: u64 = 1 << 20;
+
 /// A piece that a fetch can verify by itself: whole contents, or whole blocks of a large one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
@@ -59,10 +62,12 @@ impl PackIndex {
     /// Cuts the pack into pieces of about `target` bytes (a multiple of 256 KiB), each verifiable alone.
     /// Sparse contents above one block are cut at block boundaries of their logical bytes.
     pub fn pieces(&self, target: u64) -> Vec<Piece> {
+        // An index that nobody trusts may speak of exabytes: the list stays bounded.
         let target = target
+            .max(self.len / PIECES_MAX)
             .max(1)
             .checked_next_multiple_of(BLOCK_LEN)
-            .unwrap_or(BLOCK_LEN);
+            .unwrap_or(1 << 62);
         let mut pieces = Vec::new();
         let mut open: Option<Piece> = None;
         for (position, content) in self.contents.iter().enumerate() {
