@@ -7,7 +7,7 @@
 //! * [`get`]: contents copied out.
 //! * [`push`]: a directory becomes a commit. * [`import`]: objects that already lie in a bucket do.
 //! * [`gc`]: what nothing refers to leaves the lake.
-//! * [`spool`]: sorting on disk, for what memory should not hold.
+//! * [`scan`]: walking over what a snapshot holds. * [`spool`]: sorting on disk, for what memory should not hold.
 
 mod exclude;
 pub mod gc;
@@ -19,6 +19,7 @@ pub mod open;
 pub mod push;
 mod puts;
 pub mod refs;
+pub mod scan;
 pub mod spool;
 
 pub use crate::store::meta::Snapshot;

@@ -41,6 +41,8 @@ pub enum CatalogError {
         #[source]
         source: MetaError,
     },
+    #[error("commit {commit} is being removed by gc right now; push its data again")]
+    Swept { commit: CommitId },
     #[error(transparent)]
     Refs(RefError),
     #[error(transparent)]

@@ -123,6 +123,26 @@ pub(super) async fn rescued(lake: &dyn Lake, run: &Run) -> Result<HashSet<String
     }
 }
 
+/// Says whether a gc is deleting now what a key belongs to.
+pub(in crate::store::catalog) async fn is_being_swept(
+    lake: &Arc<dyn Lake>,
+    key: &str,
+) -> Result<bool, LakeError> {
+    let set = CondemnedSet::load(lake).await?;
+    let hash = hash(key);
+    for loaded in set.runs.iter() {
+        if loaded.hashes.binary_search(&hash).is_err() {
+            continue;
+        }
+        match lake.head(&loaded.run.key("sweeping")).await {
+            Ok(_) => return Ok(true),
+            Err(LakeError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
 /// What became of a key that a writer needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Relied {
