@@ -1,14 +1,102 @@
 //! `larder get`: copies files of a commit out.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
 use super::Context;
+use super::output;
+use crate::format::refs::Revision;
+use crate::node::open;
+use crate::store::catalog::Catalog;
+use crate::store::catalog::get::{self, GetProgress};
+use crate::store::fetch::{FetchTier, Fetcher};
+use crate::store::kv::Kv;
 
 /// Flags of `larder get`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  larder get photos@v2 ./out")]
-pub struct Args {}
+  larder get photos@v2 ./out
+  larder get photos@v2 cats/2024 ./cats")]
+pub struct Args {
+    /// Revision: DATASET, DATASET@TAG, DATASET@BRANCH or DATASET@ID-PREFIX
+    #[arg(value_name = "REV")]
+    rev: String,
+    /// Path inside the commit (all of it where left out), then where to copy it to: must not exist yet
+    #[arg(value_name = "[PATH] DEST", required = true, num_args = 1..=2)]
+    paths: Vec<OsString>,
+}
+
+/// Gives a fetcher of this process: it reads from the tier what is there, the rest from the lake,
+/// and fills nothing.
+pub(super) fn fetcher(ctx: &Context, catalog: &Catalog) -> Fetcher {
+    let config = ctx.config();
+    let tier = match config.default_tier {
+        Some(_) => match ctx.tier(None) {
+            Ok((_, tier)) => Some(Arc::new(tier) as Arc<dyn FetchTier>),
+            Err(error) => {
+                tracing::info!(%error, "going on without the tier");
+                None
+            }
+        },
+        None => None,
+    };
+    let limits = open::fetch_config(&config.fetch);
+    // The daemon holds this node's database; every read here is checked, so there is nothing to remember.
+    Fetcher::new(catalog.lake.clone(), tier, Kv::in_memory(), limits, ctx.rt().handle().clone())
+}
 
 /// Runs the command.
-pub fn run(_ctx: &Context, _args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("larder get is not built yet")
+pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
+    let rev = Revision::parse(&args.rev)?;
+    let (path, dest) = match args.paths.as_slice() {
+        [path, dest] => (path.clone(), PathBuf::from(dest)),
+        [dest] => (OsString::new(), PathBuf::from(dest)),
+        _ => return super::report::usage("name where to copy to"),
+    };
+    let bar = ctx.progress(0);
+    let progress = Arc::new(GetProgress::default());
+    let report = ctx.block_on(async {
+        let catalog = ctx.catalog().await?;
+        let fetcher = fetcher(ctx, &catalog);
+        let snap = catalog.snapshot(&rev).await?;
+        if path.is_empty() {
+            bar.set_length(snap.root.counts.bytes);
+        }
+        let (ticker, shown) = (bar.clone(), progress.clone());
+        let tick = tokio::spawn(async move {
+            loop {
+                ticker.set_position(shown.bytes.load(Ordering::Relaxed));
+                ticker.set_message(format!("{} files", shown.files.load(Ordering::Relaxed)));
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+        let report = get::get(&catalog, &fetcher, &snap, path.as_bytes(), &dest, &progress).await;
+        tick.abort();
+        anyhow::Ok(report?)
+    })?;
+    bar.finish_and_clear();
+    if ctx.json() {
+        ctx.print_json(&report)?;
+    }
+    for failed in &report.failed {
+        ctx.say(format!("{}: {}", output::printable(failed.path.as_bytes()), failed.why));
+    }
+    if report.failed_count > 0 {
+        anyhow::bail!("{} files could not be copied out", report.failed_count);
+    }
+    if !ctx.json() {
+        ctx.say(format!(
+            "{} files, {} directories, {} symbolic links, {} copied to {}",
+            report.files,
+            report.dirs,
+            report.symlinks,
+            output::bytes(report.bytes),
+            dest.display()
+        ));
+    }
+    Ok(())
 }

@@ -179,7 +179,7 @@ pub async fn cat(
     let mut reads = stream::iter(chunks(0, content.size))
         .map(|(offset, len)| {
             let (fetcher, content) = (fetcher.clone(), content.clone());
-            async move { fetcher.read(&content, offset, len, Verify::Node).await }
+            async move { fetcher.read(&content, offset, len, Verify::Always).await }
         })
         .buffered(READS_PARALLEL);
     loop {
@@ -453,7 +453,7 @@ async fn fill(
         }
         Location::None if content.size > 0 => {
             // Holes only: one read proves that the content is nothing but zeros.
-            fetcher.read(content, 0, 1, Verify::Node).await?;
+            fetcher.read(content, 0, 1, Verify::Always).await?;
             file.set_len(content.size)?;
             Vec::new()
         }
@@ -462,7 +462,7 @@ async fn fill(
     let reads = ranges.into_iter().flat_map(|(from, to)| chunks(from, to));
     let mut reads = stream::iter(reads)
         .map(|(offset, len)| async move {
-            let bytes = fetcher.read(content, offset, len, Verify::Node).await?;
+            let bytes = fetcher.read(content, offset, len, Verify::Always).await?;
             Ok::<_, FetchError>((offset, bytes))
         })
         .buffer_unordered(READS_PARALLEL);

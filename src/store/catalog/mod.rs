@@ -4,11 +4,12 @@
 //! * [`refs`]: datasets, tags, branches; one API over both ref modes.
 //! * [`open`]: [`Catalog`] itself: from a revision to a [`Snapshot`] in few round trips.
 //! * [`history`]: datasets, log, show, ls, diff, tag, branch, rm.
-//! * [`get`]: contents copied out.
+//! * [`get`]: contents copied out. * [`compare`]: what differs between two commits.
 //! * [`push`]: a directory becomes a commit. * [`import`]: objects that already lie in a bucket do.
 //! * [`gc`]: what nothing refers to leaves the lake.
 //! * [`scan`]: walking over what a snapshot holds. * [`spool`]: sorting on disk, for what memory should not hold.
 
+pub mod compare;
 mod exclude;
 pub mod gc;
 pub mod get;
