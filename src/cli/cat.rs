@@ -27,7 +27,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     let mut out = ctx.out();
     ctx.block_on(async {
         let catalog = ctx.catalog().await?;
-        let fetcher = super::get::fetcher(ctx, &catalog);
+        let fetcher = ctx.fetcher(&catalog).await?;
         let snap = catalog.snapshot(&rev).await?;
         for path in &args.paths {
             let sink = |bytes: &[u8]| out.write_all(bytes);

@@ -33,7 +33,15 @@ pub fn run(ctx: &Context, _args: Args) -> anyhow::Result<()> {
         ));
         return Ok(());
     }
-    let mut table = Table::new(&["DATASET", "HEAD", ">FILES", ">SIZE", "TIME", ">BRANCHES", ">TAGS"]);
+    let mut table = Table::new(&[
+        "DATASET",
+        "HEAD",
+        ">FILES",
+        ">SIZE",
+        "TIME",
+        ">BRANCHES",
+        ">TAGS",
+    ]);
     for row in &datasets {
         let head = match (row.head, row.heads.len()) {
             (Some(head), _) => head.short(),
@@ -43,7 +51,8 @@ pub fn run(ctx: &Context, _args: Args) -> anyhow::Result<()> {
         table.row([
             row.dataset.clone(),
             head,
-            row.files.map_or_else(|| "-".to_owned(), |files| files.to_string()),
+            row.files
+                .map_or_else(|| "-".to_owned(), |files| files.to_string()),
             row.bytes.map_or_else(|| "-".to_owned(), output::bytes),
             row.time_ms.map_or_else(|| "-".to_owned(), output::time),
             row.branches.to_string(),

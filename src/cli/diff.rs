@@ -51,7 +51,10 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     let mut first = true;
     let stat = ctx.block_on(async {
         let catalog = ctx.catalog().await?;
-        let (before, after) = (catalog.snapshot(&before).await?, catalog.snapshot(&after).await?);
+        let (before, after) = (
+            catalog.snapshot(&before).await?,
+            catalog.snapshot(&after).await?,
+        );
         compare::diff(&catalog.meta, &before, &after, |kind, change| {
             if !listed {
                 return anyhow::Ok(());

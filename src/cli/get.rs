@@ -10,11 +10,7 @@ use std::time::Duration;
 use super::Context;
 use super::output;
 use crate::format::refs::Revision;
-use crate::node::open;
-use crate::store::catalog::Catalog;
 use crate::store::catalog::get::{self, GetProgress};
-use crate::store::fetch::{FetchTier, Fetcher};
-use crate::store::kv::Kv;
 
 /// Flags of `larder get`.
 #[derive(Debug, clap::Args)]
@@ -30,25 +26,6 @@ pub struct Args {
     paths: Vec<OsString>,
 }
 
-/// Gives a fetcher of this process: it reads from the tier what is there, the rest from the lake,
-/// and fills nothing.
-pub(super) fn fetcher(ctx: &Context, catalog: &Catalog) -> Fetcher {
-    let config = ctx.config();
-    let tier = match config.default_tier {
-        Some(_) => match ctx.tier(None) {
-            Ok((_, tier)) => Some(Arc::new(tier) as Arc<dyn FetchTier>),
-            Err(error) => {
-                tracing::info!(%error, "going on without the tier");
-                None
-            }
-        },
-        None => None,
-    };
-    let limits = open::fetch_config(&config.fetch);
-    // The daemon holds this node's database; every read here is checked, so there is nothing to remember.
-    Fetcher::new(catalog.lake.clone(), tier, Kv::in_memory(), limits, ctx.rt().handle().clone())
-}
-
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     let rev = Revision::parse(&args.rev)?;
@@ -61,7 +38,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     let progress = Arc::new(GetProgress::default());
     let report = ctx.block_on(async {
         let catalog = ctx.catalog().await?;
-        let fetcher = fetcher(ctx, &catalog);
+        let fetcher = ctx.fetcher(&catalog).await?;
         let snap = catalog.snapshot(&rev).await?;
         if path.is_empty() {
             bar.set_length(snap.root.counts.bytes);
@@ -83,7 +60,11 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
         ctx.print_json(&report)?;
     }
     for failed in &report.failed {
-        ctx.say(format!("{}: {}", output::printable(failed.path.as_bytes()), failed.why));
+        ctx.say(format!(
+            "{}: {}",
+            output::printable(failed.path.as_bytes()),
+            failed.why
+        ));
     }
     if report.failed_count > 0 {
         anyhow::bail!("{} files could not be copied out", report.failed_count);

@@ -39,7 +39,11 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
                 let catalog = ctx.catalog().await?;
                 let tags = catalog.refs.heads(&rev.dataset, RefKind::Tag, name).await?;
                 // A tag wins, as everywhere.
-                anyhow::Ok(if tags.is_empty() { RefKind::Branch } else { RefKind::Tag })
+                anyhow::Ok(if tags.is_empty() {
+                    RefKind::Branch
+                } else {
+                    RefKind::Tag
+                })
             })?;
             super::branch::removed(ctx, &rev, kind, name)
         }

@@ -87,7 +87,9 @@ impl DiffStat {
         *count += 1;
         if kind != ChangeKind::Attributes {
             self.bytes_added = self.bytes_added.saturating_add(size_of_file(&change.after));
-            self.bytes_removed = self.bytes_removed.saturating_add(size_of_file(&change.before));
+            self.bytes_removed = self
+                .bytes_removed
+                .saturating_add(size_of_file(&change.before));
         }
     }
 }
@@ -109,7 +111,9 @@ pub async fn diff<E: From<MetaError>>(
     let mut stat = DiffStat::default();
     let mut differ = Differ::new((*before.root).clone(), (*after.root).clone());
     while let Some(change) = meta.drive(|blocks| differ.next(blocks)).await? {
-        let Some(kind) = kind_of(&change) else { continue };
+        let Some(kind) = kind_of(&change) else {
+            continue;
+        };
         stat.add(kind, &change);
         sink(kind, &change)?;
     }

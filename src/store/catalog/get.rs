@@ -474,4 +474,3 @@ async fn fill(
     }
     Ok(())
 }
-
