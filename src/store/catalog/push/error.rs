@@ -6,6 +6,7 @@ use crate::format::ids::CommitId;
 use crate::format::tree::build::BuildError;
 use crate::format::tree::nav::NavError;
 use crate::store::catalog::open::CatalogError;
+use crate::store::catalog::refs::RefError;
 use crate::store::lake::LakeError;
 use crate::store::meta::MetaError;
 
@@ -37,7 +38,11 @@ pub struct Problem {
 impl Problem {
     /// Makes one for a path in bytes.
     pub fn new(path: &[u8], kind: ProblemKind, reason: impl Into<String>) -> Self {
-        Self { path: String::from_utf8_lossy(path).into_owned(), kind, reason: reason.into() }
+        Self {
+            path: String::from_utf8_lossy(path).into_owned(),
+            kind,
+            reason: reason.into(),
+        }
     }
 }
 
@@ -62,7 +67,11 @@ pub enum PushError {
     #[error("{} files changed while they were read; nothing was committed. Push again when they are at rest", problems.len())]
     Changed { problems: Vec<Problem> },
     #[error("another push of {} to `{dataset}` is running on this node (it holds {}); wait for it", dir.display(), index.display())]
-    Busy { dir: PathBuf, dataset: String, index: PathBuf },
+    Busy {
+        dir: PathBuf,
+        dataset: String,
+        index: PathBuf,
+    },
     #[error("the push index {} is damaged; remove it and push again (files are then read again)", path.display())]
     Index {
         path: PathBuf,
@@ -71,14 +80,35 @@ pub enum PushError {
     },
     #[error("the walk's temporary file {} does not read back as written ({why}); is the state directory full or damaged?", path.display())]
     Spool { path: PathBuf, why: &'static str },
-    #[error("`{dataset}@{branch}` is at {head}, not at the commit to push onto; name another branch with --branch, or push onto `{dataset}@{branch}`")]
-    NotHead { dataset: String, branch: String, head: CommitId },
+    #[error(
+        "`{dataset}@{branch}` is at {head}, not at the commit to push onto; name another branch with --branch, or push onto `{dataset}@{branch}`"
+    )]
+    NotHead {
+        dataset: String,
+        branch: String,
+        head: CommitId,
+    },
     #[error("commit {commit} is stored, but `{dataset}@{branch}` moved to another commit meanwhile; push again to put this one behind it, or keep it with `larder branch {dataset} NAME {short}`", short = commit.short())]
-    Lost { commit: CommitId, dataset: String, branch: String },
-    #[error("commit {commit} is stored and `{dataset}@{branch}` points at it, but the tag `{tag}` exists already and names another commit; choose another with `larder tag`")]
-    TagTaken { commit: CommitId, dataset: String, branch: String, tag: String },
+    Lost {
+        commit: CommitId,
+        dataset: String,
+        branch: String,
+    },
+    #[error(
+        "commit {commit} is stored and `{dataset}@{branch}` points at it, but the tag `{tag}` exists already and names another commit; choose another with `larder tag`"
+    )]
+    TagTaken {
+        commit: CommitId,
+        dataset: String,
+        branch: String,
+        tag: String,
+    },
     #[error("`{dataset}` has a {kind} named `{name}` already; choose another name")]
-    NameTaken { dataset: String, kind: &'static str, name: String },
+    NameTaken {
+        dataset: String,
+        kind: &'static str,
+        name: String,
+    },
     #[error("--at {path}: {why}")]
     At { path: String, why: &'static str },
     #[error("a pack that this push relied on is being collected; push again")]
@@ -92,6 +122,8 @@ pub enum PushError {
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     #[error(transparent)]
+    Ref(#[from] RefError),
+    #[error(transparent)]
     Meta(#[from] MetaError),
     #[error(transparent)]
     Lake(#[from] LakeError),
@@ -104,7 +136,10 @@ pub(super) trait AtPath<T> {
 
 impl<T> AtPath<T> for std::io::Result<T> {
     fn at(self, path: impl Into<PathBuf>) -> Result<T, PushError> {
-        self.map_err(|source| PushError::Io { path: path.into(), source })
+        self.map_err(|source| PushError::Io {
+            path: path.into(),
+            source,
+        })
     }
 }
 

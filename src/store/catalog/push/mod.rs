@@ -24,13 +24,34 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::format::ids::{CommitId, TreeId};
+use crate::format::pack::Layout;
 use crate::format::refs::{DatasetName, RefName, Revision};
 
+mod build;
+mod codec;
+mod commit;
+mod contents;
 mod error;
+mod exclude;
+mod index;
+mod intent;
+mod onto;
+mod packs;
+mod places;
 mod progress;
+mod read;
+mod recover;
+mod reuse;
+mod run;
+mod spool;
+mod sys;
+mod upload;
+mod walk;
 
-pub use error::{Problem, PushError, ProblemKind};
+pub use error::{Problem, ProblemKind, PushError};
+pub use intent::{IntentBody, intent_key};
 pub use progress::{Phase, Progress};
+pub use run::push;
 
 /// What is to be pushed, and how.
 #[derive(Debug, Clone)]
@@ -78,7 +99,7 @@ pub struct Tuning {
     /// A file younger than this when it was read is read again by the next push.
     pub racy: Duration,
     /// Overrides the pack layout that follows from the bytes of the tree.
-    pub layout: Option<crate::format::pack::Layout>,
+    pub layout: Option<Layout>,
 }
 
 impl Default for Tuning {
@@ -86,10 +107,10 @@ impl Default for Tuning {
         let cores = std::thread::available_parallelism().map_or(4, std::num::NonZero::get);
         Self {
             readers: (2 * cores).clamp(4, 32),
-            read_ahead_bytes: 128 << 20,
-            upload_bytes: 128 << 20,
+            read_ahead_bytes: 192 << 20,
+            upload_bytes: 96 << 20,
             part_bytes: 8 << 20,
-            inline_bytes: 32 << 20,
+            inline_bytes: 64 << 20,
             racy: Duration::from_secs(2),
             layout: None,
         }
@@ -150,3 +171,6 @@ pub struct PushOutcome {
     pub xattrs_dropped: u64,
     pub elapsed_ms: u64,
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,23 +13,40 @@ use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, fstatat};
 use nix::unistd::{AccessFlags, Whence, faccessat};
 
+use crate::format::pack::ALIGN;
 use crate::format::tree::Mtime;
 
 /// Opens the directory that is pushed; it may be named by a symbolic link.
 pub(super) fn open_root(dir: &Path) -> nix::Result<OwnedFd> {
-    nix::fcntl::open(dir, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+    nix::fcntl::open(
+        dir,
+        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
 }
 
 /// Opens a directory below `root`, name by name, so that no link is followed and no length limit met.
 pub(super) fn open_dir(root: &OwnedFd, path: &[u8]) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).peekable();
+    let mut names = path
+        .split(|byte| *byte == b'/')
+        .filter(|name| !name.is_empty())
+        .peekable();
     if names.peek().is_none() {
-        return openat(root, OsStr::new("."), flags | OFlag::O_RDONLY, Mode::empty());
+        return openat(
+            root,
+            OsStr::new("."),
+            flags | OFlag::O_RDONLY,
+            Mode::empty(),
+        );
     }
     let mut at: Option<OwnedFd> = None;
     while let Some(name) = names.next() {
-        let access = if names.peek().is_some() { OFlag::O_PATH } else { OFlag::O_RDONLY };
+        let access = if names.peek().is_some() {
+            OFlag::O_PATH
+        } else {
+            OFlag::O_RDONLY
+        };
         let from = at.as_ref().map_or(root.as_fd(), OwnedFd::as_fd);
         at = Some(openat(from, name, flags | access, Mode::empty())?);
     }
@@ -69,7 +86,10 @@ pub(super) struct Names {
 impl Names {
     /// Adds a name; false where there is no room for more (4 GiB of names).
     pub(super) fn push(&mut self, name: &[u8]) -> bool {
-        let (Ok(start), Ok(len)) = (u32::try_from(self.bytes.len()), u32::try_from(name.len())) else { return false };
+        let (Ok(start), Ok(len)) = (u32::try_from(self.bytes.len()), u32::try_from(name.len()))
+        else {
+            return false;
+        };
         self.bytes.extend_from_slice(name);
         self.spans.push((start, len));
         true
@@ -80,7 +100,9 @@ impl Names {
     }
 
     fn at(&self, (start, len): (u32, u32)) -> &[u8] {
-        self.bytes.get(start as usize..start as usize + len as usize).unwrap_or_default()
+        self.bytes
+            .get(start as usize..start as usize + len as usize)
+            .unwrap_or_default()
     }
 
     fn sort(&mut self) {
@@ -109,11 +131,17 @@ pub(super) fn list(dir: &OwnedFd) -> nix::Result<Names> {
 }
 
 pub(super) fn mtime_of(stat: &FileStat) -> Mtime {
-    Mtime { secs: stat.st_mtime, nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) }
+    Mtime {
+        secs: stat.st_mtime,
+        nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+    }
 }
 
 pub(super) fn ctime_of(stat: &FileStat) -> Mtime {
-    Mtime { secs: stat.st_ctime, nanos: u32::try_from(stat.st_ctime_nsec).unwrap_or(0) }
+    Mtime {
+        secs: stat.st_ctime,
+        nanos: u32::try_from(stat.st_ctime_nsec).unwrap_or(0),
+    }
 }
 
 /// A run of a file that has data: `[start, end)`.
@@ -121,6 +149,8 @@ pub(super) type DataRun = (u64, u64);
 
 /// Holes shorter than this are read as the zeros they are: an extent costs more than it saves.
 const HOLE_LEN_MIN: u64 = 64 << 10;
+/// What a pack index takes for one content.
+const EXTENTS_MAX: usize = 1024;
 
 /// Finds the runs with data of a file of `size` bytes; one run where the file system knows no holes.
 pub(super) fn data_runs(file: &File, size: u64) -> io::Result<Vec<DataRun>> {
@@ -141,21 +171,37 @@ pub(super) fn data_runs(file: &File, size: u64) -> io::Result<Vec<DataRun>> {
         if end <= start {
             break;
         }
-        match runs.last_mut() {
-            Some(last) if start - last.1 < HOLE_LEN_MIN => last.1 = end,
-            None if start < HOLE_LEN_MIN => runs.push((0, end)),
-            _ => runs.push((start, end)),
-        }
+        // Extents start on 4 KiB in a pack, whatever the file system's granularity.
+        let (start, end) = (start & !(ALIGN - 1), end.next_multiple_of(ALIGN).min(size));
+        runs.push((start, end));
         at = end;
     }
-    if let Some(last) = runs.last_mut() {
-        if size - last.1 < HOLE_LEN_MIN {
-            last.1 = size;
+    let mut hole_min = HOLE_LEN_MIN;
+    loop {
+        runs = without_short_holes(&runs, size, hole_min);
+        if runs.len() <= EXTENTS_MAX {
+            return Ok(runs);
         }
-    } else if size < HOLE_LEN_MIN && size > 0 {
-        runs.push((0, size));
+        hole_min *= 2;
     }
-    Ok(runs)
+}
+
+/// Takes holes shorter than `hole_min` as data.
+fn without_short_holes(runs: &[DataRun], size: u64, hole_min: u64) -> Vec<DataRun> {
+    let mut merged: Vec<DataRun> = Vec::new();
+    for (start, end) in runs.iter().copied() {
+        match merged.last_mut() {
+            Some(last) if start.saturating_sub(last.1) < hole_min => last.1 = end,
+            None if start < hole_min => merged.push((0, end)),
+            _ => merged.push((start, end)),
+        }
+    }
+    match merged.last_mut() {
+        Some(last) if size - last.1 < hole_min => last.1 = size,
+        None if size < hole_min && size > 0 => merged.push((0, size)),
+        _ => {}
+    }
+    merged
 }
 
 fn seek(file: &File, at: u64, whence: Whence) -> nix::Result<u64> {
@@ -167,7 +213,9 @@ fn seek(file: &File, at: u64, whence: Whence) -> nix::Result<u64> {
 pub(super) fn has_xattrs(dir: &OwnedFd, name: &[u8]) -> bool {
     let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
     path.extend_from_slice(name);
-    let Ok(path) = CString::new(path) else { return false };
+    let Ok(path) = CString::new(path) else {
+        return false;
+    };
     let mut list = [0u8; 4096];
     // SAFETY: `path` is NUL-terminated and outlives the call; the buffer is writable for the length given.
     let len = unsafe { libc::llistxattr(path.as_ptr(), list.as_mut_ptr().cast(), list.len()) };
