@@ -25,6 +25,8 @@ pub(super) struct Target {
     pub base: Option<Snapshot>,
     /// Where contents may be reused from if there is no base.
     pub other: Option<Snapshot>,
+    /// The tag exists and names the head: fine as long as no new commit is needed.
+    pub tag_at_head: bool,
 }
 
 impl Target {
@@ -60,14 +62,15 @@ impl Target {
                 Some(catalog.snapshot_of(dataset, first).await?)
             }
         };
-        let target = Self {
+        let mut target = Self {
             branch,
             heads,
             parents,
             other: None,
+            tag_at_head: false,
             base,
         };
-        target.check_tag(catalog, options).await?;
+        target.tag_at_head = target.check_tag(catalog, options).await?;
         target.with_other(catalog, options).await
     }
 
@@ -97,7 +100,7 @@ impl Target {
         Ok(self)
     }
 
-    async fn check_tag(&self, catalog: &Catalog, options: &PushOptions) -> Result<(), PushError> {
+    async fn check_tag(&self, catalog: &Catalog, options: &PushOptions) -> Result<bool, PushError> {
         let dataset = options.dataset.as_str().to_owned();
         let branch_as_tag = catalog
             .refs
@@ -111,7 +114,7 @@ impl Target {
             });
         }
         let Some(tag) = &options.tag else {
-            return Ok(());
+            return Ok(false);
         };
         let taken = |kind| PushError::NameTaken {
             dataset: dataset.clone(),
@@ -135,7 +138,7 @@ impl Target {
         if at.iter().any(|head| !self.heads.contains(&head.commit)) {
             return Err(taken("tag"));
         }
-        Ok(())
+        Ok(!at.is_empty())
     }
 }
 
@@ -189,6 +192,7 @@ pub(super) async fn commit(
             heads: target.heads.clone(),
         },
         _ => {
+            refuse_taken_tag(options, target)?;
             let commit = store_commit(catalog, uploads, options, target, built).await?;
             let heads = move_branch(catalog, options, target, commit).await?;
             Committed {
@@ -200,6 +204,18 @@ pub(super) async fn commit(
     };
     tag(catalog, options, target, made.commit).await?;
     Ok(made)
+}
+
+/// A new commit cannot have a tag that names the head before it.
+fn refuse_taken_tag(options: &PushOptions, target: &Target) -> Result<(), PushError> {
+    match &options.tag {
+        Some(tag) if target.tag_at_head => Err(PushError::NameTaken {
+            dataset: options.dataset.as_str().to_owned(),
+            kind: "tag",
+            name: tag.as_str().to_owned(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 async fn store_roots(catalog: &Catalog, uploads: &Uploads, built: &Built) -> Result<(), PushError> {

@@ -76,9 +76,7 @@ pub(super) enum Message {
         pack: u32,
         id: PackId,
     },
-    Abandoned {
-        pack: u32,
-    },
+    Abandoned,
     Failed(PushError),
 }
 
@@ -853,31 +851,37 @@ impl<'a, 'w> Coordinator<'a, 'w> {
                 }
                 Ok(())
             }
-            Message::Begun { pack, upload } => {
-                self.work
-                    .packs
-                    .update(self.work.index, pack, |row| row.upload = Some(upload))?;
-                self.commit()
-            }
-            Message::Part { pack, row } => {
-                self.work.index.set_part(pack, &row)?;
-                self.commit()
-            }
-            Message::Sent { pack, len } => {
-                self.work.packs.update(self.work.index, pack, |row| {
-                    row.state = PackState::Data;
-                    row.len = len;
-                })?;
-                self.commit()
-            }
-            Message::Described { pack, id } => {
-                self.work.packs.described(self.work.index, pack, id)?;
+            Message::Described { pack, .. } => {
                 self.unfinished.remove(&pack);
+                note(self.work.index, self.work.packs, message)?;
                 self.commit()
             }
-            Message::Abandoned { .. } => Ok(()),
             Message::Failed(error) => Err(error),
+            other => {
+                note(self.work.index, self.work.packs, other)?;
+                self.commit()
+            }
         }
+    }
+}
+
+/// Writes down what an upload reported.
+pub(super) fn note(
+    index: &mut Index,
+    packs: &mut Packs,
+    message: Message,
+) -> Result<(), PushError> {
+    match message {
+        Message::Begun { pack, upload } => {
+            packs.update(index, pack, |row| row.upload = Some(upload))
+        }
+        Message::Part { pack, row } => index.set_part(pack, &row),
+        Message::Sent { pack, len } => packs.update(index, pack, |row| {
+            row.state = PackState::Data;
+            row.len = len;
+        }),
+        Message::Described { pack, id } => packs.described(index, pack, id),
+        Message::Read { .. } | Message::Abandoned | Message::Failed(_) => Ok(()),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use tokio::runtime::Handle;
@@ -32,6 +32,8 @@ use super::{PushOptions, PushOutcome, onto, recover};
 
 /// Blocks that an unfinished push sent so long ago may have been collected: they are sent again.
 const BLOCKS_STALE_MS: i64 = 6 * 3600 * 1000;
+/// How long a push that failed waits for uploads that still run.
+const QUIESCE_PATIENCE: Duration = Duration::from_secs(3);
 /// Parts that may be on their way at least: fewer would stop large files that wait for each other.
 const PARTS_IN_FLIGHT_MIN: u64 = 8;
 
@@ -335,7 +337,16 @@ impl<'a> Session<'a> {
             prefix: &prefix,
             rewrite,
         };
-        contents::run(&mut work, &root, &self.reports)
+        let found = contents::run(&mut work, &root, &self.reports);
+        if found.is_err() {
+            // So that the next push can go on with what arrived.
+            self.rt.block_on(self.uploads.quiesce(QUIESCE_PATIENCE));
+            while let Ok(message) = self.messages.try_recv() {
+                contents::note(&mut self.index, &mut self.packs, message)?;
+            }
+            self.index.commit()?;
+        }
+        found
     }
 
     fn build(

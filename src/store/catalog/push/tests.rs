@@ -778,21 +778,26 @@ fn a_file_that_never_holds_still_fails_the_push() {
     for number in 0..5u64 {
         bench.write(&format!("calm{number}"), noise(number, 1000));
     }
-    bench.write("restless", "");
+    // Large enough to be read for longer than two writes are apart, even on a busy machine.
+    bench.write("restless", vec![0; 32 << 20]);
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let (path, seen) = (bench.path("restless"), stop.clone());
     let writer = std::thread::spawn(move || {
         let mut at = 0u64;
         let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
         while !seen.load(std::sync::atomic::Ordering::Relaxed) {
-            // Enough to be read for longer than two writes are apart.
             file.write_all_at(&[at as u8; 8192], (at % 16) * 8192)
                 .unwrap();
             at += 1;
         }
     });
     std::thread::sleep(Duration::from_millis(20));
-    let result = bench.push_with(&bench.options());
+    let mut options = bench.options();
+    options.tuning.layout = Some(Layout {
+        pack_len: 64 << 20,
+        whole_len: 64 << 20,
+    });
+    let result = bench.push_with(&options);
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     writer.join().unwrap();
     let Err(PushError::Changed { problems }) = result else {
@@ -1109,18 +1114,27 @@ fn a_branch_that_moved_meanwhile_is_not_overwritten_and_the_commit_stays() {
 }
 
 #[test]
-fn a_name_that_is_taken_is_refused_before_anything_is_sent() {
+fn a_name_that_is_taken_is_refused_before_there_is_a_commit() {
     let bench = Bench::new();
     bench.write("a", "a");
     let mut options = bench.options();
     options.tag = Some(RefName::parse("v1").unwrap());
     bench.push_with(&options).unwrap();
     bench.write("a", "b");
-    let before = bench.data_keys();
+    let head = main_of(&bench);
     assert!(matches!(
         bench.push_with(&options),
         Err(PushError::NameTaken { .. })
     ));
+    let commits = |bench: &Bench| {
+        bench
+            .memory
+            .keys()
+            .iter()
+            .filter(|key| key.starts_with("commits/"))
+            .count()
+    };
+    assert_eq!(commits(&bench), 1);
     options.tag = Some(RefName::parse("main").unwrap());
     assert!(matches!(
         bench.push_with(&options),
@@ -1132,7 +1146,7 @@ fn a_name_that_is_taken_is_refused_before_anything_is_sent() {
         bench.push_with(&options),
         Err(PushError::NameTaken { .. })
     ));
-    assert_eq!(bench.data_keys(), before);
+    assert_eq!(main_of(&bench), head);
 }
 
 #[test]

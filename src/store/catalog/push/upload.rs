@@ -10,12 +10,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam_channel::Sender;
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::format::ids::PackId;
 use crate::format::pack::{PackIndex, PackOutboard, Recipe, Source};
@@ -40,6 +42,7 @@ pub(super) struct Uploads {
     room: Arc<Semaphore>,
     room_permits: u32,
     reports: Sender<Message>,
+    tasks: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
 /// A part that came from an earlier push.
@@ -109,6 +112,7 @@ impl Uploads {
             room,
             room_permits: permits,
             reports,
+            tasks: Arc::default(),
         }
     }
 
@@ -126,7 +130,10 @@ impl Uploads {
             }),
             known: begun.parts,
         };
-        self.rt.spawn(task.run(inbox));
+        let mut tasks = self.tasks.lock();
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(self.rt.spawn(task.run(inbox)));
+        drop(tasks);
         let part_bytes = usize::try_from(part_bytes).unwrap_or(usize::MAX);
         PackSender {
             number,
@@ -224,6 +231,14 @@ impl Uploads {
     /// Wakes whoever waits for room: the push is over.
     pub(super) fn close(&self) {
         self.room.close();
+    }
+
+    /// Waits until no upload runs any more, but not for ever: what is left behind is resumed or
+    /// sent again by the next push.
+    pub(super) async fn quiesce(&self, patience: Duration) {
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        // Whether they ended in time makes no difference to what is done next.
+        let _ = tokio::time::timeout(patience, futures::future::join_all(tasks)).await;
     }
 
     fn report(&self, message: Message) {
@@ -347,8 +362,7 @@ impl PackTask {
                         // What stays behind costs space, not correctness; the store's rule for old uploads removes it.
                         let _ = self.uploads.lake.upload_abort(upload).await;
                     }
-                    self.uploads
-                        .report(Message::Abandoned { pack: self.number });
+                    self.uploads.report(Message::Abandoned);
                     return;
                 }
             };
