@@ -68,7 +68,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     if !args.dir.is_dir() {
         return usage(format!("{} is not a directory", args.dir.display()));
     }
-    let catalog = ctx.block_on(ctx.catalog())?;
+    let catalog = ctx.block_on(ctx.catalog_or_create())?;
     options.author.clone_from(&catalog.by);
     let progress = Arc::new(Progress::default());
     let watch = Watch::start(ctx.progress(0), progress.clone());

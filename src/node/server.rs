@@ -76,6 +76,8 @@ pub fn listen(socket: &Path, group: Option<&str>) -> Result<UnixListener, NodeEr
             .create(dir)
             .map_err(at)?;
     }
+    // Before anybody can connect: a group that is not there must not look like a daemon that dies.
+    let group = group.map(find_group).transpose()?;
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(at(error)),
         _ => {}
@@ -86,14 +88,17 @@ pub fn listen(socket: &Path, group: Option<&str>) -> Result<UnixListener, NodeEr
     nix::sys::stat::umask(before);
     let listener = bound.map_err(at)?;
     if let Some(group) = group {
-        let found = nix::unistd::Group::from_name(group).ok().flatten();
-        let found = found.ok_or_else(|| NodeError::NoGroup {
-            group: group.to_owned(),
-        })?;
-        nix::unistd::chown(socket, None, Some(found.gid)).map_err(|errno| at(errno.into()))?;
+        nix::unistd::chown(socket, None, Some(group.gid)).map_err(|errno| at(errno.into()))?;
         std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660)).map_err(at)?;
     }
     Ok(listener)
+}
+
+fn find_group(name: &str) -> Result<nix::unistd::Group, NodeError> {
+    let found = nix::unistd::Group::from_name(name).ok().flatten();
+    found.ok_or_else(|| NodeError::NoGroup {
+        group: name.to_owned(),
+    })
 }
 
 /// Serves until the daemon stops.

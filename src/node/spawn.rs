@@ -69,7 +69,8 @@ pub async fn connect_or_start(spec: &SpawnSpec) -> Result<NodeClient, SpawnError
     loop {
         match client.info().await {
             Ok(_) => return Ok(client),
-            Err(error) if error.is_absent() => {}
+            // Lost: it accepted and ended before it answered; its log says why in a moment.
+            Err(ClientError::Absent { .. } | ClientError::Lost { .. }) => {}
             Err(error) => return Err(error.into()),
         }
         // Another command's daemon may hold the lock: ours ends well and we wait for that one.

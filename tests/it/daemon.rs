@@ -78,6 +78,7 @@ fn a_directory_that_cannot_be_mounted_on_is_refused_with_the_next_step() {
     let world = World::new();
     let source = world.files("source", FILES);
     world.push(&source, "photos");
+    world.make_dir("free");
     let plain = |name: &str| world.path(name).to_str().expect("plain").to_owned();
     assert!(
         world
@@ -96,7 +97,7 @@ fn a_directory_that_cannot_be_mounted_on_is_refused_with_the_next_step() {
     );
     assert!(
         world
-            .fails(1, ["mount", "photos@v9", &plain("home")])
+            .fails(1, ["mount", "photos@v9", &plain("free")])
             .contains("v9")
     );
     world.ok(["mount", "photos", &plain("made"), "--mkdir"]);
