@@ -181,9 +181,7 @@ fn init(ctx: &Context, args: &InitArgs) -> anyhow::Result<()> {
                 .context("cannot make the bucket")?;
         }
         let lake = ctx.lake().await?;
-        let format = lakefmt::open_or_create(&*lake, choice)
-            .await
-            .hint("`larder doctor` checks whether the lake can be reached")?;
+        let format = lakefmt::open_or_create(&*lake, choice).await?;
         Info::new(ctx, &*lake, format).print(ctx)
     })
 }

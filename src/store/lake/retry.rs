@@ -21,13 +21,13 @@ pub struct RetryPolicy {
 }
 
 impl Default for RetryPolicy {
-    /// Waits from 100 ms up to 5 s, a minute in all: longer than a store's fail-over, shorter than a
-    /// reader's patience.
+    /// Waits from 100 ms up to 5 s, half a minute in all: longer than a store's hiccup, shorter than
+    /// the patience of whoever waits at a terminal.
     fn default() -> Self {
         Self {
             first_wait: Duration::from_millis(100),
             wait_max: Duration::from_secs(5),
-            total_max: Duration::from_secs(60),
+            total_max: Duration::from_secs(30),
         }
     }
 }

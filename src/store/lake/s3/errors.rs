@@ -11,10 +11,11 @@ use crate::store::lake::LakeError;
 /// What went wrong with a request, in words.
 #[derive(Debug, thiserror::Error)]
 pub enum S3Failure {
-    #[error("the store answered {status} {code}: {message}")]
+    #[error("the store answered {status} {code}{message}{}", hint(.code))]
     Answer {
         status: u16,
         code: String,
+        /// Empty, or begins with a colon.
         message: String,
     },
     #[error(
@@ -30,6 +31,19 @@ pub enum S3Failure {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+}
+
+/// Says the next step, where a code has one.
+fn hint(code: &str) -> &'static str {
+    match code {
+        "NoSuchBucket" => "; `larder lake init --create-bucket` makes the bucket",
+        "SignatureDoesNotMatch" => "; the secret key is not that of the access key",
+        "InvalidAccessKeyId" => "; the store does not know the access key",
+        "RequestTimeTooSkewed" => "; this machine's clock is off",
+        "PermanentRedirect" | "AuthorizationHeaderMalformed" => "; the bucket is in another region",
+        "ExpiredToken" => "; log in again",
+        _ => "",
+    }
 }
 
 /// The kinds of failure that callers tell apart.
@@ -75,9 +89,10 @@ where
             let status = answer.raw().status().as_u16();
             let code = answer.err().code().unwrap_or("").to_owned();
             let message = match answer.err().message() {
-                Some(message) => message.to_owned(),
+                Some(message) => format!(": {message}"),
+                None if !code.is_empty() => String::new(),
                 // An answer that is none of S3's: what the SDK says of it.
-                None => DisplayErrorContext(answer.err()).to_string(),
+                None => format!(": {}", DisplayErrorContext(answer.err())),
             };
             (
                 kind_of(status, &code),
