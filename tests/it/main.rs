@@ -14,3 +14,4 @@ mod lake;
 mod mount_keeper;
 mod mount_rootless;
 mod mount_trees;
+mod push;

@@ -187,7 +187,7 @@ impl<'a> Reader<'a> {
         }
         let read_at = SystemTime::now();
         let size = u64::try_from(before.st_size).unwrap_or(0);
-        let runs = sys::data_runs(file, size).map_err(fail)?;
+        let runs = runs_of(file, &before, size).map_err(fail)?;
         let stored: u64 = runs.iter().map(|(start, end)| end - start).sum();
         sink.expect(stored);
         let mut hasher = ContentHasher::new();
@@ -315,6 +315,15 @@ impl Sink<'_> {
             Self::Pack(sender) => Got::Pack(sender),
         }
     }
+}
+
+/// Finds where a file has data. One with as many blocks as bytes has no holes worth a look; fewer
+/// blocks may be holes, compression, or data that has no blocks yet.
+fn runs_of(file: &File, stat: &FileStat, size: u64) -> io::Result<Vec<DataRun>> {
+    if size > 0 && stat_of(stat).stored >= size {
+        return Ok(vec![(0, size)]);
+    }
+    sys::data_runs(file, size)
 }
 
 /// Stats a file; where it changed within the last tick, waits until a further change would show.

@@ -105,6 +105,7 @@ pub fn push(
     ))?;
     session.settle(&made, &built)?;
     rt.block_on(intent.end())?;
+    session.forget_push()?;
     progress.enter(Phase::Done);
     let mut outcome = session.outcome(&target, &made, &built, &contents);
     outcome.skipped = problems;
@@ -337,12 +338,18 @@ impl<'a> Session<'a> {
             prefix: &prefix,
             rewrite,
         };
-        let found = contents::run(&mut work, &root, &self.reports);
+        let mut found = contents::run(&mut work, &root, &self.reports);
         if found.is_err() {
             // So that the next push can go on with what arrived.
             self.rt.block_on(self.uploads.quiesce(QUIESCE_PATIENCE));
             while let Ok(message) = self.messages.try_recv() {
-                contents::note(&mut self.index, &mut self.packs, message)?;
+                match message {
+                    // What a writer met was only the echo of this.
+                    Message::Failed(cause) if matches!(found, Err(PushError::Thread)) => {
+                        found = Err(cause);
+                    }
+                    message => contents::note(&mut self.index, &mut self.packs, message)?,
+                }
             }
             self.index.commit()?;
         }
@@ -382,6 +389,11 @@ impl<'a> Session<'a> {
         self.index.keep_blocks_of(self.generation)?;
         self.index
             .set_meta("blocks_of", Some(&made.commit.to_string()))?;
+        self.index.commit()
+    }
+
+    /// Forgets the push's id, once its intent is gone: until then the next push takes the id over.
+    fn forget_push(&mut self) -> Result<(), PushError> {
         self.index.set_meta("push_id", None)?;
         self.index.set_meta("push_start_ms", None)?;
         self.index.commit()
