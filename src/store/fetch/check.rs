@@ -170,6 +170,7 @@ impl Inner {
         let Ok(meta) = self.metas.full(&state.pack, self.deadline()).await else {
             return;
         };
+        state.know_contents(&meta.index);
         let begun = std::time::Instant::now();
         let (file, seen, stopped) = (open.clone(), meta.clone(), self.stopped.clone());
         let work = move || {
@@ -201,20 +202,37 @@ impl Inner {
         }
     }
 
-    /// Finds out in the background whether an object lacks no content: all that `--verify tier` needs.
-    pub(super) fn learn_complete(self: &Arc<Self>, state: &Arc<PackState>, open: &Arc<OpenPack>) {
-        if open.is_complete() || state.checking.swap(true, Ordering::AcqRel) {
+    /// Has what is missing for trusting an object found out in the background, by verify level.
+    pub(super) fn look_closer(
+        self: &Arc<Self>,
+        state: &Arc<PackState>,
+        open: &Arc<OpenPack>,
+        verify: Verify,
+    ) {
+        match verify {
+            Verify::Node if !open.is_whole_verified() => self.begin_check(state, open, verify),
+            Verify::Tier if !open.is_complete() => self.learn_pack(state, open),
+            Verify::Tier | Verify::Node if !state.knows_contents() => self.learn_pack(state, open),
+            _ => {}
+        }
+    }
+
+    /// Finds out what a pack has, and whether its object lacks no content.
+    fn learn_pack(self: &Arc<Self>, state: &Arc<PackState>, open: &Arc<OpenPack>) {
+        if state.checking.swap(true, Ordering::AcqRel) {
             return;
         }
         let (inner, state, open) = (self.clone(), state.clone(), open.clone());
         self.rt.spawn(async move {
-            let learned = tokio::select! {
+            let meta = tokio::select! {
                 meta = inner.metas.full(&state.pack, inner.deadline()) => meta.ok(),
                 () = inner.stopped.cancelled() => None,
             };
-            if learned.is_some_and(|meta| meta.is_complete_in_tier() && meta.index.len == open.len)
-            {
-                open.set_complete();
+            if let Some(meta) = meta {
+                state.know_contents(&meta.index);
+                if meta.is_complete_in_tier() && meta.index.len == open.len {
+                    open.set_complete();
+                }
             }
             state.checking.store(false, Ordering::Release);
         });

@@ -20,6 +20,7 @@ use super::check::CheckQueue;
 use super::config::FetchConfig;
 use super::fill_run::Fills;
 use super::flight::Flights;
+use super::holes::Holes;
 use super::lanes::Lanes;
 use super::memory::Memory;
 use super::pack_meta::{MetaError, PackMetas};
@@ -50,6 +51,7 @@ pub(super) struct Inner {
     pub fills: Fills,
     pub checks: CheckQueue,
     pub registry: Registry,
+    pub holes: Holes,
     /// Ends everything that runs in the background.
     pub stopped: CancellationToken,
     pause: Mutex<Option<Pause>>,
@@ -99,6 +101,7 @@ impl Inner {
             fills: Fills::new(&cfg),
             checks: CheckQueue::default(),
             registry: Registry::default(),
+            holes: Holes::default(),
             stopped: CancellationToken::new(),
             pause: Mutex::new(None),
             cfg,

@@ -32,6 +32,8 @@ use super::stats::bump;
 
 /// Requests for the objects of one piece of an imported pack, at once.
 const PIECE_REQUESTS_MAX: usize = 8;
+/// How often a pack is filled after the tier failed, before filling pauses.
+const FILL_TRIES_MAX: u32 = 2;
 /// How often a pack is read back and mended before it is given up.
 const READ_BACKS_MAX: u32 = 3;
 
@@ -136,9 +138,36 @@ impl Inner {
             return Err(PackFillError::Paused { pack, why });
         }
         let state = self.packs.state(&pack);
-        if self.is_published(&state).await {
-            return Ok(());
+        let mut tries = 0;
+        loop {
+            if self.is_published(&tier, &state).await {
+                return Ok(());
+            }
+            tries += 1;
+            match self.fill_once(&tier, &state).await {
+                // Another process may have published the same pack, and cleaned up what we wrote to.
+                Err(PackFillError::Tier { .. }) if tries < FILL_TRIES_MAX => {}
+                Err(PackFillError::Tier { source, .. }) => {
+                    if self.is_published(&tier, &state).await {
+                        return Ok(());
+                    }
+                    self.pause_filling(format!(
+                        "the tier cannot take pack {}: {source}",
+                        pack.short()
+                    ));
+                    return Err(PackFillError::Tier { pack, source });
+                }
+                other => return other,
+            }
         }
+    }
+
+    async fn fill_once(
+        self: &Arc<Self>,
+        tier: &Arc<dyn FetchTier>,
+        state: &Arc<PackState>,
+    ) -> Result<(), PackFillError> {
+        let pack = state.pack;
         let meta = self.metas.full(&pack, self.prefetch_deadline()).await;
         let meta = meta.map_err(|error| PackFillError::of_meta(pack, error))?;
         let (opener, len, piece_len) = (tier.clone(), meta.index.len, self.cfg.piece_len_bytes);
@@ -151,7 +180,7 @@ impl Inner {
             state: state.clone(),
             fill: fill.clone(),
         };
-        let result = self.fill_and_publish(&tier, &state, &fill).await;
+        let result = self.fill_and_publish(tier, state, &fill).await;
         drop(registered);
         if matches!(result, Err(PackFillError::Damaged { .. })) {
             self.metas.forget(&pack);
@@ -159,11 +188,26 @@ impl Inner {
         result
     }
 
-    async fn is_published(self: &Arc<Self>, state: &Arc<PackState>) -> bool {
-        let (inner, state) = (self.clone(), state.clone());
-        let look = move || {
-            inner.packs.expect_present(&state);
-            inner.packs.open(&state).is_some()
+    /// Looks in the tier itself: a file that is open here may have been evicted meanwhile.
+    async fn is_published(
+        self: &Arc<Self>,
+        tier: &Arc<dyn FetchTier>,
+        state: &Arc<PackState>,
+    ) -> bool {
+        let (inner, tier, state) = (self.clone(), tier.clone(), state.clone());
+        let look = move || match tier.open_pack(&state.pack) {
+            Ok(Some(found)) => {
+                inner.packs.expect_present(&state);
+                inner
+                    .packs
+                    .install(&state, found.file, found.len, found.identity);
+                true
+            }
+            Ok(None) => false,
+            Err(_) => {
+                bump(&inner.counters.tier_errors);
+                false
+            }
         };
         tokio::task::spawn_blocking(look).await.unwrap_or(false)
     }
@@ -193,7 +237,7 @@ impl Inner {
         Instant::now() + Duration::from_millis(self.cfg.prefetch_timeout_ms)
     }
 
-    /// Runs tier I/O on a blocking thread; a failure pauses filling.
+    /// Runs tier I/O on a blocking thread; a failure ends the fill.
     pub(super) async fn on_tier<T: Send + 'static>(
         &self,
         pack: PackId,
@@ -207,10 +251,6 @@ impl Inner {
 
     fn tier_failed(&self, pack: PackId, error: io::Error) -> PackFillError {
         bump(&self.counters.tier_errors);
-        self.pause_filling(format!(
-            "the tier cannot take pack {}: {error}",
-            pack.short()
-        ));
         PackFillError::Tier {
             pack,
             source: Arc::new(error),
@@ -456,6 +496,7 @@ impl Inner {
             if !outboard.is_empty() {
                 tier.put_sidecar(&pack, Sidecar::Outboard, outboard)?;
             }
+            state.know_contents(&fill.meta.index);
             let ours = fill.stage.file_id();
             let published = fill.stage.publish()?;
             let is_ours = ours == Some(published.identity.file_id);

@@ -55,13 +55,17 @@ impl Inner {
     ) -> Fast {
         let Some(pack) = pack_of(c) else {
             buf.fill(0);
-            return Fast::Filled;
+            return if self.is_holes(c) == Some(true) || buf.is_empty() {
+                Fast::Filled
+            } else {
+                Fast::Ask
+            };
         };
         let range = offset..offset + buf.len() as u64;
         let state = self.packs.state(&pack);
         let open = self.packs.open(&state);
         if let Some(open) = &open
-            && is_trusted(open, c, &range, verify)
+            && is_trusted(&state, open, c, &range, verify)
         {
             if self.read_object(&state, open, c, &range, buf) {
                 self.counters.tier.add(buf.len() as u64);
@@ -102,6 +106,9 @@ impl Inner {
         verify: Verify,
     ) -> Fast {
         let meta = self.metas.peek(&state.pack);
+        if let Some(meta) = &meta {
+            state.know_contents(&meta.index);
+        }
         self.read_ahead(c, &units_of(range), verify);
         for block in units_of(range) {
             let key = UnitKey {
@@ -172,14 +179,11 @@ impl Inner {
         if !self.read_object(state, open, c, &range, &mut unit) {
             return Local::Miss;
         }
-        if is_trusted(open, c, &range, verify) {
+        if is_trusted(state, open, c, &range, verify) {
             self.counters.tier.add(unit.len() as u64);
             return Local::Unit(unit.into());
         }
-        match verify {
-            Verify::Tier => self.learn_complete(state, open),
-            _ => self.begin_check(state, open, verify),
-        }
+        self.look_closer(state, open, verify);
         match self.check_unit(proof, block, &unit) {
             Some(true) => {
                 self.counters.tier.add(unit.len() as u64);
@@ -196,6 +200,8 @@ impl Inner {
                 );
                 Local::Unit(unit)
             }
+            // A reference that the pack's index does not have says nothing about the object.
+            Some(false) if state.knows_contents() && !state.has(c) => Local::Miss,
             Some(false) => Local::Damaged(open.clone()),
             // An imported content in blocks, before its chaining values are known here.
             None => Local::Miss,
@@ -292,7 +298,16 @@ pub(super) fn unit_proof(c: &ContentRef, block: u64, meta: Option<&PackMeta>) ->
 }
 
 /// Says whether a range of an object needs no check.
-fn is_trusted(open: &OpenPack, c: &ContentRef, range: &Range<u64>, verify: Verify) -> bool {
+fn is_trusted(
+    state: &PackState,
+    open: &OpenPack,
+    c: &ContentRef,
+    range: &Range<u64>,
+    verify: Verify,
+) -> bool {
+    if !state.has(c) {
+        return false;
+    }
     if open.is_whole_verified() && verify != Verify::Always {
         return true;
     }

@@ -13,7 +13,8 @@
 //!
 //! * [`local`]: what is at hand. * [`read`]: what is not. * [`source`]: patience with the lake.
 //! * [`fill`], [`fill_run`], [`proof`]: filling one pack. * [`job`], [`attach`]: filling many.
-//! * [`check`]: digesting whole objects. * [`packs`], [`pack_meta`], [`memory`]: what is known.
+//! * [`check`]: digesting whole objects. * [`packs`], [`pack_meta`], [`contents`], [`memory`],
+//!   [`holes`]: what is known.
 //! * [`lanes`], [`flight`], [`plan`]: the rules. * [`port`]: what is asked of a tier.
 //!
 //! Lock order: none of the locks is held while another is taken, but for a mount's `State`, under
@@ -31,10 +32,12 @@ use crate::store::lake::Lake;
 mod attach;
 mod check;
 mod config;
+mod contents;
 mod engine;
 mod fill;
 mod fill_run;
 mod flight;
+mod holes;
 mod job;
 mod lanes;
 mod local;
@@ -141,7 +144,7 @@ impl Fetcher {
             return Ok(Bytes::new());
         }
         if c.location == Location::None {
-            return Ok(BytesMut::zeroed(len as usize).freeze());
+            self.inner.check_holes(c).await?;
         }
         if let Some(result) = self.try_read(c, offset, len as u32, verify) {
             return result;
@@ -164,16 +167,13 @@ impl Fetcher {
             return None;
         }
         let trusted = open.is_whole_verified() || (verify == Verify::Tier && open.is_complete());
-        if trusted {
+        if trusted && state.has(c) {
             return Some(WholeFile {
                 file: open.file.clone(),
                 len: open.len,
             });
         }
-        match verify {
-            Verify::Tier => self.inner.learn_complete(&state, &open),
-            _ => self.inner.begin_check(&state, &open, verify),
-        }
+        self.inner.look_closer(&state, &open, verify);
         None
     }
 

@@ -14,12 +14,16 @@ use std::time::Instant;
 use parking_lot::{Mutex, RwLock};
 
 use crate::format::ids::PackId;
+use crate::format::pack::{PackIndex, PackedContent, Place};
+use crate::format::placement::Location;
 use crate::store::kv::{Kv, VerifiedFile};
 use crate::store::tier::FileIdentity;
 
+use super::contents::Contents;
 use super::fill::FillState;
 use super::port::FetchTier;
 use super::stats::{Counters, bump};
+use super::types::ContentRef;
 
 const SHARDS: usize = 16;
 /// Packs that are remembered; the longest unused ones without an open file go first.
@@ -132,6 +136,8 @@ pub(super) struct PackState {
     pub fill: RwLock<Option<Arc<FillState>>>,
     /// A whole-object check is queued or running.
     pub checking: AtomicBool,
+    /// What the pack has, and where: the same for every copy of it.
+    contents: OnceLock<Contents>,
 }
 
 /// All packs that this process met.
@@ -204,6 +210,7 @@ impl Packs {
             used: AtomicU64::new(0),
             fill: RwLock::new(None),
             checking: AtomicBool::new(false),
+            contents: OnceLock::new(),
         });
         shard.insert(*pack, state.clone());
         state
@@ -343,6 +350,36 @@ impl Packs {
 }
 
 impl PackState {
+    /// Takes the pack's contents from its index.
+    pub(super) fn know_contents(&self, index: &PackIndex) {
+        self.contents.get_or_init(|| Contents::of(index));
+    }
+
+    pub(super) fn knows_contents(&self) -> bool {
+        self.contents.get().is_some()
+    }
+
+    /// Says whether the pack is known to have this content at this place. The index of a pack that is
+    /// one whole content follows from the reference itself, and the pack's id proves it.
+    pub(super) fn has(&self, c: &ContentRef) -> bool {
+        if let (None, Location::Run { offset: 0, .. }) = (self.contents.get(), &c.location) {
+            let place = Place::Run { offset: 0 };
+            let only = PackedContent {
+                content: c.content,
+                size: c.size,
+                place,
+            };
+            let index = PackIndex {
+                len: c.size,
+                contents: vec![only],
+            };
+            if index.id() == self.pack {
+                self.know_contents(&index);
+            }
+        }
+        self.contents.get().is_some_and(|contents| contents.has(c))
+    }
+
     pub(super) fn filling(&self) -> Option<Arc<FillState>> {
         self.fill.read().clone()
     }

@@ -369,10 +369,7 @@ impl Run<'_> {
             match tokio::task::spawn_blocking(look).await {
                 Ok(Local::Unit(unit)) => flight.land(Ok(unit)),
                 Ok(Local::Damaged(open)) => {
-                    left.push(
-                        self.after_damage(state, meta_of(self.inner, state), open, flight)
-                            .await,
-                    );
+                    left.push(self.after_damage(state, open, flight).await);
                 }
                 _ => left.push(flight),
             }
@@ -385,10 +382,10 @@ impl Run<'_> {
     async fn after_damage(
         &self,
         state: &Arc<PackState>,
-        meta: Option<Arc<PackMeta>>,
         open: Arc<OpenPack>,
         flight: Flight,
     ) -> Flight {
+        let meta = self.inner.metas.full(&state.pack, self.deadline).await.ok();
         let lacks_it = meta.is_some_and(|meta| {
             let position = meta.position(&self.c.content, self.c.size, &self.c.location);
             position.is_none_or(|position| !meta.is_in_tier(position))
@@ -618,10 +615,6 @@ impl Run<'_> {
             },
         }
     }
-}
-
-fn meta_of(inner: &Inner, state: &PackState) -> Option<Arc<PackMeta>> {
-    inner.metas.peek(&state.pack)
 }
 
 fn land_all(flights: Vec<Flight>, error: &FetchError) {

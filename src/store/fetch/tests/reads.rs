@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 
 use super::kit::{TestContent, TestFile, World, native, no_memory, small_config};
-use crate::format::digest::BLOCK_LEN;
+use crate::format::digest::{BLOCK_LEN, digest};
+use crate::format::ids::ContentId;
 use crate::format::paths::{PackPart, pack_key};
 use crate::format::placement::Location;
 use crate::store::fetch::{ContentRef, FetchConfig, FetchError, Fetcher, Verify};
@@ -73,16 +74,20 @@ async fn every_kind_of_content_gives_exactly_its_bytes_from_the_lake() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_of_holes_only_reads_as_zeros_without_a_lake() {
+async fn a_content_without_a_place_reads_as_zeros_only_if_it_is_zeros() {
     let world = World::new();
     let fetcher = no_tier(&world, small_config());
-    let content = native(&world.memory, "a", &files()).contents[0].c.content;
+    world.lake.rule(Rule::every(Op::Get, Fault::Permanent));
+    let zeros = ContentId::Digest(digest(&[0; 5000]));
     let holes = ContentRef {
-        content,
+        content: zeros,
         size: 5000,
         location: Location::None,
     };
-    world.lake.rule(Rule::every(Op::Get, Fault::Permanent));
+    assert!(
+        fetcher.try_read(&holes, 0, 10, Verify::Node).is_none(),
+        "not known yet"
+    );
     assert_eq!(
         fetcher
             .read(&holes, 4000, 9999, Verify::Always)
@@ -90,6 +95,20 @@ async fn a_file_of_holes_only_reads_as_zeros_without_a_lake() {
             .expect("zeros"),
         vec![0; 1000]
     );
+    let got = fetcher
+        .try_read(&holes, 0, 10, Verify::Node)
+        .expect("known now");
+    assert_eq!(got.expect("zeros"), vec![0; 10]);
+    // A placement that lost a file's place must not turn it into zeros.
+    let lost = ContentRef {
+        size: 4999,
+        ..holes
+    };
+    let error = fetcher
+        .read(&lost, 0, 10, Verify::Node)
+        .await
+        .expect_err("not zeros");
+    assert!(matches!(error, FetchError::BadPack { .. }), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -446,6 +446,37 @@ async fn a_whole_object_is_handed_out_only_once_this_node_digested_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_placement_that_points_at_other_contents_is_an_error_at_every_level() {
+    let world = World::new();
+    let pack = mixed(&world.memory, "a");
+    let whole = native(&world.memory, "b", &[TestFile::of(2 * BLOCK_LEN, 50)]);
+    let other = native(&world.memory, "c", &[TestFile::of(2 * BLOCK_LEN, 51)]);
+    let fetcher = world.fetcher(no_memory());
+    fetcher
+        .fill(vec![pack.uses(), whole.uses(), other.uses()])
+        .wait()
+        .await
+        .expect("filled");
+    for verify in LEVELS {
+        assert_reads(&fetcher, &pack, verify).await;
+        let mut wrong = pack.contents[0].c.clone();
+        wrong.location = pack.contents[2].c.location.clone();
+        assert!(
+            fetcher.read(&wrong, 0, 100, verify).await.is_err(),
+            "a small file at {verify}"
+        );
+        let mut wrong = whole.contents[0].c.clone();
+        wrong.location = other.contents[0].c.location.clone();
+        assert!(
+            fetcher.read(&wrong, 0, 100, verify).await.is_err(),
+            "a large file at {verify}"
+        );
+        assert!(fetcher.whole(&wrong, verify).is_none());
+    }
+    assert!(fetcher.whole(&whole.contents[0].c, Verify::Node).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_packed_file_is_never_handed_out_whole() {
     let world = World::new();
     let pack = mixed(&world.memory, "a");
