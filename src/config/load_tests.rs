@@ -204,3 +204,18 @@ fn what_does_not_fit_together_is_told_with_its_place() {
 fn an_empty_variable_counts_as_unset() {
     assert!(load_text("", &[("LARDER_LAKE", "")], &[]).is_ok());
 }
+
+proptest::proptest! {
+    #[test]
+    fn any_text_is_a_configuration_or_a_list_of_problems(
+        parts in proptest::collection::vec(proptest::sample::select(vec![
+            "[", "]", "lake", "tier", ".", "a", "\n", "=", "\"", "s3://bucket", "1", "true", "{", "}", ",",
+            "path", "/x", "\u{e9}", "requests", "fetch", "'", "#", " ", "ttl", "1d", "0x1F", "-", "dataset",
+        ]), 0..40)
+    ) {
+        let text = parts.concat();
+        if let Err(told) = load_text(&text, &[], &[]) {
+            proptest::prop_assert!(!told.is_empty());
+        }
+    }
+}

@@ -107,6 +107,8 @@ pub struct TierSection {
     pub low_watermark: Percent,
     /// How long removed objects stay in the trash.
     pub grace: Span,
+    /// Bytes a second that are digested again; 0: none.
+    pub scrub_rate: Size,
     /// The tier that is made where it is missing: only the laptop default.
     #[serde(default)]
     pub auto_init: bool,
@@ -173,7 +175,6 @@ pub struct DaemonSection {
     #[serde(default)]
     pub group: Option<String>,
     pub log: String,
-    pub metadata_memory: Size,
     pub steward_period: Span,
     pub start_timeout: Span,
 }

@@ -55,6 +55,8 @@ pub(super) struct Inner {
     pub config: Config,
     /// Where the keeper listens: the state directory, or a private one.
     pub keeper_dir: PathBuf,
+    /// Where the states of mounts in the foreground are.
+    pub private_dir: PathBuf,
     pub node: NodeId,
     pub started_ms: i64,
     pub lake: Arc<dyn Lake>,
@@ -125,6 +127,7 @@ impl Daemon {
         let inner = Inner {
             config,
             keeper_dir,
+            private_dir: place.private(),
             node,
             started_ms: now_ms(),
             lake,
@@ -206,12 +209,15 @@ impl Daemon {
                 known: known.join(", "),
             });
         };
-        let node = inner.node;
+        let (node, scrub_rate) = (inner.node, section.scrub_rate.0);
         let label = name.clone();
         let tier = blocking("opening the tier", move || {
             open::open_tier(&label, &section, node)
         })
         .await??;
+        if inner.table.is_some() {
+            super::scrub::start(tier.clone(), name.clone(), scrub_rate, inner.stop.clone());
+        }
         let lake = Arc::clone(&inner.lake);
         let rt = tokio::runtime::Handle::current();
         let (kv, limits) = (inner.kv.clone(), &inner.config.fetch);

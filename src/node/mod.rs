@@ -3,8 +3,8 @@
 //! * [`place`]: the state directory: node id, socket, lock, mount table, log.
 //! * [`open`]: from the configuration to a lake, a catalog, tiers, fetchers.
 //! * [`table`]: the mount table: mounts, their attachments and owners; kept in one file.
-//! * [`daemon`]: the daemon's state and its life. [`mounting`], [`fills`], [`upkeep`], [`status`]: what
-//!   it does.
+//! * [`daemon`]: the daemon's state and its life. [`mounting`], [`fills`], [`upkeep`], `scrub`: what it
+//!   does.
 //! * [`api`]: the requests and answers, as JSON. [`server`]: the same over a unix socket. [`client`]: what
 //!   the command line speaks with. [`spawn`]: the daemon on demand.
 //! * [`metrics`]: the names of all metrics, and their text.
@@ -30,6 +30,7 @@ pub mod metrics;
 pub mod mounting;
 pub mod open;
 pub mod place;
+mod scrub;
 pub mod server;
 pub mod spawn;
 pub mod table;

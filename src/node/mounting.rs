@@ -3,12 +3,14 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::format::ids::CommitId;
 use crate::format::paths;
 use crate::format::refs::{At, DatasetName, Revision};
+use crate::fs::keeper::{self, KeeperError};
 use crate::fs::mount::{self, MountSpec, MountedView, READ_AHEAD_KIB};
 use crate::fs::session::ServeOptions;
 use crate::fs::view::{Look, View, ViewOptions};
@@ -21,6 +23,9 @@ use super::daemon::{Daemon, blocking, now_ms};
 use super::error::NodeError;
 use super::open;
 use super::table::{Attachment, MountOptions, MountRow, Owner};
+
+/// A private state without a keeper that is younger may be starting.
+const PRIVATE_AGE_MIN: Duration = Duration::from_secs(600);
 
 /// How a row of the table does at this moment.
 #[derive(Debug)]
@@ -467,21 +472,21 @@ impl Daemon {
         self.inner.live.lock().insert(id, now);
     }
 
-    /// Takes away what a daemon that died has left mounted in this state directory.
+    /// Takes away what processes that died have left mounted in this state directory: the daemon before
+    /// this one, and mounts in the foreground.
     pub async fn clean_stale(&self) -> Result<(), NodeError> {
-        let dir = self.inner.keeper_dir.clone();
+        let (own, private) = (
+            self.inner.keeper_dir.clone(),
+            self.inner.private_dir.clone(),
+        );
         let cleaned = blocking("looking for stale mounts", move || {
-            let Ok(keeper) = crate::fs::keeper::Client::connect(&dir) else {
-                return Ok(());
-            };
-            for kept in keeper.list()? {
-                tracing::info!(dir = %kept.dir.display(), "taking away a mount that no daemon serves");
-                // Nobody answers there: what is still open could only wait for ever.
-                if let Err(error) = keeper.unmount(&kept.dir, true) {
-                    tracing::warn!(%error, dir = %kept.dir.display(), "it stays");
-                }
+            if let Ok(keeper) = keeper::Client::connect(&own) {
+                unmount_dead(&keeper, |_| true)?;
             }
-            Ok::<(), crate::fs::keeper::KeeperError>(())
+            for entry in std::fs::read_dir(private).into_iter().flatten().flatten() {
+                clean_private(&entry.path());
+            }
+            Ok::<(), KeeperError>(())
         });
         Ok(cleaned.await??)
     }
@@ -516,6 +521,44 @@ impl Daemon {
     pub fn is_mounted(&self, id: &Uuid) -> bool {
         let live = self.inner.live.lock();
         matches!(live.get(id), Some(Live::Mounted(mounted)) if mounted.view.is_alive())
+    }
+}
+
+/// Unmounts what nobody serves: what is open there could only wait for ever. Gives how many are left.
+fn unmount_dead(
+    keeper: &keeper::Client,
+    is_dead: impl Fn(&keeper::KeptMount) -> bool,
+) -> Result<usize, KeeperError> {
+    let mut left = 0;
+    for kept in keeper.list()? {
+        if !is_dead(&kept) {
+            left += 1;
+            continue;
+        }
+        tracing::info!(dir = %kept.dir.display(), "taking away a mount that nobody serves");
+        if let Err(error) = keeper.unmount(&kept.dir, true) {
+            tracing::warn!(%error, dir = %kept.dir.display(), "it stays");
+        }
+    }
+    Ok(left)
+}
+
+/// Cleans up after a `mount --foreground` that was killed; leaves one that lives alone.
+fn clean_private(dir: &Path) {
+    let lives = |pid: i32| Path::new(&format!("/proc/{pid}")).exists();
+    let Ok(keeper) = keeper::Client::connect(dir) else {
+        // Young ones may be starting.
+        let age = std::fs::metadata(dir)
+            .and_then(|meta| meta.modified())
+            .map(|at| at.elapsed());
+        if matches!(age, Ok(Ok(age)) if age > PRIVATE_AGE_MIN) {
+            let _ = std::fs::remove_dir_all(dir);
+        }
+        return;
+    };
+    let left = unmount_dead(&keeper, |kept| !lives(kept.server_pid));
+    if matches!(left, Ok(0)) && keeper.stop().is_ok() {
+        let _ = std::fs::remove_dir_all(dir);
     }
 }
 

@@ -70,9 +70,11 @@ pub fn listen(socket: &Path, group: Option<&str>) -> Result<UnixListener, NodeEr
         source,
     };
     if let Some(dir) = socket.parent() {
+        // A group has to get through to the socket, whose own mode decides.
+        let mode = if group.is_some() { 0o755 } else { 0o700 };
         std::fs::DirBuilder::new()
             .recursive(true)
-            .mode(0o700)
+            .mode(mode)
             .create(dir)
             .map_err(at)?;
     }
