@@ -22,6 +22,8 @@ mod puts;
 pub mod refs;
 pub mod scan;
 pub mod spool;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use crate::store::meta::Snapshot;
 pub use open::{Catalog, CatalogError};

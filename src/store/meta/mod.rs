@@ -490,3 +490,6 @@ impl Blocks for Pinned<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -249,3 +249,6 @@ async fn blocking(
         .map(|intent| format!("{} by {}", intent.dataset, intent.by))
         .collect())
 }
+
+#[cfg(test)]
+mod tests;

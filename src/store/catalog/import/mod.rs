@@ -505,3 +505,6 @@ async fn move_branch(
 fn count(counter: &AtomicU64, more: u64) {
     counter.fetch_add(more, Ordering::Relaxed);
 }
+
+#[cfg(test)]
+mod tests;
