@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use s3s::dto::*;
-use s3s::{S3, S3Error, S3Request, S3Response, S3Result, s3_error};
+use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
 use super::body::{blocking, receive, send};
 use super::disk::{Bucket, Condition, Disk, OpError, Opened};
@@ -26,27 +26,24 @@ pub struct Service(pub Arc<Disk>);
 
 /// Says a refusal in S3's words.
 pub fn refusal(error: OpError) -> S3Error {
-    match error {
-        OpError::NoSuchBucket => s3_error!(NoSuchBucket),
-        OpError::NoSuchKey => s3_error!(NoSuchKey),
-        OpError::NoSuchVersion => s3_error!(NoSuchVersion),
-        OpError::NoSuchUpload => s3_error!(NoSuchUpload),
-        OpError::Precondition => s3_error!(
-            PreconditionFailed,
-            "the object is not what the condition says"
-        ),
-        OpError::InvalidPart => s3_error!(InvalidPart),
-        OpError::InvalidPartOrder => s3_error!(InvalidPartOrder),
-        OpError::PartTooSmall => s3_error!(EntityTooSmall),
-        OpError::NotEmpty => s3_error!(BucketNotEmpty),
+    let message = error.to_string();
+    let code = match error {
+        OpError::NoSuchBucket => S3ErrorCode::NoSuchBucket,
+        OpError::NoSuchKey => S3ErrorCode::NoSuchKey,
+        OpError::NoSuchVersion => S3ErrorCode::NoSuchVersion,
+        OpError::NoSuchUpload => S3ErrorCode::NoSuchUpload,
+        OpError::Precondition => S3ErrorCode::PreconditionFailed,
+        OpError::InvalidPart => S3ErrorCode::InvalidPart,
+        OpError::InvalidPartOrder => S3ErrorCode::InvalidPartOrder,
+        OpError::PartTooSmall => S3ErrorCode::EntityTooSmall,
+        OpError::NotEmpty => S3ErrorCode::BucketNotEmpty,
         OpError::Store(error) => {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "the embedded lake's directory failed"
-            );
-            s3_error!(error, InternalError, "the directory of the lake failed")
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "the embedded lake's directory failed");
+            S3ErrorCode::InternalError
         }
-    }
+    };
+    S3Error::with_message(code, message)
 }
 
 fn timestamp(unix_ms: i64) -> Timestamp {
