@@ -350,3 +350,39 @@ fn a_miss_is_believed_only_after_a_look_at_the_server() {
         "and looks again all the same"
     );
 }
+
+#[test]
+fn a_quarantine_that_pauses_puts_a_good_replacement_back() {
+    let base = new_world();
+    let source = pack(5);
+    let bad = Pack {
+        bytes: source.bytes.iter().map(|b| b ^ 1).collect(),
+        ..source.clone()
+    };
+    let (tier, _) = node(&base, 1);
+    fill(&tier, &bad).expect("a publisher that did not verify");
+    let identity = tier.pack(&source.id).expect("readable").expect("there");
+    for step in 1..30 {
+        let world = base.fork();
+        let (io_a, io_b) = (world.client(), world.client());
+        let schedule = Schedule::switching(&[&io_a, &io_b], vec![step]);
+        let a = with_schedule(&world, &io_a, &schedule, 1);
+        let b = with_schedule(&world, &io_b, &schedule, 2);
+        let mend = || {
+            // The first one pauses for longer than its claim lives.
+            world.advance_ms(70_000);
+            b.quarantine(&source.id, &identity.identity, "bad")
+                .expect("an answer");
+            fill(&b, &source).expect("fetched again");
+        };
+        let pause = || a.quarantine(&source.id, &identity.identity, "bad");
+        let (paused, ()) = race(&schedule, (&io_a, pause), (&io_b, mend));
+        paused.expect("an answer");
+        let (after, _) = node(&world, 3);
+        assert_eq!(
+            read(&after, &source),
+            Some(source.bytes.clone()),
+            "paused after {step}"
+        );
+    }
+}
