@@ -64,6 +64,15 @@ impl<I: TierIo> Core<I> {
         }
     }
 
+    /// Looks at a name that a listing has just given.
+    pub(super) fn peek(&self, path: &str) -> Result<Option<Stat>, TierError> {
+        match self.io.stat(path).map_err(|e| TierError::io("look at", path, e)) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(error) if error.is_gone() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Reads a small file whole.
     pub(super) fn read_small(&self, path: &str) -> Result<Option<Vec<u8>>, TierError> {
         let Some(file) = self.open_read(path)? else {

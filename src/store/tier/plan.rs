@@ -76,6 +76,8 @@ pub enum Reason {
     },
     /// It would have to leave for room, but evictions free nothing (snapshots?).
     EvictionsFreeNothing,
+    /// Its folder has no record: what is left of it leaves.
+    Leftover,
     /// A user said `uncache`.
     Uncached,
     /// It was mounted, kept or used while it was being removed, and was put back.
@@ -173,6 +175,7 @@ fn by_age(commit: &CommitScan, now_ms: i64) -> Decision {
     let ttl_ms = signed(commit.ttl_ms);
     let (verdict, reason) = match protection(commit) {
         Some(reason) => (Verdict::Stays, reason),
+        None if commit.records.is_empty() => (Verdict::Leaves, Reason::Leftover),
         None if unused_ms > ttl_ms => (
             Verdict::Leaves,
             Reason::AgedOut {
@@ -375,6 +378,7 @@ impl Reason {
             Self::EvictionsFreeNothing => {
                 "the tier is above its high watermark, but evictions free nothing; do snapshots hold the space?".to_owned()
             }
+            Self::Leftover => "it has no record here: leftovers".to_owned(),
             Self::Uncached => "someone said `larder uncache`".to_owned(),
             Self::UsedMeanwhile => "it was used while it was being removed, and was put back".to_owned(),
         }

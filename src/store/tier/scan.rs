@@ -274,7 +274,7 @@ impl<I: TierIo> Core<I> {
         self.scan_quarantine(&mut scan)?;
         for listed in self.list(layout::TEMP)?.unwrap_or_default() {
             let path = format!("{}/{}", layout::TEMP, listed.name);
-            if let Some(stat) = self.look(&path)? {
+            if let Some(stat) = self.peek(&path)? {
                 let age_ms = now_ms - stat.mtime_ms();
                 let bytes = scan.weigh(stat);
                 scan.temp.push(FileScan {
@@ -299,7 +299,7 @@ impl<I: TierIo> Core<I> {
                     scan.strangers.push(path);
                     continue;
                 };
-                let Some(stat) = self.look(&path)? else {
+                let Some(stat) = self.peek(&path)? else {
                     continue;
                 };
                 scan.seen.insert(stat.file_id);
@@ -380,7 +380,7 @@ impl<I: TierIo> Core<I> {
         };
         for listed in self.list(dir)?.unwrap_or_default() {
             let path = format!("{dir}/{}", listed.name);
-            let Some(stat) = self.look(&path)? else {
+            let Some(stat) = self.peek(&path)? else {
                 continue;
             };
             let idle_ms = now_ms - stat.mtime_ms();
@@ -423,7 +423,7 @@ impl<I: TierIo> Core<I> {
                     let Ok(pack) = listed.name.parse::<PackId>() else {
                         continue;
                     };
-                    let Some(stat) = self.look(&format!("{dir}/{}", listed.name))? else {
+                    let Some(stat) = self.peek(&format!("{dir}/{}", listed.name))? else {
                         continue;
                     };
                     found.packs += 1;
@@ -461,9 +461,21 @@ impl<I: TierIo> Core<I> {
 
     /// Which commits have a hold, as the server has it now.
     pub(super) fn held_keys(&self) -> Result<BTreeSet<CommitKey>, TierError> {
-        let mut scan = Scan::default();
-        self.scan_holds(&mut scan)?;
-        Ok(scan.holds.iter().filter_map(|hold| hold.key).collect())
+        let mut keys = BTreeSet::new();
+        for node in self.list(layout::HOLDS)?.unwrap_or_default() {
+            let node = format!("{}/{}", layout::HOLDS, node.name);
+            for mount in self.list(&node)?.unwrap_or_default() {
+                let path = format!("{node}/{}/hold", mount.name);
+                // Read as the server has it: this protects.
+                let _ = self.io.refresh(layout::parent(&path));
+                match self.read_json::<holds::HoldText>(&path) {
+                    Ok(text) => keys.extend(text.map(|text| text.key)),
+                    Err(TierError::BadFile { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(keys)
     }
 
     fn scan_commits(&self, scan: &mut Scan) -> Result<(), TierError> {
@@ -508,7 +520,7 @@ impl<I: TierIo> Core<I> {
             if layout::parse_record(&listed.name).is_none() {
                 continue;
             }
-            let (Some(bytes), Some(stat)) = (self.read_small(&path)?, self.look(&path)?) else {
+            let (Some(bytes), Some(stat)) = (self.read_small(&path)?, self.peek(&path)?) else {
                 continue;
             };
             commit.last_use_ms = commit.last_use_ms.max(stat.mtime_ms());
@@ -527,14 +539,14 @@ impl<I: TierIo> Core<I> {
     fn scan_uses(&self, commit: &mut CommitScan, now_ms: i64) -> Result<(), TierError> {
         let uses = layout::uses_dir(&commit.key);
         for listed in self.list(&uses)?.unwrap_or_default() {
-            if let Some(stat) = self.look(&format!("{uses}/{}", listed.name))? {
+            if let Some(stat) = self.peek(&format!("{uses}/{}", listed.name))? {
                 commit.last_use_ms = commit.last_use_ms.max(stat.mtime_ms());
             }
         }
         let leases = layout::leases_dir(&commit.key);
         for listed in self.list(&leases)?.unwrap_or_default() {
             let path = format!("{leases}/{}", listed.name);
-            if let Some(stat) = self.look(&path)? {
+            if let Some(stat) = self.peek(&path)? {
                 commit.last_use_ms = commit.last_use_ms.max(stat.mtime_ms());
                 let live = now_ms - stat.mtime_ms() <= signed(self.cfg.lease_ttl_ms);
                 commit.leases.push(LeaseScan { path, stat, live });
@@ -556,7 +568,7 @@ impl<I: TierIo> Core<I> {
     fn scan_trash(&self, scan: &mut Scan) -> Result<(), TierError> {
         for batch in self.list(layout::TRASH)?.unwrap_or_default() {
             let dir = format!("{}/{}", layout::TRASH, batch.name);
-            let Some(stat) = self.look(&dir)? else {
+            let Some(stat) = self.peek(&dir)? else {
                 continue;
             };
             let mut items = Vec::new();
@@ -598,7 +610,7 @@ impl<I: TierIo> Core<I> {
         }
         let mut sum = 0;
         for path in paths {
-            if let Some(stat) = self.look(&path)?.filter(|stat| seen.insert(stat.file_id)) {
+            if let Some(stat) = self.peek(&path)?.filter(|stat| seen.insert(stat.file_id)) {
                 sum += stat.on_medium();
             }
         }
@@ -609,7 +621,7 @@ impl<I: TierIo> Core<I> {
         let dir = layout::QUARANTINE;
         for listed in self.list(dir)?.unwrap_or_default() {
             let path = format!("{dir}/{}", listed.name);
-            let Some(stat) = self.look(&path)? else {
+            let Some(stat) = self.peek(&path)? else {
                 continue;
             };
             let mut found = QuarantineScan {

@@ -279,6 +279,11 @@ impl<I: TierIo> Core<I> {
             let _ = self.io.rmdir(&batch);
             return Ok(Evicted::Stayed(protected.unwrap_or(Reason::UsedMeanwhile)));
         }
+        if moved.is_empty() && before.records.is_empty() {
+            self.clear_commit(key, &before)?;
+            let _ = self.io.rmdir(&batch);
+            return Ok(Evicted::NotThere);
+        }
         let packs: Vec<PackId> = before.packs().iter().map(|p| p.pack).collect();
         let bytes = self.move_objects(&packs, &batch)?;
         self.clear_commit(key, &before)?;
