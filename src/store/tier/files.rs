@@ -66,7 +66,11 @@ impl<I: TierIo> Core<I> {
 
     /// Looks at a name that a listing has just given.
     pub(super) fn peek(&self, path: &str) -> Result<Option<Stat>, TierError> {
-        match self.io.stat(path).map_err(|e| TierError::io("look at", path, e)) {
+        match self
+            .io
+            .stat(path)
+            .map_err(|e| TierError::io("look at", path, e))
+        {
             Ok(stat) => Ok(Some(stat)),
             Err(error) if error.is_gone() => Ok(None),
             Err(error) => Err(error),

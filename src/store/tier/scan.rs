@@ -420,7 +420,7 @@ impl<I: TierIo> Core<I> {
                     packs: 0,
                 };
                 for listed in self.list(&dir)?.unwrap_or_default() {
-                    let Ok(pack) = listed.name.parse::<PackId>() else {
+                    let Ok(_) = listed.name.parse::<PackId>() else {
                         continue;
                     };
                     let Some(stat) = self.peek(&format!("{dir}/{}", listed.name))? else {
