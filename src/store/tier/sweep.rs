@@ -326,7 +326,7 @@ impl<I: TierIo> Core<I> {
     }
 
     /// Moves what lies beside a pack away, unless the pack is there, or on its way.
-    fn move_sidecars(
+    pub(super) fn move_sidecars(
         &self,
         pack: &PackId,
         parts: &[Sidecar],

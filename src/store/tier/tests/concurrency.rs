@@ -9,7 +9,7 @@ use super::kit::{
     GRACE_MS, Pack, TTL_MS, check_published, commit_key, fill, is_published, new_world, node, open,
     pack, read, record,
 };
-use crate::store::tier::{Decision, Tier, TierError};
+use crate::store::tier::{Decision, Sidecar, Tier, TierError};
 use crate::testkit::sim_tier::{Schedule, SimIo, SimWorld};
 
 /// Runs both to their ends under a schedule.
@@ -206,6 +206,37 @@ fn keeping_against_evicting_keeps_or_says_that_it_is_not_cached() {
                 ),
                 Err(error) => assert!(matches!(error, TierError::NotCached { .. }), "{error:?}"),
             }
+        }
+    }
+}
+
+#[test]
+fn what_is_published_has_its_index_though_a_steward_clears_loose_ones() {
+    let base = new_world();
+    let source = pack(5);
+    let (tier, _) = node(&base, 1);
+    tier.put_sidecar(&source.id, Sidecar::Index, &source.index)
+        .expect("its own index");
+    let batch = tier.core.new_batch().expect("a batch");
+    for first in 1..80 {
+        for second in 1..12 {
+            let world = base.fork();
+            let (io_a, io_b) = (world.client(), world.client());
+            let schedule = Schedule::switching(&[&io_a, &io_b], vec![first, second]);
+            let a = with_schedule(&world, &io_a, &schedule, 1);
+            let b = with_schedule(&world, &io_b, &schedule, 2);
+            // The index may be away for a moment: then publishing is tried again.
+            let publish = || (0..3).any(|_| fill(&a, &source).is_ok());
+            let clear = || b.core.move_sidecars(&source.id, &[Sidecar::Index], &batch);
+            let (published, cleared) = race(&schedule, (&io_a, publish), (&io_b, clear));
+            cleared.expect("clearing works");
+            assert!(published, "switches after {first} and {second}");
+            let (after, _) = node(&world, 3);
+            assert_eq!(
+                after.sidecar(&source.id, Sidecar::Index).expect("readable"),
+                Some(source.index.clone()),
+                "switches after {first} and {second}"
+            );
         }
     }
 }
