@@ -52,7 +52,8 @@ impl Contents {
 }
 
 fn slot_of(offset: u64) -> Option<u32> {
-    (offset % ALIGN == 0)
+    offset
+        .is_multiple_of(ALIGN)
         .then(|| u32::try_from(offset / ALIGN).ok())
         .flatten()
 }

@@ -218,7 +218,7 @@ impl Inner {
         proof: &UnitProof,
         meta: Option<&PackMeta>,
     ) -> Local {
-        let Some(fill) = state.filling() else {
+        let Some(fill) = state.filling().filter(|_| self.packs.tier_answers()) else {
             return Local::Miss;
         };
         let range = unit_range(c.size, block);

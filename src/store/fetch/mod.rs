@@ -15,7 +15,7 @@
 //! * [`fill`], [`fill_run`], [`proof`]: filling one pack. * [`job`], [`attach`]: filling many.
 //! * [`check`]: digesting whole objects. * [`packs`], [`pack_meta`], [`contents`], [`memory`],
 //!   [`holes`]: what is known.
-//! * [`lanes`], [`flight`], [`plan`]: the rules. * [`port`]: what is asked of a tier.
+//! * [`lanes`], [`flight`], [`plan`], [`hang`]: the rules. * [`port`]: what is asked of a tier.
 //!
 //! Lock order: none of the locks is held while another is taken, but for a mount's `State`, under
 //! which the pause may be looked at; none is held across I/O or an await.
@@ -37,6 +37,7 @@ mod engine;
 mod fill;
 mod fill_run;
 mod flight;
+mod hang;
 mod holes;
 mod job;
 mod lanes;
@@ -145,9 +146,18 @@ impl Fetcher {
         }
         if c.location == Location::None {
             self.inner.check_holes(c).await?;
+            return Ok(BytesMut::zeroed(len as usize).freeze());
         }
-        if let Some(result) = self.try_read(c, offset, len as u32, verify) {
-            return result;
+        let (inner, wanted) = (self.inner.clone(), c.clone());
+        let look = move || {
+            let mut buf = BytesMut::zeroed(len as usize);
+            inner
+                .try_fill(&wanted, offset, &mut buf, verify)
+                .then(|| buf.freeze())
+        };
+        // Not on this thread: it belongs to the runtime, and the tier may hang.
+        if let Some(Some(bytes)) = self.inner.look_at_tier(look).await {
+            return Ok(bytes);
         }
         self.inner.read_slow(c, offset..offset + len, verify).await
     }

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::OnceCell;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::format::digest::{BLOCK_LEN, ChainingValue, Outboard};
 use crate::format::ids::{ContentDigest, ContentId, PackId};
@@ -480,8 +480,13 @@ impl PackMetas {
     async fn sidecar(&self, pack: &PackId, part: Sidecar) -> Option<Vec<u8>> {
         let tier = self.tier.clone()?;
         let pack = *pack;
-        let read = tokio::task::spawn_blocking(move || tier.sidecar(&pack, part)).await;
-        read.ok()?.ok()?
+        let read = tokio::task::spawn_blocking(move || tier.sidecar(&pack, part));
+        // A tier that hangs is as good as none.
+        timeout(self.reader.stall_timeout, read)
+            .await
+            .ok()?
+            .ok()?
+            .ok()?
     }
 
     /// Reads a part from the lake; one that does not decode is fetched again a few times.

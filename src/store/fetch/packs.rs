@@ -21,6 +21,7 @@ use crate::store::tier::FileIdentity;
 
 use super::contents::Contents;
 use super::fill::FillState;
+use super::hang::Answers;
 use super::port::FetchTier;
 use super::stats::{Counters, bump};
 use super::types::ContentRef;
@@ -152,6 +153,7 @@ pub(super) struct Packs {
     absent_recheck_ms: u64,
     started: Instant,
     tick: AtomicU64,
+    pub(super) answers: Answers,
 }
 
 impl Packs {
@@ -172,6 +174,7 @@ impl Packs {
             absent_recheck_ms,
             started: Instant::now(),
             tick: AtomicU64::new(1),
+            answers: Answers::default(),
         }
     }
 
@@ -222,10 +225,10 @@ impl Packs {
         state
             .used
             .store(self.tick.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        let tier = self.tier.as_ref().filter(|_| self.tier_answers())?;
         if let Some(open) = state.open.read().as_ref() {
             return Some(open.clone());
         }
-        let tier = self.tier.as_ref()?;
         if self.now_ms() < state.absent_until_ms.load(Ordering::Relaxed) {
             return None;
         }

@@ -315,14 +315,14 @@ impl Run<'_> {
             );
         };
         let state = self.inner.packs.state(&pack);
-        let left = self.from_here(&state, meta.clone(), flights).await;
-        let left = self.from_fill(&state, left).await;
+        let left = self.take_local(&state, meta.clone(), flights).await;
+        let left = self.join_fill(&state, left).await;
         if left.is_empty() {
             return;
         }
         self.inner.touched(pack);
         for run in neighbours(left) {
-            self.from_lake(meta.as_deref(), run).await;
+            self.fetch_units(meta.as_deref(), run).await;
         }
     }
 
@@ -347,7 +347,7 @@ impl Run<'_> {
     }
 
     /// Takes what memory (somebody may have been faster), the tier's object and the staging file have.
-    async fn from_here(
+    async fn take_local(
         &self,
         state: &Arc<PackState>,
         meta: Option<Arc<PackMeta>>,
@@ -359,16 +359,12 @@ impl Run<'_> {
                 flight.land(Ok(unit));
                 continue;
             }
-            if self.inner.packs.tier().is_none() {
-                left.push(flight);
-                continue;
-            }
             let (inner, c, state_) = (self.inner.clone(), self.c.clone(), state.clone());
             let (verify, block, meta) = (self.verify, flight.key.block, meta.clone());
             let look = move || inner.local_unit(&state_, &c, block, verify, meta.as_deref());
-            match tokio::task::spawn_blocking(look).await {
-                Ok(Local::Unit(unit)) => flight.land(Ok(unit)),
-                Ok(Local::Damaged(open)) => {
+            match self.inner.look_at_tier(look).await {
+                Some(Local::Unit(unit)) => flight.land(Ok(unit)),
+                Some(Local::Damaged(open)) => {
                     left.push(self.after_damage(state, open, flight).await);
                 }
                 _ => left.push(flight),
@@ -400,7 +396,7 @@ impl Run<'_> {
 
     /// Joins pieces that a fill brings at this moment; lets the fill bring the next ones now for a
     /// reader who goes through a large content in order (it would fetch them twice otherwise).
-    async fn from_fill(&self, state: &Arc<PackState>, flights: Vec<Flight>) -> Vec<Flight> {
+    async fn join_fill(&self, state: &Arc<PackState>, flights: Vec<Flight>) -> Vec<Flight> {
         let Some(fill) = state.filling() else {
             return flights;
         };
@@ -455,7 +451,7 @@ impl Run<'_> {
     }
 
     /// Fetches neighbouring units in one request; wrong bytes are fetched again a few times.
-    async fn from_lake(&self, meta: Option<&PackMeta>, mut flights: Vec<Flight>) {
+    async fn fetch_units(&self, meta: Option<&PackMeta>, mut flights: Vec<Flight>) {
         let mut tries = 0;
         while !flights.is_empty() {
             tries += 1;

@@ -333,6 +333,7 @@ struct FakeState {
 pub(crate) struct FakeFaults {
     pub full: AtomicBool,
     pub opens_fail: AtomicBool,
+    pub hangs: AtomicBool,
     pub publishing_fails: AtomicBool,
     pub opens: AtomicU64,
     pub staged_writes: AtomicU64,
@@ -399,6 +400,9 @@ impl FetchTier for FakeTier {
 
     fn open_pack(&self, pack: &PackId) -> io::Result<Option<PackFile>> {
         self.faults.opens.fetch_add(1, Ordering::Relaxed);
+        while self.faults.hangs.load(Ordering::Relaxed) {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
         if self.faults.opens_fail.load(Ordering::Relaxed) {
             return Err(io::Error::from_raw_os_error(nix::libc::ESTALE));
         }

@@ -335,6 +335,28 @@ async fn a_tier_that_fails_never_fails_a_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tier_that_hangs_holds_readers_up_once_and_not_for_long() {
+    let world = World::new();
+    let tier = FakeTier::new();
+    let pack = mixed(&world.memory, "a");
+    let cfg = FetchConfig {
+        tier_pause_ms: 60_000,
+        ..no_memory()
+    };
+    let fetcher = world.fetcher_on(Some(tier.clone()), cfg);
+    tier.faults.hangs.store(true, Ordering::Relaxed);
+    for verify in LEVELS {
+        assert_reads(&fetcher, &pack, verify).await;
+    }
+    assert!(
+        tier.faults.opens.load(Ordering::Relaxed) <= 2,
+        "nobody looks at it any more"
+    );
+    assert_eq!(fetcher.stats().read_errors, 0);
+    tier.faults.hangs.store(false, Ordering::Relaxed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_evicted_pack_is_read_from_the_lake_and_comes_back() {
     let world = World::new();
     let tier = FakeTier::new();
