@@ -10,7 +10,6 @@
 //! * [`scan`]: walking over what a snapshot holds. * [`spool`]: sorting on disk, for what memory should not hold.
 
 pub mod compare;
-mod exclude;
 pub mod gc;
 pub mod get;
 pub mod history;

@@ -9,6 +9,8 @@ use crate::store::lake::retry::{RetryPolicy, with_retry};
 use crate::store::lake::{Lake, LakeError, PutIf};
 use crate::store::meta::MetaStore;
 
+use super::gc::{CondemnedSet, Relied};
+
 /// How many objects are on their way at a time.
 const PARALLEL: usize = 32;
 
@@ -17,14 +19,16 @@ const PARALLEL: usize = 32;
 pub(super) struct Puts {
     lake: Arc<dyn Lake>,
     meta: MetaStore,
+    condemned: CondemnedSet,
     running: JoinSet<Result<(), LakeError>>,
 }
 
 impl Puts {
-    pub(super) fn new(lake: Arc<dyn Lake>, meta: MetaStore) -> Self {
+    pub(super) fn new(lake: Arc<dyn Lake>, meta: MetaStore, condemned: CondemnedSet) -> Self {
         Self {
             lake,
             meta,
+            condemned,
             running: JoinSet::new(),
         }
     }
@@ -43,9 +47,10 @@ impl Puts {
         while self.running.len() >= PARALLEL {
             self.join_one().await?;
         }
-        let lake = self.lake.clone();
+        let (lake, condemned) = (self.lake.clone(), self.condemned.clone());
         self.running.spawn(async move {
             for (key, bytes) in objects {
+                save(&condemned, &key).await?;
                 put(lake.as_ref(), &key, bytes).await?;
             }
             Ok(())
@@ -67,6 +72,14 @@ impl Puts {
             Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Some(Err(_)) | None => Ok(()),
         }
+    }
+}
+
+/// Keeps gc from deleting a key that is put or relied on now; says whether it may be gone already.
+pub(super) async fn save(condemned: &CondemnedSet, key: &str) -> Result<Relied, LakeError> {
+    match condemned.contains(key) {
+        true => condemned.rely_on(key).await,
+        false => Ok(Relied::Safe),
     }
 }
 

@@ -199,7 +199,11 @@ async fn begin(catalog: &Catalog, options: &GcOptions) -> Result<Plan, GcError> 
     let now_ms = if options.delete {
         let key = run_key(&run, "begin");
         puts::put(lake, &key, catalog.by.clone().into()).await?;
-        lake.head(&key).await?.modified_ms
+        // From a listing, as all times here: some stores give a HEAD whole seconds only.
+        let listed = condemned::list_page(lake, &key, None).await?;
+        let local = jiff::Timestamp::now().as_millisecond();
+        let at = listed.objects.first();
+        at.map_or(local, |object| object.modified_ms)
     } else {
         jiff::Timestamp::now().as_millisecond()
     };

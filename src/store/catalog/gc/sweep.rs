@@ -279,8 +279,9 @@ impl Verdicts<'_> {
                 .due
                 .as_ref()
                 .map_or(i64::MIN, |due| due.condemned_ms);
-            // Put again since, or rescued: it gets another wait.
-            if dead.modified_ms > condemned_ms || self.due.rescued.contains(pack_stem(dead.key)) {
+            // Put again since (stores count in seconds, so perhaps in the same one), or rescued: it
+            // gets another wait.
+            if dead.modified_ms >= condemned_ms || self.due.rescued.contains(pack_stem(dead.key)) {
                 self.report.rescued.add(dead.size);
                 return Ok(());
             }

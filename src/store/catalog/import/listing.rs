@@ -9,7 +9,7 @@ use crate::format::digest::Outboard;
 use crate::format::ids::ContentDigest;
 use crate::format::pack::Layout;
 use crate::store::catalog::Catalog;
-use crate::store::catalog::exclude::Excludes;
+use crate::store::catalog::push::exclude::Excludes;
 use crate::store::catalog::spool::{Records, SORT_BYTES_MAX, Sorter};
 use crate::store::lake::retry::{RetryPolicy, with_retry};
 

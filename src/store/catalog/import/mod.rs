@@ -20,6 +20,7 @@ use crate::format::placement::Location;
 use crate::format::refs::{DEFAULT_BRANCH, DatasetName, RefKind, RefName};
 use crate::format::tree::build::{BlockOf, BuildError, Built, TreeBuilder};
 use crate::format::tree::{Entry, EntryKind, Mtime, Pin};
+use crate::store::catalog::gc::CondemnedSet;
 use crate::store::catalog::puts::{self, Puts};
 use crate::store::catalog::refs::{Expect, RefError};
 use crate::store::catalog::{Catalog, CatalogError};
@@ -170,6 +171,8 @@ pub async fn import(
     std::fs::create_dir_all(&spool).map_err(spool_error)?;
     let target = Target::find(catalog, options).await?;
     let intent = super::gc::intent::Intent::begin(catalog, &options.dataset).await?;
+    // After the intent: a gc that condemns from now on sees it.
+    let condemned = CondemnedSet::load(&catalog.lake).await?;
 
     let mut listed = listing::list(catalog, options, progress, &spool).await?;
     if listed.rows.count() == 0 {
@@ -181,9 +184,9 @@ pub async fn import(
     if options.digest {
         listed.rows = digests::digest_all(catalog, options, listed.rows, progress, &spool).await?;
     }
-    let packs = packs::store(catalog, options, &mut listed).await?;
-    let built = build(catalog, options, &mut listed, &packs).await?;
-    let made = commit(catalog, options, &target, &built).await?;
+    let packs = packs::store(catalog, options, &condemned, &mut listed).await?;
+    let built = build(catalog, options, &condemned, &mut listed, &packs).await?;
+    let made = commit(catalog, options, &condemned, &target, &built).await?;
     intent.end().await?;
     Ok(outcome(options, &target, listed, packs.len(), &built, made))
 }
@@ -230,6 +233,7 @@ fn pin_of(options: &ImportOptions, path: &[u8], object: &Object) -> Pin {
 async fn build(
     catalog: &Catalog,
     options: &ImportOptions,
+    condemned: &CondemnedSet,
     listed: &mut Listed,
     packs: &[(PackId, u64)],
 ) -> Result<Built, ImportError> {
@@ -246,7 +250,11 @@ async fn build(
     }
     // The same sizes in the same order: the same slots as when the packs were stored.
     let mut planner = PackPlanner::new(listed.layout());
-    let mut puts = Puts::new(catalog.lake.clone(), catalog.meta.clone());
+    let mut puts = Puts::new(
+        catalog.lake.clone(),
+        catalog.meta.clone(),
+        condemned.clone(),
+    );
     let mut since_drain = 0_u32;
     for row in listed.rows().map_err(spool_error)? {
         let row = row.map_err(spool_error)?;
@@ -398,12 +406,13 @@ struct Made {
 async fn commit(
     catalog: &Catalog,
     options: &ImportOptions,
+    condemned: &CondemnedSet,
     target: &Target,
     built: &Built,
 ) -> Result<Made, ImportError> {
     let made = match target.head {
         Some(head) if catalog.commit(&head).await?.tree == built.tree => {
-            store_roots(catalog, built).await?;
+            store_roots(catalog, condemned, built).await?;
             Made {
                 commit: head,
                 unchanged: true,
@@ -411,7 +420,7 @@ async fn commit(
             }
         }
         _ => {
-            store_roots(catalog, built).await?;
+            store_roots(catalog, condemned, built).await?;
             let commit = store_commit(catalog, options, target, built).await?;
             let heads = move_branch(catalog, options, target, commit).await?;
             Made {
@@ -434,7 +443,11 @@ async fn commit(
     Ok(made)
 }
 
-async fn store_roots(catalog: &Catalog, built: &Built) -> Result<(), LakeError> {
+async fn store_roots(
+    catalog: &Catalog,
+    condemned: &CondemnedSet,
+    built: &Built,
+) -> Result<(), LakeError> {
     let placement = built.placement.id();
     for (key, bytes) in [
         (paths::tree_key(&built.tree), built.root.encode()),
@@ -444,6 +457,7 @@ async fn store_roots(catalog: &Catalog, built: &Built) -> Result<(), LakeError> 
         ),
     ] {
         catalog.meta.keep(&key, &bytes);
+        puts::save(condemned, &key).await?;
         puts::put(catalog.lake.as_ref(), &key, bytes.into()).await?;
     }
     Ok(())

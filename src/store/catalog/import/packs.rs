@@ -7,7 +7,8 @@ use crate::format::pack::{PackDraft, PackOutboard, PackPlanner, Recipe, Source};
 use crate::format::paths::{PackPart, pack_key};
 use crate::format::tree::Pin;
 use crate::store::catalog::Catalog;
-use crate::store::catalog::puts::Puts;
+use crate::store::catalog::gc::{CondemnedSet, Relied};
+use crate::store::catalog::puts::{self, Puts};
 use crate::store::lake::{LakeError, get_all};
 
 use super::keys::Found;
@@ -29,6 +30,7 @@ struct Open {
 pub(super) async fn store(
     catalog: &Catalog,
     options: &ImportOptions,
+    condemned: &CondemnedSet,
     listed: &mut Listed,
 ) -> Result<Vec<(PackId, u64)>, ImportError> {
     let spool_error = |source| ImportError::Spool {
@@ -36,7 +38,11 @@ pub(super) async fn store(
         source,
     };
     let mut planner = PackPlanner::new(listed.layout());
-    let mut puts = Puts::new(catalog.lake.clone(), catalog.meta.clone());
+    let mut puts = Puts::new(
+        catalog.lake.clone(),
+        catalog.meta.clone(),
+        condemned.clone(),
+    );
     let mut numbered: Vec<(u64, PackId, u64)> = Vec::new();
     let mut open = Open::default();
     for row in listed.rows().map_err(spool_error)? {
@@ -55,13 +61,13 @@ pub(super) async fn store(
         if let Some(closed) = slot.closed {
             let mut full = std::mem::take(pack);
             full.draft.close(closed);
-            let (id, len) = store_one(catalog, &mut puts, full).await?;
+            let (id, len) = store_one(catalog, condemned, &mut puts, full).await?;
             numbered.push((closed.pack, id, len));
         }
     }
     if let Some(closed) = planner.finish() {
         open.draft.close(closed);
-        let (id, len) = store_one(catalog, &mut puts, open).await?;
+        let (id, len) = store_one(catalog, condemned, &mut puts, open).await?;
         numbered.push((closed.pack, id, len));
     }
     puts.all().await?;
@@ -98,6 +104,7 @@ fn add(
 /// Stores what describes a pack, the recipe last: who sees a recipe finds everything that it needs.
 async fn store_one(
     catalog: &Catalog,
+    condemned: &CondemnedSet,
     puts: &mut Puts,
     open: Open,
 ) -> Result<(PackId, u64), ImportError> {
@@ -107,7 +114,8 @@ async fn store_one(
         .expect("every slot of a closed pack was filled");
     let encoded = index.encode();
     let id = crate::format::pack::PackIndex::id_of(&encoded);
-    if has_own_bytes(catalog, &id).await? {
+    let kept = puts::save(condemned, &pack_key(&id, PackPart::Recipe)).await? == Relied::Safe;
+    if kept && has_own_bytes(catalog, &id).await? {
         return Ok((id, index.len));
     }
     let outboard = match open.outboard.contents.is_empty() {

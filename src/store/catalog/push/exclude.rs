@@ -16,13 +16,13 @@ use super::error::PushError;
 
 /// Globs that were checked.
 #[derive(Debug, Clone)]
-pub(super) struct Excludes {
+pub(in crate::store::catalog) struct Excludes {
     any: GlobSet,
     dirs: GlobSet,
 }
 
 impl Excludes {
-    pub(super) fn new(globs: &[String]) -> Result<Self, PushError> {
+    pub(in crate::store::catalog) fn new(globs: &[String]) -> Result<Self, PushError> {
         let mut any = GlobSetBuilder::new();
         let mut dirs = GlobSetBuilder::new();
         for text in globs {
@@ -57,7 +57,7 @@ impl Excludes {
         })
     }
 
-    pub(super) fn matches(&self, path: &[u8], is_dir: bool) -> bool {
+    pub(in crate::store::catalog) fn matches(&self, path: &[u8], is_dir: bool) -> bool {
         if self.any.is_empty() && self.dirs.is_empty() {
             return false;
         }

@@ -32,7 +32,7 @@ mod codec;
 mod commit;
 mod contents;
 mod error;
-mod exclude;
+pub(super) mod exclude;
 mod index;
 mod intent;
 mod onto;
