@@ -8,12 +8,13 @@ use std::collections::HashSet;
 
 use futures::StreamExt;
 
-use crate::format::ids::{ContentDigest, ContentId};
+use crate::format::ids::{BlockId, ContentDigest, ContentId};
 use crate::format::pack::Place;
 use crate::format::paths::{node_key, placed_key};
 use crate::format::placement::{Location, PackUse};
 use crate::format::tree::build::{BlockOf, Built, BuiltBlock, TreeBuilder};
 use crate::format::tree::{Entry, EntryKind};
+use crate::store::catalog::gc::Relied;
 use crate::store::meta::MetaStore;
 
 use super::error::PushError;
@@ -174,25 +175,33 @@ impl Build<'_> {
         })
     }
 
+    /// Says whether gc may have deleted a block that the lake had.
+    fn is_swept(&self, block: &BuiltBlock) -> Result<bool, PushError> {
+        let key = key_of(block.of, &block.id);
+        if !self.uploads.is_condemned(&key) {
+            return Ok(false);
+        }
+        let relied = self.uploads.rt.block_on(self.uploads.rely_on(&key))?;
+        Ok(relied == Relied::PutAgain)
+    }
+
     /// Sends the blocks of a batch that the lake has not; remembers all of them.
     fn store(&mut self, batch: &mut Vec<BuiltBlock>) -> Result<(), PushError> {
         let mut marks = Vec::with_capacity(batch.len());
         let mut missing = Vec::new();
         for block in batch.drain(..) {
             marks.push((block.of, block.id));
-            if !self.index.has_block(block.of, &block.id)? {
+            let known = self.index.has_block(block.of, &block.id)?;
+            if !known || self.is_swept(&block)? {
                 missing.push(block);
             }
         }
         let (uploads, meta) = (self.uploads, self.meta);
         let puts = futures::stream::iter(missing).map(|block| async move {
-            let key = match block.of {
-                BlockOf::Tree => node_key(&block.id),
-                BlockOf::Placement => placed_key(&block.id),
-            };
+            let key = key_of(block.of, &block.id);
             // Whoever mounts what was pushed here finds its blocks on this node already.
             meta.keep(&key, &block.bytes);
-            uploads.put(&key, block.bytes.into()).await
+            uploads.put_named(&key, block.bytes.into()).await
         });
         let done: Vec<Result<(), _>> = uploads
             .rt
@@ -200,5 +209,13 @@ impl Build<'_> {
         done.into_iter().collect::<Result<Vec<()>, _>>()?;
         self.index.mark_blocks(&marks, self.generation)?;
         self.index.commit()
+    }
+}
+
+/// Gives the key of a block.
+pub(super) fn key_of(of: BlockOf, id: &BlockId) -> String {
+    match of {
+        BlockOf::Tree => node_key(id),
+        BlockOf::Placement => placed_key(id),
     }
 }

@@ -226,7 +226,7 @@ async fn store_roots(catalog: &Catalog, uploads: &Uploads, built: &Built) -> Res
     ];
     for (key, bytes) in keys.iter().zip([tree, placement]) {
         catalog.meta.keep(key, &bytes);
-        uploads.put(key, bytes.into()).await?;
+        uploads.put_named(key, bytes.into()).await?;
     }
     Ok(())
 }
@@ -252,7 +252,7 @@ async fn store_commit(
     let id = Commit::id_of(&bytes);
     let key = commit_key(&id);
     catalog.meta.keep(&key, &bytes);
-    uploads.put(&key, bytes.into()).await?;
+    uploads.put_named(&key, bytes.into()).await?;
     catalog.refs.ensure_dataset(&options.dataset).await?;
     catalog.refs.add_commit(&options.dataset, &id).await?;
     Ok(id)

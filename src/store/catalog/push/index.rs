@@ -551,6 +551,31 @@ impl Index {
         write().map_err(|error| self.damaged(error))
     }
 
+    /// Gives the blocks that push `generation` uses.
+    pub(super) fn blocks_of_push(
+        &self,
+        generation: u64,
+    ) -> Result<Vec<(BlockOf, BlockId)>, PushError> {
+        let read = || -> Result<Vec<(BlockOf, BlockId)>, redb::Error> {
+            let table = self.transaction().open_table(BLOCKS)?;
+            let mut blocks = Vec::new();
+            for row in table.iter()? {
+                let (key, mark) = row?;
+                let [kind, id @ ..] = key.value();
+                if mark.value() == generation {
+                    let of = if kind == 0 {
+                        BlockOf::Tree
+                    } else {
+                        BlockOf::Placement
+                    };
+                    blocks.push((of, BlockId(id)));
+                }
+            }
+            Ok(blocks)
+        };
+        read().map_err(|error| self.damaged(error))
+    }
+
     /// Forgets the blocks that push `generation` does not use.
     pub(super) fn keep_blocks_of(&mut self, generation: u64) -> Result<(), PushError> {
         let write = || -> Result<(), redb::Error> {

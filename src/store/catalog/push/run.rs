@@ -10,8 +10,10 @@ use crossbeam_channel::{Receiver, Sender};
 use tokio::runtime::Handle;
 
 use crate::format::pack::Layout;
+use crate::format::paths::{PackPart, pack_key};
 use crate::format::tree::build::Built;
 use crate::store::catalog::Catalog;
+use crate::store::catalog::gc::{CondemnedSet, Relied};
 
 use super::build::{self, Build};
 use super::commit::{self, Committed, Target};
@@ -94,6 +96,7 @@ pub fn push(
     progress.enter(Phase::Building);
     let built = session.build(&spool, &mut places, &contents, &target)?;
     progress.enter(Phase::Committing);
+    session.look_again(&built)?;
     let moved = contents.rewritten;
     let made = rt.block_on(commit::commit(
         catalog,
@@ -241,7 +244,9 @@ impl<'a> Session<'a> {
 
     /// Finishes what an earlier push left, and learns which packs of history may be used.
     fn learn(&mut self, target: &Target) -> Result<(), PushError> {
-        let condemned = |_key: &str| false;
+        let set = self.rt.block_on(CondemnedSet::load(&self.catalog.lake))?;
+        self.uploads.know_condemned(set.clone());
+        let condemned = |key: &str| set.contains(key);
         recover::recover(&mut self.index, &mut self.packs, &self.uploads, &condemned)?;
         let mut history = History::default();
         for snapshot in target.base.iter().chain(&target.other) {
@@ -375,6 +380,31 @@ impl<'a> Session<'a> {
             dropped_firsts: &contents.found.dropped_firsts,
             generation: self.generation,
         })
+    }
+
+    /// Looks once more whether gc condemned something that this push refers to but did not make:
+    /// from now on it would see the commit, before it might not.
+    fn look_again(&mut self, built: &Built) -> Result<(), PushError> {
+        let set = self.rt.block_on(CondemnedSet::load(&self.catalog.lake))?;
+        if set.is_empty() {
+            return Ok(());
+        }
+        let packs = built
+            .placement
+            .packs
+            .iter()
+            .map(|used| pack_key(&used.pack, PackPart::Recipe));
+        let blocks = self.index.blocks_of_push(self.generation)?;
+        let blocks = blocks.iter().map(|(of, id)| build::key_of(*of, id));
+        for key in packs.chain(blocks).filter(|key| set.contains(key)) {
+            if self.rt.block_on(set.rely_on(&key))? == Relied::PutAgain {
+                // It may be gone. What this node believes of the lake is checked by the next push.
+                self.index.forget_blocks()?;
+                self.index.commit()?;
+                return Err(PushError::Condemned);
+            }
+        }
+        Ok(())
     }
 
     /// Writes down that the push is done.

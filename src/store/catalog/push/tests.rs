@@ -1184,6 +1184,57 @@ fn an_unreadable_file_found_while_reading_is_left_out_with_its_links() {
 }
 
 #[test]
+fn what_gc_condemned_is_rescued_before_it_is_relied_on() {
+    let bench = Bench::new();
+    many(&bench);
+    let first = bench.push();
+    let condemned: Vec<String> = bench
+        .memory
+        .keys()
+        .into_iter()
+        .filter(|key| key.starts_with("packs/") || key.starts_with("nodes/"))
+        .map(|key| {
+            key.rsplit_once('.')
+                .map_or(key.clone(), |(stem, _)| stem.to_owned())
+        })
+        .collect();
+    bench
+        .memory
+        .set("condemned/run/list/00000000", condemned.join("\n"));
+    let head = serde_json::json!({
+        "format": 1, "run": "run", "by": "gc@there", "lists": 1, "keys": condemned.len(), "bytes": 0
+    });
+    bench.memory.set("condemned/run/head", head.to_string());
+    bench.write("more", "more");
+    let second = bench.push();
+    bench.assert_round_trip(&second);
+    assert_ne!(second.commit, first.commit);
+    let rescued: HashSet<String> = bench
+        .memory
+        .keys()
+        .iter()
+        .filter(|key| key.starts_with("condemned/run/rescue/"))
+        .flat_map(|key| {
+            let text = String::from_utf8(bench.memory.bytes_of(key).unwrap().to_vec()).unwrap();
+            text.lines().map(str::to_owned).collect::<Vec<_>>()
+        })
+        .collect();
+    let snapshot = bench
+        .rt
+        .block_on(bench.catalog.snapshot_of(&dataset(), &second.commit))
+        .unwrap();
+    for pack in &snapshot.placement.packs {
+        let key = pack_key(&pack.pack, PackPart::Recipe);
+        let stem = key.strip_suffix(".recipe").unwrap();
+        assert!(
+            !condemned.iter().any(|key| key == stem) || rescued.contains(stem),
+            "{stem}"
+        );
+    }
+    assert!(!rescued.is_empty());
+}
+
+#[test]
 fn problems_show_paths_that_are_not_utf8() {
     let problem = Problem::new(b"a\xffb", ProblemKind::Changed, "why");
     assert_eq!(problem.path, "a\u{fffd}b");

@@ -9,7 +9,7 @@
 //! room. Every step is reported to the coordinator, which writes it down.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::format::ids::PackId;
 use crate::format::pack::{PackIndex, PackOutboard, Recipe, Source};
 use crate::format::paths::{PackPart, data_key, pack_key};
+use crate::store::catalog::gc::{CondemnedSet, Relied};
 use crate::store::lake::retry::{RetryPolicy, with_retry};
 use crate::store::lake::{Lake, LakeError, PutIf, UploadId, UploadedPart};
 
@@ -43,6 +44,8 @@ pub(super) struct Uploads {
     room_permits: u32,
     reports: Sender<Message>,
     tasks: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    /// What gc means to delete; known once the intent is put.
+    condemned: Arc<OnceLock<CondemnedSet>>,
 }
 
 /// A part that came from an earlier push.
@@ -113,6 +116,7 @@ impl Uploads {
             room_permits: permits,
             reports,
             tasks: Arc::default(),
+            condemned: Arc::default(),
         }
     }
 
@@ -156,7 +160,7 @@ impl Uploads {
         let encoded = index.encode();
         let id = index.id();
         let recipe_key = pack_key(&id, PackPart::Recipe);
-        if self.exists(&recipe_key).await? {
+        if self.exists(&recipe_key).await? && self.rely_on(&recipe_key).await? == Relied::Safe {
             // Somebody made the very same pack before; ours is not needed.
             let ours = data_key(key);
             if !self.names(&recipe_key, key).await? {
@@ -179,12 +183,12 @@ impl Uploads {
             },
         };
         if !outboard.is_empty() {
-            self.put(&pack_key(&id, PackPart::Outboard), outboard.into())
+            self.put_named(&pack_key(&id, PackPart::Outboard), outboard.into())
                 .await?;
         }
-        self.put(&pack_key(&id, PackPart::Index), encoded.into())
+        self.put_named(&pack_key(&id, PackPart::Index), encoded.into())
             .await?;
-        self.put(&recipe_key, recipe.encode().into()).await?;
+        self.put_named(&recipe_key, recipe.encode().into()).await?;
         Ok(id)
     }
 
@@ -196,6 +200,30 @@ impl Uploads {
                     key: key.to_owned(),
                 }
         }))
+    }
+
+    /// Tells what is condemned, once.
+    pub(super) fn know_condemned(&self, set: CondemnedSet) {
+        // A second telling would say the same.
+        let _ = self.condemned.set(set);
+    }
+
+    pub(super) fn is_condemned(&self, key: &str) -> bool {
+        self.condemned.get().is_some_and(|set| set.contains(key))
+    }
+
+    /// Makes sure that gc leaves an object alone that this push does not make itself.
+    pub(super) async fn rely_on(&self, key: &str) -> Result<Relied, LakeError> {
+        match self.condemned.get() {
+            Some(set) if set.contains(key) => set.rely_on(key).await,
+            _ => Ok(Relied::Safe),
+        }
+    }
+
+    /// Puts an object whose name follows from its contents: gc may be about to delete the name.
+    pub(super) async fn put_named(&self, key: &str, body: Bytes) -> Result<(), LakeError> {
+        self.rely_on(key).await?;
+        self.put(key, body).await
     }
 
     /// Puts a whole object, whatever was there.
