@@ -20,7 +20,7 @@ use larder::format::tree::Pin;
 use larder::store::fetch::{ContentRef, FetchConfig, Fetcher, Verify};
 use larder::store::kv::Kv;
 use larder::store::lake::{
-    Body, Lake, LakeError, ListPage, ObjectMeta, PutIf, UploadId, UploadedPart,
+    Body, Lake, LakeError, ListPage, ObjectMeta, PutIf, RunningUpload, UploadId, UploadedPart,
 };
 use larder::store::tier::{InitOptions, Tier, TierConfig};
 
@@ -99,6 +99,9 @@ impl Lake for ReadLake {
     }
     async fn upload_parts(&self, upload: &UploadId) -> Result<Vec<UploadedPart>, LakeError> {
         refused(&upload.key)
+    }
+    async fn list_uploads(&self, prefix: &str) -> Result<Vec<RunningUpload>, LakeError> {
+        refused(prefix)
     }
     async fn upload_finish(
         &self,
