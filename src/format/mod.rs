@@ -7,7 +7,7 @@
 //! * [`tree`]: entries, segments, the index over them, building and navigating.
 //! * [`placement`]: where a tree's contents lie.
 //! * [`pack`]: a pack's index, layout, recipe.
-//! * [`commit`]: commits.
+//! * [`commit`]: versions and what led to them.
 //! * [`refs`]: names of datasets, tags, branches; revisions; what a ref object holds.
 //! * [`paths`]: keys in the lake and file names in the tier.
 //!

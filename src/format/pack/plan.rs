@@ -230,7 +230,7 @@ pub(super) fn place_extents(offset: u64, data: &[(u64, u64)]) -> Result<(Place, 
             len,
         });
     }
-    debug_assert!(offset % ALIGN == 0);
+    debug_assert!(offset.is_multiple_of(ALIGN));
     Ok((Place::Sparse { extents }, end))
 }
 

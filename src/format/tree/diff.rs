@@ -81,13 +81,16 @@ struct Side {
     batch: VecDeque<EntryAt>,
 }
 
+/// The name of a directory that must be looked into, and where it is on either side.
+type Pair = (Box<[u8]>, Option<DirAt>, Option<DirAt>);
+
 /// A pair of directories of one path; either may be missing.
 #[derive(Debug)]
 struct Frame {
     path: Vec<u8>,
     before: Option<Side>,
     after: Option<Side>,
-    waiting: VecDeque<(Box<[u8]>, Option<DirAt>, Option<DirAt>)>,
+    waiting: VecDeque<Pair>,
 }
 
 impl Differ {
