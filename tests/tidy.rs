@@ -234,7 +234,8 @@ fn functions_stay_short() {
             let trimmed = line.trim_start();
             let is_function = trimmed.starts_with("fn ")
                 || (trimmed.contains(" fn ") && trimmed.ends_with(['{', '(']));
-            if !is_function || trimmed.starts_with("//") {
+            // A declaration without a body, as in a trait, has no length.
+            if !is_function || trimmed.starts_with("//") || trimmed.ends_with(';') {
                 continue;
             }
             let end = format!("{}}}", &line[..line.len() - trimmed.len()]);

@@ -1,3 +1,5 @@
+//! Packs of random contents: laid out, encoded, cut into pieces, damaged.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Trees against a simple model: built, navigated, listed, compared; and lists that are no tree.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
