@@ -34,18 +34,25 @@ enum Command {
     /// Makes an empty directory a tier
     Init(InitArgs),
     /// Shows used, free and leftover bytes
+    #[command(after_help = "Examples:\n  larder tier df --json")]
     Df(TierArgs),
     /// Lists the cached commits and what they cost
+    #[command(after_help = "Examples:\n  larder tier list")]
     List(TierArgs),
     /// Compares the accounting with every file and finds what is out of order
+    #[command(after_help = "Examples:\n  larder tier check")]
     Check(CheckArgs),
     /// Says why a commit stays, or why it left
+    #[command(after_help = "Examples:\n  larder tier why 3fa9c1")]
     Why(WhyArgs),
     /// Removes what aged out, orphans and leftovers now
+    #[command(after_help = "Examples:\n  larder tier sweep --dry-run")]
     Sweep(SweepArgs),
     /// Digests the objects again and sets damaged ones aside
+    #[command(after_help = "Examples:\n  larder tier scrub")]
     Scrub(ScrubArgs),
     /// Drops what a node that will not come back left in the tier
+    #[command(after_help = "Examples:\n  larder tier forget-node NODE-ID")]
     ForgetNode(ForgetArgs),
 }
 

@@ -43,6 +43,11 @@ pub fn parse(text: &str, path: &Path) -> Result<Layer, Vec<Problem>> {
         place: &place,
     };
     walk(table.get_ref(), "", &mut found);
+    // The parser's tables are in no order; people read from the top.
+    found.problems.sort_by_key(|problem| match problem.origin {
+        Origin::File { line, column, .. } => (line, column),
+        _ => (0, 0),
+    });
     if found.problems.is_empty() {
         Ok(found.layer)
     } else {
