@@ -22,7 +22,7 @@ use super::api::{MountInfo, MountRequest, MountState, UmountRequest};
 use super::daemon::{Daemon, blocking, now_ms};
 use super::error::NodeError;
 use super::open;
-use super::table::{Attachment, MountOptions, MountRow, Owner};
+use super::table::{Attachment, MountOptions, MountRow, Owner, TableError};
 
 /// A private state without a keeper that is younger may be starting.
 const PRIVATE_AGE_MIN: Duration = Duration::from_secs(600);
@@ -137,6 +137,7 @@ impl Daemon {
             return Err(NodeError::Stopping);
         }
         let revision = Revision::parse(&request.revision)?;
+        self.refuse_taken(&request.dir)?;
         let dir = check_dir(&request, caller)?;
         let options = self.effective(&request, caller);
         let mut row = MountRow {
@@ -211,6 +212,22 @@ impl Daemon {
         }
     }
 
+    /// Says that a directory is mounted already, before it is found not to be empty.
+    fn refuse_taken(&self, dir: &Path) -> Result<(), NodeError> {
+        self.forget_gone();
+        let dir = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+        let live = self.inner.live.lock();
+        let taken = live.values().find(|live| live.row().dir() == dir);
+        match taken {
+            None => Ok(()),
+            Some(Live::Mounting(_)) => Err(NodeError::Busy { dir }),
+            Some(other) => {
+                let revision = other.row().revision.clone();
+                Err(TableError::Taken { dir, revision }.into())
+            }
+        }
+    }
+
     /// Reserves the directory, so that two commands cannot mount over one another.
     fn reserve(&self, row: &MountRow) -> Result<(), NodeError> {
         self.forget_gone();
@@ -223,7 +240,7 @@ impl Daemon {
                 },
                 other => {
                     let revision = other.row().revision.clone();
-                    super::table::TableError::Taken {
+                    TableError::Taken {
                         dir: dir.to_owned(),
                         revision,
                     }

@@ -144,16 +144,14 @@ fn a_restart_brings_the_mounts_back_and_one_that_fails_takes_no_other_with_it() 
     world.ok(["daemon"]);
     wait_for("the first mount", || a.join("a.txt").exists());
     read_all(&a);
+    // It is tried again and again: look at one answer that says so.
+    let mut reason = String::new();
     wait_for("the second's failure", || {
-        world.json(&["mounts"])[1]["state"] == "failed"
+        let mounts = world.json(&["mounts"]);
+        reason = mounts[1]["reason"].as_str().unwrap_or_default().to_owned();
+        mounts[1]["state"] == "failed"
     });
-    let mounts = world.json(&["mounts"]);
-    assert!(
-        mounts[1]["reason"]
-            .as_str()
-            .is_some_and(|reason| reason.contains("/b")),
-        "{mounts:#}"
-    );
+    assert!(reason.contains("/b"), "{reason}");
     fs::create_dir(&b).expect("gives the place back");
     wait_for("the second mount", || b.join("a.txt").exists());
 }
@@ -319,16 +317,22 @@ fn two_users_have_two_daemons_and_not_each_others() {
     bob.set_all(s3.env("shared"));
     let source = ada.files("source", FILES);
     ada.push(&source, "photos");
+    for world in [&ada, &bob] {
+        world.ok(["cache", "photos"]);
+    }
+    assert_ne!(ada.daemon_pid(), bob.daemon_pid());
     let (a, b) = (ada.make_dir("m"), bob.make_dir("m"));
-    ada.ok(["mount", "photos", a.to_str().expect("plain")]);
-    bob.ok(["mount", "photos", b.to_str().expect("plain")]);
-    for (world, dir) in [(&ada, &a), (&bob, &b)] {
-        let read = world.json(&["mounts"]);
-        assert_eq!(read.as_array().map(Vec::len), Some(1));
-        assert!(
-            fs::read(dir.join("a.txt")).is_err(),
-            "not even root looks into a user's mount"
-        );
+    let device = fs::metadata("/dev/fuse")
+        .expect("the device")
+        .permissions()
+        .mode();
+    if device & 0o006 == 0o006 {
+        for (world, dir) in [(&ada, &a), (&bob, &b)] {
+            world.ok(["mount", "photos", dir.to_str().expect("plain")]);
+            assert_eq!(world.json(&["mounts"]).as_array().map(Vec::len), Some(1));
+            let read = fs::read(dir.join("a.txt"));
+            assert!(read.is_err(), "not even root looks into a user's mount");
+        }
     }
     // Bob asks Ada's daemon: the socket's directory is closed to him.
     bob.set(
