@@ -58,7 +58,7 @@ pub async fn receive(
         }
     }
     let temp = temp.ok_or_else(|| s3_error!(InternalError))?;
-    if announced.is_some_and(|len| u64::try_from(len) != Ok(temp.len())) {
+    if announced.is_some_and(|len| u64::try_from(len) != Ok(temp.len_bytes())) {
         return Err(s3_error!(
             IncompleteBody,
             "the body has not the announced length"

@@ -199,7 +199,7 @@ impl Disk {
     }
 
     /// Runs a rename or link to `to`, whose directory may be missing, or be removed just now.
-    fn into_dir(&self, to: &Path, what: impl Fn() -> io::Result<()>) -> Result<(), StoreError> {
+    fn place_in_dir(&self, to: &Path, what: impl Fn() -> io::Result<()>) -> Result<(), StoreError> {
         let dir = to.parent().unwrap_or(&self.dir);
         let mut tries = 0;
         loop {
@@ -359,7 +359,7 @@ impl Bucket {
         }
         self.keep_version(key, current.as_ref(), info.version.is_none())?;
         self.disk
-            .into_dir(&path, || std::fs::rename(&temp.path, &path))?;
+            .place_in_dir(&path, || std::fs::rename(&temp.path, &path))?;
         temp.path = PathBuf::new();
         Ok(info)
     }
@@ -380,7 +380,7 @@ impl Bucket {
         let path = self.object_path(key);
         let kept = self.versions_path(key).join(current.info.version_id());
         self.disk
-            .into_dir(&kept, || match std::fs::hard_link(&path, &kept) {
+            .place_in_dir(&kept, || match std::fs::hard_link(&path, &kept) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
                 linked => linked,
             })?;
@@ -410,7 +410,7 @@ impl Bucket {
             temp.seal(&info)?;
             let place = self.versions_path(key).join(&id);
             self.disk
-                .into_dir(&place, || std::fs::rename(&temp.path, &place))?;
+                .place_in_dir(&place, || std::fs::rename(&temp.path, &place))?;
             temp.path = PathBuf::new();
             marker = Some(id);
         }
@@ -442,7 +442,7 @@ impl Bucket {
         if let Some(newest) = newest {
             let from = self.versions_path(key).join(newest.version_id());
             self.disk
-                .into_dir(&path, || std::fs::rename(&from, &path))?;
+                .place_in_dir(&path, || std::fs::rename(&from, &path))?;
             self.remove_empty_above(&from, &self.versions());
         }
         Ok(())
@@ -554,7 +554,7 @@ impl TempObject {
         Err(io::ErrorKind::UnexpectedEof.into()).at(&self.path, "joining parts")
     }
 
-    pub fn len(&self) -> u64 {
+    pub fn len_bytes(&self) -> u64 {
         self.len
     }
 

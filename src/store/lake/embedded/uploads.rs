@@ -74,7 +74,7 @@ impl Bucket {
         self.upload(key, id)?;
         let etag = hex::encode(temp.md5());
         let info = ObjectInfo {
-            size: temp.len(),
+            size: temp.len_bytes(),
             etag,
             modified_ms: now_ms(),
             ..ObjectInfo::default()
