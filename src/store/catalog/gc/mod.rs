@@ -37,6 +37,8 @@ use intent::SeenIntent;
 
 /// Clocks of writers may differ from the store's by this much.
 const SKEW: Duration = Duration::from_secs(3600);
+/// A store's times may be cut to whole seconds.
+const STORE_TICK: Duration = Duration::from_secs(2);
 
 /// How careful a gc is.
 #[derive(Debug, Clone)]
@@ -247,7 +249,8 @@ async fn blocking(
     due: &Run,
 ) -> Result<Vec<String>, GcError> {
     let intents = intent::list(catalog.lake.as_ref()).await?;
-    let before = due.condemned_ms.saturating_add(ms(SKEW.min(options.wait)));
+    let skew = SKEW.min(options.wait).max(STORE_TICK);
+    let before = due.condemned_ms.saturating_add(ms(skew));
     Ok(alive(&intents, options, plan.now_ms)
         .filter(|intent| intent.start_ms <= before)
         .map(|intent| format!("{} by {}", intent.dataset, intent.by))
