@@ -7,7 +7,8 @@ use std::process::Command;
 
 use crate::kit::World;
 
-const UID: u32 = 4711;
+/// `nobody`: fusermount3 wants a user that has a name.
+const UID: u32 = 65534;
 
 /// Gives the script's prefix that makes /dev/fuse the user's in a mount namespace of its own (it is so on
 /// most systems, but a container or a bare machine may have it for root only).

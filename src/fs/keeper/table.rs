@@ -168,13 +168,17 @@ impl Table {
         }
         self.forget_gone();
         // The topmost at a directory is the newest that is not detached.
-        let left = self
-            .mounts
-            .values_mut()
-            .rev()
-            .find(|held| held.request.dir == dir && !held.detached);
-        if let Some(held) = left {
-            held.detached = true;
+        let mut left = self.mounts.iter_mut().rev();
+        let left = left.find(|(_, held)| held.request.dir == dir && !held.detached);
+        match left.map(|(&id, held)| (id, held)) {
+            // Nobody can come back to it. The daemon that serves it holds it as long as something is
+            // open; without one the kernel ends it now, and whoever waits gets an error.
+            Some((id, _)) if lazy => {
+                self.mounts.remove(&id);
+            }
+            // Still mounted elsewhere (a bind mount, another mount namespace).
+            Some((_, held)) => held.detached = true,
+            None => {}
         }
         done()
     }

@@ -174,3 +174,26 @@ fn a_keeper_whose_directory_is_gone_ends() {
         }
     }
 }
+
+#[test]
+fn readers_of_a_mount_that_nobody_serves_end_when_it_is_taken_away_by_force() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("tempdir");
+    let target = dir.path().join("target");
+    fs::create_dir(&target).expect("mkdir");
+    let (client, thread) = start(&dir.path().join("state"));
+    drop(client.mount(request(&target)).expect("mounts"));
+    let reader = thread::spawn({
+        let target = target.clone();
+        move || fs::read_dir(target).map(|_| ())
+    });
+    thread::sleep(Duration::from_millis(50));
+    assert!(!reader.is_finished(), "it waits for a daemon");
+    client.unmount(&target, true).expect("unmounts");
+    assert!(reader.join().expect("ends").is_err());
+    assert_eq!(client.list().expect("lists"), []);
+    client.stop().expect("stops");
+    thread.join().expect("joins").expect("ended well");
+}
