@@ -98,6 +98,11 @@ pub fn mount(
             return Err(MountError::Serve { dir, source });
         }
     };
+    // The first question for a time of birth (statx, as std asks it) learns that there is none. Asked
+    // now, it is not the one that waits when no daemon lives; and the mount has been seen to answer.
+    if let Err(error) = std::fs::symlink_metadata(&dir) {
+        tracing::warn!(%error, dir = %dir.display(), "a new mount does not answer for its root");
+    }
     if read_ahead_kib > 0
         && let Err(error) = keeper.raise_read_ahead(fds.id, read_ahead_kib)
     {
