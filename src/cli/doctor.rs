@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::Context;
 use crate::config::TierSection;
 use crate::store::catalog::lakefmt;
-use crate::store::lake::PutIf;
+use crate::store::lake::{Lake, PutIf};
 
 /// How long the lake may take for all that is asked of it.
 const LAKE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -280,6 +280,11 @@ async fn check_lake(ctx: &Context, found: &mut Findings) {
             return found.add("lake", Level::Fail, detail, Some(fix));
         }
     }
+    check_lake_writes(lake.as_ref(), found).await;
+}
+
+/// Writes, finds and removes a small object; its time shows how far the clocks are apart.
+async fn check_lake_writes(lake: &dyn Lake, found: &mut Findings) {
     let key = format!("tmp/doctor-{}", uuid::Uuid::new_v4().simple());
     if let Err(error) = lake
         .put(&key, Bytes::from_static(b"doctor"), PutIf::Always)

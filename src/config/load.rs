@@ -237,14 +237,16 @@ fn tier_name(dotted: &str) -> Option<&str> {
     dotted.strip_prefix("tier.")?.split('.').next()
 }
 
+/// Sets a value that nobody else has set.
+fn set(values: &mut Layer, name: &str, value: toml::Value) {
+    values.entry(name.to_owned()).or_insert(Placed {
+        value,
+        origin: Origin::Default,
+    });
+}
+
 /// Adds the compiled-in defaults, and those that depend on the XDG directories.
 fn fill_defaults(values: &mut Layer, default_tier: &str, env: &Env, problems: &mut Vec<Problem>) {
-    let set = |values: &mut Layer, name: &str, value: toml::Value| {
-        values.entry(name.to_owned()).or_insert(Placed {
-            value,
-            origin: Origin::Default,
-        });
-    };
     let text = |path: PathBuf| toml::Value::String(path.to_string_lossy().into_owned());
     set(
         values,
@@ -283,6 +285,18 @@ fn fill_defaults(values: &mut Layer, default_tier: &str, env: &Env, problems: &m
             None => problems.push(homeless(&default_path)),
         }
     }
+    fill_scalars(values, problems);
+    let state = values
+        .get("state")
+        .and_then(|placed| placed.value.as_str())
+        .map(PathBuf::from);
+    if let Some(state) = state {
+        set(values, "daemon.socket", text(default_socket(&state, env)));
+    }
+}
+
+/// Adds the defaults of the table, for each tier its own; a tier without a directory is none.
+fn fill_scalars(values: &mut Layer, problems: &mut Vec<Problem>) {
     let tiers: Vec<String> = values
         .keys()
         .filter_map(|name| tier_name(name))
@@ -314,13 +328,6 @@ fn fill_defaults(values: &mut Layer, default_tier: &str, env: &Env, problems: &m
         }
     }
     problems.dedup();
-    let state = values
-        .get("state")
-        .and_then(|placed| placed.value.as_str())
-        .map(PathBuf::from);
-    if let Some(state) = state {
-        set(values, "daemon.socket", text(default_socket(&state, env)));
-    }
 }
 
 fn homeless(key: &str) -> Problem {
@@ -393,15 +400,20 @@ use serde::Deserialize as _;
 /// Checks what single values cannot show.
 fn check_together(loaded: &Loaded) -> Vec<Problem> {
     let config = &loaded.config;
-    let mut problems = Vec::new();
-    let mut wrong = |key: String, message: String| {
-        let origin = loaded.origins.get(&key).cloned().unwrap_or(Origin::Default);
-        problems.push(Problem {
-            origin,
-            key: Some(key),
-            message,
-        });
-    };
+    let mut found: Vec<(String, String)> = Vec::new();
+    let mut wrong = |key: String, message: String| found.push((key, message));
+    check_tiers(config, &mut wrong);
+    check_lake(config, &mut wrong);
+    check_limits(config, &mut wrong);
+    let told = found.into_iter().map(|(key, message)| Problem {
+        origin: loaded.origins.get(&key).cloned().unwrap_or(Origin::Default),
+        key: Some(key),
+        message,
+    });
+    told.collect()
+}
+
+fn check_tiers(config: &Config, wrong: &mut dyn FnMut(String, String)) {
     for (name, tier) in &config.tier {
         if tier.low_watermark >= tier.high_watermark {
             let message = format!(
@@ -427,6 +439,9 @@ fn check_together(loaded: &Loaded) -> Vec<Problem> {
             );
         }
     }
+}
+
+fn check_lake(config: &Config, wrong: &mut dyn FnMut(String, String)) {
     if let Some(endpoint) = &config.lake.endpoint {
         let host = endpoint
             .strip_prefix("http://")
@@ -462,6 +477,9 @@ fn check_together(loaded: &Loaded) -> Vec<Problem> {
             "is for sse = \"kms\"".to_owned(),
         );
     }
+}
+
+fn check_limits(config: &Config, wrong: &mut dyn FnMut(String, String)) {
     if config.daemon.socket.as_os_str().len() > 107 {
         wrong(
             "daemon.socket".to_owned(),
@@ -486,7 +504,6 @@ fn check_together(loaded: &Loaded) -> Vec<Problem> {
             wrong(key.to_owned(), "must be 50ms at least".to_owned());
         }
     }
-    problems
 }
 
 #[cfg(test)]

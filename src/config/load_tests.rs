@@ -1,3 +1,5 @@
+//! What a configuration is made of, in which order, and what is refused together.
+
 use super::*;
 
 fn env(vars: &[(&str, &str)]) -> Env {
