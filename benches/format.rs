@@ -42,23 +42,13 @@ fn entries(changed: u64) -> impl Iterator<Item = (Entry, Location)> {
     let entry = |name: String, kind| Entry {
         name: name.into_bytes().into(),
         mode: 0o644,
-        mtime: Mtime {
-            secs: 1_700_000_000,
-            nanos: 0,
-        },
+        mtime: Mtime { secs: 1_700_000_000, nanos: 0 },
         nlink: 1,
         kind,
     };
     let dir = move |d| {
         (
-            entry(
-                format!("patient-{d:06}"),
-                EntryKind::Dir {
-                    children: FILES,
-                    descendants: FILES,
-                    subdirs: 0,
-                },
-            ),
+            entry(format!("patient-{d:06}"), EntryKind::Dir { children: FILES, descendants: FILES, subdirs: 0 }),
             Location::None,
         )
     };
@@ -69,23 +59,11 @@ fn entries(changed: u64) -> impl Iterator<Item = (Entry, Location)> {
         let size = 100_000 + number % 300_000;
         let pack = PackId([(number / 700) as u8; 32]);
         (
-            entry(
-                format!("image-{f:05}.png"),
-                EntryKind::File {
-                    size,
-                    content,
-                    pin: None,
-                },
-            ),
-            Location::Run {
-                pack,
-                offset: number * (1 << 20),
-            },
+            entry(format!("image-{f:05}.png"), EntryKind::File { size, content, pin: None }),
+            Location::Run { pack, offset: number * (1 << 20) },
         )
     };
-    (0..DIRS)
-        .map(dir)
-        .chain((0..DIRS).flat_map(move |d| (0..FILES).map(move |f| file(d, f))))
+    (0..DIRS).map(dir).chain((0..DIRS).flat_map(move |d| (0..FILES).map(move |f| file(d, f))))
 }
 
 fn build(entries: impl IntoIterator<Item = (Entry, Location)>) -> (TreeRoot, PlacementRoot, Warm) {
@@ -101,17 +79,11 @@ fn build(entries: impl IntoIterator<Item = (Entry, Location)>) -> (TreeRoot, Pla
     for block in blocks {
         match block.of {
             BlockOf::Tree => {
-                warm.tree.insert(
-                    block.id,
-                    Arc::new(Block::decode(&block.bytes).expect("good")),
-                );
+                warm.tree.insert(block.id, Arc::new(Block::decode(&block.bytes).expect("good")));
                 warm.encoded.push(block.bytes);
             }
             BlockOf::Placement => {
-                warm.placed.insert(
-                    block.id,
-                    Arc::new(PlacedBlock::decode(&block.bytes).expect("good")),
-                );
+                warm.placed.insert(block.id, Arc::new(PlacedBlock::decode(&block.bytes).expect("good")));
             }
         }
     }
@@ -155,20 +127,10 @@ fn trees(c: &mut Criterion) {
         );
     });
     group.bench_function("decode_all_blocks", |b| {
-        b.iter(|| {
-            warm.encoded
-                .iter()
-                .map(|bytes| Block::decode(bytes).expect("good").counts().entries)
-                .sum::<u64>()
-        });
+        b.iter(|| warm.encoded.iter().map(|bytes| Block::decode(bytes).expect("good").counts().entries).sum::<u64>());
     });
     group.bench_function("encode_all_blocks", |b| {
-        b.iter(|| {
-            warm.tree
-                .values()
-                .map(|block| block.encode().len())
-                .sum::<usize>()
-        });
+        b.iter(|| warm.tree.values().map(|block| block.encode().len()).sum::<usize>());
     });
     group.bench_function("walk", |b| {
         b.iter(|| {
@@ -190,39 +152,23 @@ fn navigation(c: &mut Criterion, root: &TreeRoot, placement: &PlacementRoot, war
         .expect("it is there")
         .dir
         .expect("a directory");
-    group.bench_function("lookup_file", |b| {
-        b.iter(|| nav::lookup(root, warm, black_box(&dir), b"image-00300.png"))
-    });
+    group.bench_function("lookup_file", |b| b.iter(|| nav::lookup(root, warm, black_box(&dir), b"image-00300.png")));
     group.bench_function("lookup_dir", |b| {
-        b.iter(|| {
-            nav::lookup(
-                root,
-                warm,
-                &nav::root_dir(root),
-                black_box(b"patient-000077"),
-            )
-        })
+        b.iter(|| nav::lookup(root, warm, &nav::root_dir(root), black_box(b"patient-000077")))
     });
-    group.bench_function("entry_at", |b| {
-        b.iter(|| nav::entry_at(root, warm, black_box(77_777)))
-    });
-    group.bench_function("location", |b| {
-        b.iter(|| nav::location(root, placement, warm, black_box(77_777)))
-    });
+    group.bench_function("entry_at", |b| b.iter(|| nav::entry_at(root, warm, black_box(77_777))));
+    group.bench_function("location", |b| b.iter(|| nav::location(root, placement, warm, black_box(77_777))));
     group.bench_function("list_625", |b| {
         b.iter(|| {
             let mut listed = 0;
             while listed < dir.children {
-                listed += nav::list(root, warm, &dir, listed, 1024)
-                    .expect("good")
-                    .len() as u64;
+                listed += nav::list(root, warm, &dir, listed, 1024).expect("good").len() as u64;
             }
             listed
         });
     });
     let (after, _, mut both) = build(entries(50_000));
-    both.tree
-        .extend(warm.tree.iter().map(|(id, block)| (*id, block.clone())));
+    both.tree.extend(warm.tree.iter().map(|(id, block)| (*id, block.clone())));
     group.bench_function("diff_one_of_100k", |b| {
         b.iter(|| {
             let mut differ = Differ::new(root.clone(), after.clone());

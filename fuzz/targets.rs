@@ -18,28 +18,16 @@ use larder::format::refs::{DatasetName, RefLogEntry, RefName, RefValue, Revision
 use larder::format::tree::diff::Differ;
 use larder::format::tree::nav::{self, Blocks, DirAt, NavError};
 use larder::format::tree::walk::Walk;
-use larder::format::tree::{
-    Block, ChildRef, Counts, Entry, EntryKind, IndexBlock, Mtime, Segment, TreeRoot,
-};
+use larder::format::tree::{Block, ChildRef, Counts, Entry, EntryKind, IndexBlock, Mtime, Segment, TreeRoot};
 
-fn canonical<T>(
-    bytes: &[u8],
-    decoded: Result<T, DecodeError>,
-    encode: impl Fn(&T) -> Vec<u8>,
-) -> Option<T> {
+fn canonical<T>(bytes: &[u8], decoded: Result<T, DecodeError>, encode: impl Fn(&T) -> Vec<u8>) -> Option<T> {
     match decoded {
         Ok(value) => {
-            assert!(
-                encode(&value) == bytes,
-                "what was decoded has another encoding"
-            );
+            assert!(encode(&value) == bytes, "what was decoded has another encoding");
             Some(value)
         }
         Err(error) => {
-            assert!(
-                error.offset <= bytes.len(),
-                "the error is behind the end: {error}"
-            );
+            assert!(error.offset <= bytes.len(), "the error is behind the end: {error}");
             assert!(!error.to_string().is_empty());
             None
         }
@@ -48,12 +36,7 @@ fn canonical<T>(
 
 pub fn tree_block(bytes: &[u8]) {
     if let Some(block) = canonical(bytes, Block::decode(bytes), Block::encode) {
-        assert!(
-            block.heap_bytes() <= 64 * bytes.len() + 1024,
-            "{} bytes from {}",
-            block.heap_bytes(),
-            bytes.len()
-        );
+        assert!(block.heap_bytes() <= 64 * bytes.len() + 1024, "{} bytes from {}", block.heap_bytes(), bytes.len());
     }
 }
 
@@ -87,16 +70,7 @@ pub fn pack_index(bytes: &[u8]) {
     let Some(index) = canonical(bytes, PackIndex::decode(bytes), PackIndex::encode) else {
         return;
     };
-    for offset in [
-        0,
-        1,
-        4095,
-        4096,
-        index.len / 2,
-        index.len.saturating_sub(1),
-        index.len,
-        u64::MAX,
-    ] {
+    for offset in [0, 1, 4095, 4096, index.len / 2, index.len.saturating_sub(1), index.len, u64::MAX] {
         index.content_at(offset);
     }
     let layout = OutboardLayout::of(&index);
@@ -105,11 +79,7 @@ pub fn pack_index(bytes: &[u8]) {
     let pieces = index.pieces((index.len / 64).max(BLOCK_LEN));
     assert_eq!(pieces.first().map(|piece| piece.offset), Some(0));
     assert_eq!(pieces.last().map(|piece| piece.end()), Some(index.len));
-    assert!(
-        pieces
-            .windows(2)
-            .all(|pair| pair[0].end() == pair[1].offset && pair[0].len > 0)
-    );
+    assert!(pieces.windows(2).all(|pair| pair[0].end() == pair[1].offset && pair[0].len > 0));
     for piece in pieces.iter().take(16) {
         let blocks = index.blocks_of(piece);
         assert!(blocks.is_none_or(|blocks| !blocks.is_empty()));
@@ -156,16 +126,10 @@ pub fn refs(bytes: &[u8]) {
     if let Ok(revision) = Revision::parse(text) {
         assert!(Revision::parse(&revision.to_string()) == Ok(revision));
     }
-    let names = [
-        DatasetName::parse(text).map(|name| name.to_string()),
-        RefName::parse(text).map(|name| name.to_string()),
-    ];
+    let names =
+        [DatasetName::parse(text).map(|name| name.to_string()), RefName::parse(text).map(|name| name.to_string())];
     for name in names.into_iter().flatten() {
-        assert!(
-            name.split('/')
-                .all(|part| !part.is_empty() && !part.starts_with('.')),
-            "{name} is no safe key"
-        );
+        assert!(name.split('/').all(|part| !part.is_empty() && !part.starts_with('.')), "{name} is no safe key");
     }
 }
 
@@ -211,22 +175,10 @@ impl Choices<'_> {
                 content: ContentId::Digest(ContentDigest([self.next(); 32])),
                 pin: None,
             },
-            1 => EntryKind::HardLink {
-                first: vec![b'a' + self.next() % 8].into(),
-            },
-            _ => EntryKind::Dir {
-                children: self.number(),
-                descendants: self.number(),
-                subdirs: self.number(),
-            },
+            1 => EntryKind::HardLink { first: vec![b'a' + self.next() % 8].into() },
+            _ => EntryKind::Dir { children: self.number(), descendants: self.number(), subdirs: self.number() },
         };
-        Entry {
-            name: name.into(),
-            mode: 0,
-            mtime: Mtime::default(),
-            nlink: 1 + u32::from(self.next() % 2),
-            kind,
-        }
+        Entry { name: name.into(), mode: 0, mtime: Mtime::default(), nlink: 1 + u32::from(self.next() % 2), kind }
     }
 
     fn graph(&mut self) -> (Graph, Vec<BlockId>) {
@@ -243,11 +195,7 @@ impl Choices<'_> {
             graph.tree.insert(id, Arc::new(block));
             let placed = match self.next() % 2 {
                 0 => PlacedBlock::Segment(vec![Location::None; usize::from(self.next() % 12)]),
-                _ => PlacedBlock::Index(
-                    (0..self.next() % 12)
-                        .map(|_| BlockId([self.next() % 24; 32]))
-                        .collect(),
-                ),
+                _ => PlacedBlock::Index((0..self.next() % 12).map(|_| BlockId([self.next() % 24; 32])).collect()),
             };
             graph.placed.insert(id, Arc::new(placed));
             ids.push(id);
@@ -258,26 +206,15 @@ impl Choices<'_> {
     fn index(&mut self, level: u8, count: u8, graph: &Graph, ids: &[BlockId]) -> IndexBlock {
         let children = (0..count).map(|_| {
             // Now and then a child that does not exist, or this very block.
-            let id = ids
-                .get(usize::from(self.next()) % (ids.len() + 2))
-                .copied()
-                .unwrap_or(BlockId([self.next(); 32]));
+            let id = ids.get(usize::from(self.next()) % (ids.len() + 2)).copied().unwrap_or(BlockId([self.next(); 32]));
             let child = graph.tree.get(&id);
             let mut counts = child.map_or(Counts::default(), |block| *block.counts());
             if self.next() % 8 == 0 {
                 counts.entries = self.number().max(1);
                 counts.descendants = self.number();
             }
-            let first_name = child
-                .and_then(|block| block.first_name())
-                .unwrap_or(b"x")
-                .into();
-            ChildRef {
-                id,
-                encoded_len: 1,
-                counts,
-                first_name,
-            }
+            let first_name = child.and_then(|block| block.first_name()).unwrap_or(b"x").into();
+            ChildRef { id, encoded_len: 1, counts, first_name }
         });
         IndexBlock::new(level, children.collect())
     }
@@ -293,14 +230,7 @@ pub fn nav(bytes: &[u8]) {
         let top = choices.index(level, count, &graph, &ids);
         let counts = *top.counts();
         let (children, subdirs) = (choices.number().min(counts.entries), choices.number());
-        TreeRoot {
-            mode: 0,
-            mtime: Mtime::default(),
-            children,
-            subdirs,
-            counts,
-            top,
-        }
+        TreeRoot { mode: 0, mtime: Mtime::default(), children, subdirs, counts, top }
     });
     for root in &roots {
         navigate(root, &graph, &mut choices);
@@ -341,18 +271,8 @@ fn navigate(root: &TreeRoot, graph: &Graph, choices: &mut Choices<'_>) {
         let dir = dirs[usize::from(choices.next()) % dirs.len()];
         let _ = nav::lookup(root, graph, &dir, &[b'a' + choices.next() % 8]);
         let _ = nav::subtree_counts(root, graph, &dir);
-        match nav::list(
-            root,
-            graph,
-            &dir,
-            choices.number(),
-            1 + usize::from(choices.next()),
-        ) {
-            Ok(listed) => assert!(
-                listed
-                    .windows(2)
-                    .all(|pair| pair[0].entry.name < pair[1].entry.name)
-            ),
+        match nav::list(root, graph, &dir, choices.number(), 1 + usize::from(choices.next())) {
+            Ok(listed) => assert!(listed.windows(2).all(|pair| pair[0].entry.name < pair[1].entry.name)),
             Err(NavError::NotFound) => panic!("a listing finds its directory or damage"),
             Err(_) => {}
         }

@@ -13,10 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config", &["config", "format"]),
     ("store", &["store", "format", "testkit"]),
     ("fs", &["fs", "store", "format", "testkit"]),
-    (
-        "node",
-        &["node", "fs", "store", "format", "config", "testkit"],
-    ),
+    ("node", &["node", "fs", "store", "format", "config", "testkit"]),
     ("cli", &["cli", "node", "fs", "store", "format", "config"]),
     ("testkit", &["testkit", "fs", "store", "format"]),
 ];
@@ -35,15 +32,7 @@ const FENCES: &[(&str, &[&str])] = &[
 ];
 
 /// The pure modules do not know the world.
-const PURE_FORBIDS: &[&str] = &[
-    "std::fs",
-    "std::io",
-    "std::time",
-    "tokio",
-    "tracing",
-    "std::env",
-    "std::thread",
-];
+const PURE_FORBIDS: &[&str] = &["std::fs", "std::io", "std::time", "tokio", "tracing", "std::env", "std::thread"];
 
 /// The tier protocol is a deterministic state machine.
 const TIER_FORBIDS: &[&str] = &["tokio"];
@@ -64,16 +53,11 @@ struct Source {
 impl Source {
     /// The text before the inline tests.
     fn product(&self) -> &str {
-        self.text
-            .split("\n#[cfg(test)]\nmod ")
-            .next()
-            .unwrap_or(&self.text)
+        self.text.split("\n#[cfg(test)]\nmod ").next().unwrap_or(&self.text)
     }
 
     fn is_test(&self) -> bool {
-        self.path.ends_with("tests.rs")
-            || self.path.contains("/tests/")
-            || self.path.contains("/testkit/")
+        self.path.ends_with("tests.rs") || self.path.contains("/tests/") || self.path.contains("/testkit/")
     }
 
     fn room(&self) -> &str {
@@ -90,9 +74,7 @@ fn collect(dir: &Path, ending: &str, into: &mut Vec<Source>) {
     let Ok(entries) = fs::read_dir(dir) else {
         return;
     };
-    let mut paths: Vec<PathBuf> = entries
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .collect();
+    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
     paths.sort();
     for path in paths {
         if path.is_dir() {
@@ -102,11 +84,7 @@ fn collect(dir: &Path, ending: &str, into: &mut Vec<Source>) {
         } else if path.to_string_lossy().ends_with(ending)
             && let Ok(text) = fs::read_to_string(&path)
         {
-            let name = path
-                .strip_prefix(repository())
-                .unwrap_or(&path)
-                .to_string_lossy()
-                .into_owned();
+            let name = path.strip_prefix(repository()).unwrap_or(&path).to_string_lossy().into_owned();
             into.push(Source { path: name, text });
         }
     }
@@ -115,10 +93,7 @@ fn collect(dir: &Path, ending: &str, into: &mut Vec<Source>) {
 fn sources(folder: &str, ending: &str) -> Vec<Source> {
     let mut found = Vec::new();
     collect(&repository().join(folder), ending, &mut found);
-    assert!(
-        !found.is_empty(),
-        "no {ending} files below {folder}: the test looks in the wrong place"
-    );
+    assert!(!found.is_empty(), "no {ending} files below {folder}: the test looks in the wrong place");
     found
 }
 
@@ -128,9 +103,7 @@ fn report(rule: &str, broken: &[String]) {
 
 /// Lines of code that are neither comments nor documentation.
 fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    text.lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+    text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"))
 }
 
 /// Whether `line` names `word` as a path's beginning: `word::` not preceded by an identifier.
@@ -145,10 +118,7 @@ fn names(line: &str, word: &str) -> bool {
 #[test]
 fn arrows_between_modules_point_down_only() {
     let mut broken = Vec::new();
-    for source in sources("src", ".rs")
-        .iter()
-        .filter(|source| !source.is_test())
-    {
+    for source in sources("src", ".rs").iter().filter(|source| !source.is_test()) {
         let Some((_, allowed)) = ARROWS.iter().find(|(room, _)| *room == source.room()) else {
             continue;
         };
@@ -156,18 +126,10 @@ fn arrows_between_modules_point_down_only() {
             let mut rest = line;
             while let Some(at) = rest.find("crate::") {
                 rest = &rest[at + "crate::".len()..];
-                let target: String = rest
-                    .chars()
-                    .take_while(|c| c.is_alphanumeric() || *c == '_')
-                    .collect();
+                let target: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
                 let is_room = ARROWS.iter().any(|(room, _)| *room == target);
                 if is_room && !allowed.contains(&target.as_str()) {
-                    broken.push(format!(
-                        "{}:{}: {} uses {target}",
-                        source.path,
-                        number + 1,
-                        source.room()
-                    ));
+                    broken.push(format!("{}:{}: {} uses {target}", source.path, number + 1, source.room()));
                 }
             }
         }
@@ -178,19 +140,12 @@ fn arrows_between_modules_point_down_only() {
 #[test]
 fn crates_are_named_only_behind_their_fences() {
     let mut broken = Vec::new();
-    for source in sources("src", ".rs")
-        .iter()
-        .filter(|source| !source.is_test())
-    {
+    for source in sources("src", ".rs").iter().filter(|source| !source.is_test()) {
         let inner = source.path.strip_prefix("src/").unwrap_or(&source.path);
         for (number, line) in code_lines(source.product()) {
             for (name, places) in FENCES {
                 if names(line, name) && !places.iter().any(|place| inner.starts_with(place)) {
-                    broken.push(format!(
-                        "{}:{}: names {name}, which belongs to {places:?}",
-                        source.path,
-                        number + 1
-                    ));
+                    broken.push(format!("{}:{}: names {name}, which belongs to {places:?}", source.path, number + 1));
                 }
             }
         }
@@ -201,10 +156,7 @@ fn crates_are_named_only_behind_their_fences() {
 #[test]
 fn pure_modules_do_not_touch_the_world() {
     let mut broken = Vec::new();
-    for source in sources("src", ".rs")
-        .iter()
-        .filter(|source| !source.is_test())
-    {
+    for source in sources("src", ".rs").iter().filter(|source| !source.is_test()) {
         let forbidden: &[&str] = match () {
             () if source.room() == "format" => PURE_FORBIDS,
             () if source.path.starts_with("src/store/tier/") => TIER_FORBIDS,
@@ -216,33 +168,23 @@ fn pure_modules_do_not_touch_the_world() {
             }
         }
     }
-    report(
-        "a pure module names I/O, a clock, threads or logging",
-        &broken,
-    );
+    report("a pure module names I/O, a clock, threads or logging", &broken);
 }
 
 #[test]
 fn functions_stay_short() {
     let mut long = Vec::new();
-    for source in sources("src", ".rs")
-        .iter()
-        .filter(|source| !source.is_test())
-    {
+    for source in sources("src", ".rs").iter().filter(|source| !source.is_test()) {
         let lines: Vec<&str> = source.product().lines().collect();
         for (number, line) in lines.iter().enumerate() {
             let trimmed = line.trim_start();
-            let is_function = trimmed.starts_with("fn ")
-                || (trimmed.contains(" fn ") && trimmed.ends_with(['{', '(']));
+            let is_function = trimmed.starts_with("fn ") || (trimmed.contains(" fn ") && trimmed.ends_with(['{', '(']));
             // A declaration without a body, as in a trait, has no length.
             if !is_function || trimmed.starts_with("//") || trimmed.ends_with(';') {
                 continue;
             }
             let end = format!("{}}}", &line[..line.len() - trimmed.len()]);
-            let length = lines[number..]
-                .iter()
-                .position(|line| **line == end)
-                .map_or(0, |at| at + 1);
+            let length = lines[number..].iter().position(|line| **line == end).map_or(0, |at| at + 1);
             if length > FUNCTION_LINES_MAX {
                 long.push(format!("{}:{}: {length} lines", source.path, number + 1));
             }
@@ -281,12 +223,7 @@ fn every_module_says_what_it_is_for() {
 #[test]
 fn nothing_is_left_for_later() {
     // Spelled apart so that this file does not find itself.
-    let words = [
-        concat!("todo", "!("),
-        concat!("unimplemented", "!("),
-        concat!("FIX", "ME"),
-        concat!("XX", "X"),
-    ];
+    let words = [concat!("todo", "!("), concat!("unimplemented", "!("), concat!("FIX", "ME"), concat!("XX", "X")];
     let mut broken = Vec::new();
     for folder in ["src", "tests", "benches", "fuzz"] {
         if !repository().join(folder).is_dir() {
@@ -325,11 +262,7 @@ fn docs_link_to_files_that_exist() {
     let mut pages = sources("docs", ".md");
     collect(&repository(), "README.md", &mut pages);
     for page in &pages {
-        let folder = repository()
-            .join(&page.path)
-            .parent()
-            .map(Path::to_path_buf)
-            .unwrap_or_default();
+        let folder = repository().join(&page.path).parent().map(Path::to_path_buf).unwrap_or_default();
         for piece in page.text.split("](").skip(1) {
             let Some(target) = piece.split(')').next() else {
                 continue;

@@ -107,11 +107,7 @@ pub fn generate(dir: &Path, kind: Kind, scale: f64) -> Result<Set> {
         };
         let path = format!("d{:03}/f{number:06}.bin", number % folders);
         let checksum = write_file(&root.join(&path), size, number as u64, fresh, &mut buffer)?;
-        order.push(File {
-            path,
-            size,
-            checksum,
-        });
+        order.push(File { path, size, checksum });
     }
     if fresh {
         nix::unistd::sync();
@@ -137,11 +133,7 @@ fn write_file(path: &Path, size: u64, seed: u64, write: bool, buffer: &mut Vec<u
     if write {
         fs::create_dir_all(path.parent().context("a file has a folder")?)?;
     }
-    let mut file = if write {
-        Some(fs::File::create(path)?)
-    } else {
-        None
-    };
+    let mut file = if write { Some(fs::File::create(path)?) } else { None };
     let mut left = size;
     buffer.resize(1 << 20, 0);
     while left > 0 {

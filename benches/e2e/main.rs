@@ -26,11 +26,7 @@ mod store;
 #[derive(Parser, Debug)]
 struct Options {
     /// Who takes part: native, larder, juicefs, rclone, s3fs.
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "native,larder,juicefs,rclone,s3fs"
-    )]
+    #[arg(long, value_delimiter = ',', default_value = "native,larder,juicefs,rclone,s3fs")]
     peers: Vec<String>,
     /// Which work: small, tiny, big, walk.
     #[arg(long, value_delimiter = ',', default_value = "small,tiny,big,walk")]
@@ -60,10 +56,7 @@ struct Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let dir = options
-        .dir
-        .clone()
-        .unwrap_or_else(|| std::env::temp_dir().join("larder-bench"));
+    let dir = options.dir.clone().unwrap_or_else(|| std::env::temp_dir().join("larder-bench"));
     std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
 
     let store = store::Store::start(&dir)?;
@@ -73,13 +66,7 @@ fn main() -> Result<()> {
         let mut field = peers::field(&options.peers, &dir, &store, &set)?;
         for round in 0..options.rounds {
             for peer in &mut field {
-                eprintln!(
-                    "round {} of {}: {} on {}",
-                    round + 1,
-                    options.rounds,
-                    peer.name(),
-                    set.name()
-                );
+                eprintln!("round {} of {}: {} on {}", round + 1, options.rounds, peer.name(), set.name());
                 records.extend(measure(&options, peer.as_mut(), &set, &store, round)?);
             }
         }
@@ -99,13 +86,7 @@ fn measure(
     store: &store::Store,
     round: usize,
 ) -> Result<Vec<report::Record>> {
-    let mut phases = Phases {
-        options,
-        set,
-        round,
-        peer: peer.name().to_owned(),
-        records: Vec::new(),
-    };
+    let mut phases = Phases { options, set, round, peer: peer.name().to_owned(), records: Vec::new() };
     if peer.has_cache() {
         for delay_ms in options.delays.iter().filter(|delay| **delay > 0) {
             store.set_delay(*delay_ms);
@@ -154,18 +135,8 @@ impl Phases<'_> {
         }
         let epoch = reader::epoch(root, self.set, limit, self.options.threads)?;
         match self.set.kind {
-            data::Kind::Big => self.push(
-                "big",
-                phase,
-                epoch.bytes as f64 / epoch.secs / 1048576.0,
-                "MiB/s",
-            ),
-            _ => self.push(
-                self.set.name(),
-                phase,
-                epoch.files as f64 / epoch.secs,
-                "files/s",
-            ),
+            data::Kind::Big => self.push("big", phase, epoch.bytes as f64 / epoch.secs / 1048576.0, "MiB/s"),
+            _ => self.push(self.set.name(), phase, epoch.files as f64 / epoch.secs, "files/s"),
         }
         Ok(())
     }

@@ -36,16 +36,10 @@ pub fn field(names: &[String], dir: &Path, store: &Store, set: &Set) -> Result<V
     for name in names {
         let home = dir.join(name).join(set.name());
         std::fs::create_dir_all(&home)?;
-        let place = Place {
-            home,
-            store: store.endpoint(),
-            set: set.root.clone(),
-            prefix: format!("{name}-{}", set.name()),
-        };
+        let place =
+            Place { home, store: store.endpoint(), set: set.root.clone(), prefix: format!("{name}-{}", set.name()) };
         let peer: Result<Box<dyn Peer>> = match name.as_str() {
-            "native" => Ok(Box::new(Native {
-                root: set.root.clone(),
-            })),
+            "native" => Ok(Box::new(Native { root: set.root.clone() })),
             "larder" => Larder::prepare(place).map(|peer| Box::new(peer) as _),
             "juicefs" => Rival::prepare(place, JUICEFS).map(|peer| Box::new(peer) as _),
             "rclone" => Rival::prepare(place, RCLONE).map(|peer| Box::new(peer) as _),
@@ -118,11 +112,7 @@ struct Larder {
 impl Larder {
     fn prepare(place: Place) -> Result<Self> {
         let endpoint = place.store.clone();
-        let peer = Self {
-            place,
-            mounted: false,
-            endpoint,
-        };
+        let peer = Self { place, mounted: false, endpoint };
         if !peer.place.loaded().exists() {
             let set = peer.place.set.display().to_string();
             peer.run(&["push", &set, "bench"])?;
@@ -135,10 +125,7 @@ impl Larder {
         let mut command = Command::new(larder()?);
         command
             .args(words)
-            .env(
-                "LARDER_LAKE",
-                format!("s3://{BUCKET}/{}", self.place.prefix),
-            )
+            .env("LARDER_LAKE", format!("s3://{BUCKET}/{}", self.place.prefix))
             .env("LARDER_ENDPOINT", &self.endpoint)
             .env("LARDER_PATH_STYLE", "true")
             .env("LARDER_TIER", self.place.cache())
@@ -261,14 +248,7 @@ const JUICEFS: Recipe = Recipe {
 const RCLONE: Recipe = Recipe {
     name: "rclone",
     program: "rclone",
-    load: &[&[
-        "copy",
-        "--transfers",
-        "8",
-        "--s3-no-check-bucket",
-        "{set}",
-        "bench:{bucket}/{prefix}",
-    ]],
+    load: &[&["copy", "--transfers", "8", "--s3-no-check-bucket", "{set}", "bench:{bucket}/{prefix}"]],
     mount: &[
         "mount2",
         "--read-only",
@@ -367,20 +347,12 @@ struct Rival {
 impl Rival {
     fn prepare(place: Place, recipe: Recipe) -> Result<Self> {
         if !installed(recipe.program) {
-            bail!(
-                "{} is not installed (benches/e2e/rivals.sh installs it)",
-                recipe.program
-            );
+            bail!("{} is not installed (benches/e2e/rivals.sh installs it)", recipe.program);
         }
-        let peer = Self {
-            place,
-            recipe,
-            process: None,
-        };
+        let peer = Self { place, recipe, process: None };
         if !peer.place.loaded().exists() {
             for words in peer.recipe.load {
-                run(peer.command(words, &peer.place.store))
-                    .with_context(|| format!("load {}", peer.recipe.name))?;
+                run(peer.command(words, &peer.place.store)).with_context(|| format!("load {}", peer.recipe.name))?;
             }
             std::fs::write(peer.place.loaded(), b"")?;
         }
@@ -409,12 +381,7 @@ impl Rival {
         };
         let mut command = Command::new(program);
         command.args(words.iter().map(|word| self.fill(word, endpoint)));
-        command.envs(
-            self.recipe
-                .environment
-                .iter()
-                .map(|(key, value)| (*key, self.fill(value, endpoint))),
-        );
+        command.envs(self.recipe.environment.iter().map(|(key, value)| (*key, self.fill(value, endpoint))));
         command
     }
 }
@@ -436,10 +403,7 @@ impl Peer for Rival {
             std::fs::create_dir_all(self.place.cache())?;
             let log = std::fs::File::create(self.place.home.join("mount.log"))?;
             let mut command = self.command(self.recipe.mount, &endpoint);
-            command
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(log);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
             self.process = Some(command.spawn()?);
             wait_for_mount(&target, true)?;
         }
@@ -486,17 +450,10 @@ fn clear(dir: &Path) -> Result<()> {
 }
 
 fn run(mut command: Command) -> Result<()> {
-    let done = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("run {command:?}"))?;
+    let done = command.stdin(Stdio::null()).output().with_context(|| format!("run {command:?}"))?;
     if !done.status.success() {
         let said = String::from_utf8_lossy(&done.stderr);
-        bail!(
-            "{command:?} ended with {}: {}",
-            done.status,
-            said.lines().last().unwrap_or("")
-        );
+        bail!("{command:?} ended with {}: {}", done.status, said.lines().last().unwrap_or(""));
     }
     Ok(())
 }
@@ -506,22 +463,11 @@ fn wait_for_mount(target: &Path, mounted: bool) -> Result<()> {
     let wanted = target.canonicalize()?.display().to_string();
     loop {
         let table = std::fs::read_to_string("/proc/self/mounts")?;
-        if table
-            .lines()
-            .any(|line| line.split(' ').nth(1) == Some(wanted.as_str()))
-            == mounted
-        {
+        if table.lines().any(|line| line.split(' ').nth(1) == Some(wanted.as_str())) == mounted {
             return Ok(());
         }
         if begin.elapsed() > Duration::from_secs(30) {
-            bail!(
-                "{wanted} is {} after 30 s",
-                if mounted {
-                    "not mounted"
-                } else {
-                    "still mounted"
-                }
-            );
+            bail!("{wanted} is {} after 30 s", if mounted { "not mounted" } else { "still mounted" });
         }
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -62,24 +62,15 @@ pub fn epoch(root: &Path, set: &Set, limit: Option<usize>, threads: usize) -> Re
     let next = AtomicUsize::new(0);
     let begin = Instant::now();
     let results: Vec<Result<u64>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|_| scope.spawn(|| read_some(root, files, &next)))
-            .collect();
-        workers
-            .into_iter()
-            .map(|worker| worker.join().unwrap_or_else(|_| bail!("a reader panicked")))
-            .collect()
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| read_some(root, files, &next))).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| bail!("a reader panicked"))).collect()
     });
     let secs = begin.elapsed().as_secs_f64();
     let mut bytes = 0;
     for result in results {
         bytes += result?;
     }
-    Ok(Epoch {
-        files: files.len(),
-        bytes,
-        secs,
-    })
+    Ok(Epoch { files: files.len(), bytes, secs })
 }
 
 fn read_some(root: &Path, files: &[File], next: &AtomicUsize) -> Result<u64> {
@@ -87,14 +78,9 @@ fn read_some(root: &Path, files: &[File], next: &AtomicUsize) -> Result<u64> {
     let mut bytes = 0;
     while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
         let path = root.join(&file.path);
-        let (size, checksum) =
-            read_file(&path, &mut buffer).with_context(|| format!("read {}", path.display()))?;
+        let (size, checksum) = read_file(&path, &mut buffer).with_context(|| format!("read {}", path.display()))?;
         if size != file.size || checksum != file.checksum {
-            bail!(
-                "{} gave {size} bytes of {} or wrong ones",
-                path.display(),
-                file.size
-            );
+            bail!("{} gave {size} bytes of {} or wrong ones", path.display(), file.size);
         }
         bytes += size;
     }
@@ -136,10 +122,7 @@ pub fn walk(root: &Path) -> Result<Walk> {
             }
         }
     }
-    Ok(Walk {
-        entries,
-        secs: begin.elapsed().as_secs_f64(),
-    })
+    Ok(Walk { entries, secs: begin.elapsed().as_secs_f64() })
 }
 
 /// Drops the page cache, dentries and inodes (needs root).

@@ -20,12 +20,8 @@ pub struct Record {
 fn medians(records: &[Record]) -> BTreeMap<(String, String), BTreeMap<String, f64>> {
     let mut rates: BTreeMap<(String, String), BTreeMap<String, Vec<f64>>> = BTreeMap::new();
     for record in records {
-        let row = rates
-            .entry((record.work.clone(), record.phase.clone()))
-            .or_default();
-        row.entry(record.peer.clone())
-            .or_default()
-            .push(record.rate);
+        let row = rates.entry((record.work.clone(), record.phase.clone())).or_default();
+        row.entry(record.peer.clone()).or_default().push(record.rate);
     }
     let median = |mut values: Vec<f64>| {
         values.sort_by(f64::total_cmp);
@@ -33,14 +29,7 @@ fn medians(records: &[Record]) -> BTreeMap<(String, String), BTreeMap<String, f6
     };
     rates
         .into_iter()
-        .map(|(key, row)| {
-            (
-                key,
-                row.into_iter()
-                    .map(|(peer, values)| (peer, median(values)))
-                    .collect(),
-            )
-        })
+        .map(|(key, row)| (key, row.into_iter().map(|(peer, values)| (peer, median(values))).collect()))
         .collect()
 }
 
@@ -57,14 +46,8 @@ pub fn print(records: &[Record]) {
     println!("|---|---|---|{}", "---:|".repeat(peers.len()));
     for ((work, phase), row) in &medians {
         let base_phase = if phase == "hot" { "hot" } else { "warm" };
-        let base = medians
-            .get(&(work.clone(), base_phase.to_owned()))
-            .and_then(|row| row.get("native"))
-            .copied();
-        let unit = records
-            .iter()
-            .find(|record| record.work == *work)
-            .map_or("", |record| record.unit);
+        let base = medians.get(&(work.clone(), base_phase.to_owned())).and_then(|row| row.get("native")).copied();
+        let unit = records.iter().find(|record| record.work == *work).map_or("", |record| record.unit);
         let cells: Vec<String> = peers
             .iter()
             .map(|peer| match (row.get(peer), base) {

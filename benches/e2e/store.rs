@@ -37,14 +37,7 @@ impl Store {
             .args(["lake", "serve"])
             .arg(dir.join("store"))
             .args(["--listen", &format!("127.0.0.1:{port}")])
-            .args([
-                "--access-key",
-                ACCESS_KEY,
-                "--secret-key",
-                SECRET_KEY,
-                "--bucket",
-                BUCKET,
-            ])
+            .args(["--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY, "--bucket", BUCKET])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(dir.join("store.log"))?)
@@ -53,21 +46,13 @@ impl Store {
         let begin = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             if begin.elapsed() > Duration::from_secs(20) {
-                bail!(
-                    "the store does not listen; see {}",
-                    dir.join("store.log").display()
-                );
+                bail!("the store does not listen; see {}", dir.join("store.log").display());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
         let delay_ms = Arc::new(AtomicU64::new(0));
         let proxy_port = start_proxy(port, delay_ms.clone())?;
-        Ok(Self {
-            server,
-            port,
-            proxy_port,
-            delay_ms,
-        })
+        Ok(Self { server, port, proxy_port, delay_ms })
     }
 
     pub fn endpoint(&self) -> String {
@@ -111,17 +96,7 @@ fn start_redis(dir: &Path) -> Result<Option<(Child, u16)>> {
     std::fs::create_dir_all(&home)?;
     let port = free_port()?;
     let spawned = Command::new("redis-server")
-        .args([
-            "--port",
-            &port.to_string(),
-            "--bind",
-            "127.0.0.1",
-            "--appendonly",
-            "yes",
-            "--save",
-            "",
-            "--dir",
-        ])
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--appendonly", "yes", "--save", "", "--dir"])
         .arg(&home)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -132,9 +107,7 @@ fn start_redis(dir: &Path) -> Result<Option<(Child, u16)>> {
         return Ok(None);
     };
     let begin = Instant::now();
-    while TcpStream::connect(("127.0.0.1", port)).is_err()
-        && begin.elapsed() < Duration::from_secs(10)
-    {
+    while TcpStream::connect(("127.0.0.1", port)).is_err() && begin.elapsed() < Duration::from_secs(10) {
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(Some((child, port)))
@@ -187,11 +160,7 @@ fn pump(mut from: TcpStream, mut to: TcpStream, delay: Duration) {
     });
     let mut buffer = vec![0; 256 << 10];
     while let Ok(len) = from.read(&mut buffer) {
-        if len == 0
-            || sender
-                .send((Instant::now() + delay, buffer[..len].to_vec()))
-                .is_err()
-        {
+        if len == 0 || sender.send((Instant::now() + delay, buffer[..len].to_vec())).is_err() {
             break;
         }
     }

@@ -71,11 +71,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
             "commit": commit, "heads": heads,
         }));
     }
-    ctx.say(format!(
-        "{dataset}@{} is {}",
-        branch.as_str(),
-        commit.short()
-    ));
+    ctx.say(format!("{dataset}@{} is {}", branch.as_str(), commit.short()));
     if heads.len() > 1 {
         ctx.say("another writer moved it at the same time: it has more than one head now");
     }
@@ -98,11 +94,7 @@ pub(super) fn print_refs(ctx: &Context, rev: &Revision, kind: RefKind) -> anyhow
             heads: state
                 .heads
                 .into_iter()
-                .map(|head| HeadRow {
-                    commit: head.commit,
-                    time_ms: head.time_ms,
-                    by: head.by,
-                })
+                .map(|head| HeadRow { commit: head.commit, time_ms: head.time_ms, by: head.by })
                 .collect(),
         })
         .collect();
@@ -121,11 +113,7 @@ pub(super) fn print_refs(ctx: &Context, rev: &Revision, kind: RefKind) -> anyhow
         }
     }
     if table.is_empty() {
-        let word = if kind == RefKind::Tag {
-            "tags"
-        } else {
-            "branches"
-        };
+        let word = if kind == RefKind::Tag { "tags" } else { "branches" };
         ctx.say(format!("{} has no {word}", rev.dataset.as_str()));
         return Ok(());
     }
@@ -133,12 +121,7 @@ pub(super) fn print_refs(ctx: &Context, rev: &Revision, kind: RefKind) -> anyhow
 }
 
 /// Removes a tag or a branch; says what it was.
-pub(super) fn removed(
-    ctx: &Context,
-    rev: &Revision,
-    kind: RefKind,
-    name: &RefName,
-) -> anyhow::Result<()> {
+pub(super) fn removed(ctx: &Context, rev: &Revision, kind: RefKind, name: &RefName) -> anyhow::Result<()> {
     let heads = ctx.block_on(async {
         let catalog = ctx.catalog().await?;
         anyhow::Ok(catalog.refs.delete(&rev.dataset, kind, name).await?)

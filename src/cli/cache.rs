@@ -51,11 +51,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     let request = FillRequest {
         revision: args.revision.clone(),
         tier: args.tier,
-        keep: if args.keep {
-            Some(true)
-        } else {
-            args.no_keep.then_some(false)
-        },
+        keep: if args.keep { Some(true) } else { args.no_keep.then_some(false) },
         ttl: args.ttl,
         only_settings: args.no_keep,
     };
@@ -63,11 +59,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     let info = ctx.block_on(async {
         let client = ctx.node_client().await?;
         let begun = client.fill(&request).await.map_err(with_hint)?;
-        if wait {
-            follow(ctx, &client, begun).await
-        } else {
-            Ok(begun)
-        }
+        if wait { follow(ctx, &client, begun).await } else { Ok(begun) }
     })?;
     if ctx.json() {
         ctx.print_json(&info)?;
@@ -75,11 +67,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
         ctx.say(told(&args.revision, &info, request.only_settings));
     }
     match info.error {
-        Some(error) => anyhow::bail!(
-            "{} is not wholly in the tier `{}`: {error}",
-            args.revision,
-            info.tier
-        ),
+        Some(error) => anyhow::bail!("{} is not wholly in the tier `{}`: {error}", args.revision, info.tier),
         None => Ok(()),
     }
 }
@@ -87,22 +75,13 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
 fn told(revision: &str, info: &FillInfo, only_settings: bool) -> String {
     let commit = info.commit.short();
     if only_settings {
-        return format!(
-            "{revision} ({commit}) is no longer kept in the tier `{}`",
-            info.tier
-        );
+        return format!("{revision} ({commit}) is no longer kept in the tier `{}`", info.tier);
     }
     if info.finished {
         let size = output::bytes(info.bytes_total);
-        return format!(
-            "{revision} ({commit}) is in the tier `{}`: {size} in {} packs",
-            info.tier, info.packs_total
-        );
+        return format!("{revision} ({commit}) is in the tier `{}`: {size} in {} packs", info.tier, info.packs_total);
     }
-    format!(
-        "{revision} ({commit}) is on its way into the tier `{}`; `larder status` shows how far",
-        info.tier
-    )
+    format!("{revision} ({commit}) is on its way into the tier `{}`; `larder status` shows how far", info.tier)
 }
 
 /// Waits for the end and shows the progress.
@@ -111,10 +90,7 @@ async fn follow(ctx: &Context, client: &NodeClient, begun: FillInfo) -> anyhow::
     bar.set_message(begun.dataset.clone());
     let mut info = begun;
     while !info.finished {
-        info = client
-            .fill_info(&info.id, NEWS_WAIT)
-            .await
-            .map_err(with_hint)?;
+        info = client.fill_info(&info.id, NEWS_WAIT).await.map_err(with_hint)?;
         bar.set_length(info.bytes_total);
         bar.set_position(info.bytes_done);
     }

@@ -80,11 +80,7 @@ fn check(ctx: &Context) -> anyhow::Result<()> {
     let error = match ctx.load_config() {
         Ok(loaded) => {
             if ctx.json() {
-                return ctx.print_json(&Checked {
-                    ok: true,
-                    file: loaded.file.clone(),
-                    problems: Vec::new(),
-                });
+                return ctx.print_json(&Checked { ok: true, file: loaded.file.clone(), problems: Vec::new() });
             }
             match &loaded.file {
                 Some(file) => ctx.say(format!("{}: all is well", file.display())),
@@ -95,16 +91,9 @@ fn check(ctx: &Context) -> anyhow::Result<()> {
         Err(error) => error,
     };
     if ctx.json() {
-        let told = |problem: Problem| Told {
-            place: problem.origin.to_string(),
-            problem,
-        };
+        let told = |problem: Problem| Told { place: problem.origin.to_string(), problem };
         let problems = error.problems().into_iter().map(told).collect();
-        ctx.print_json(&Checked {
-            ok: false,
-            file: ctx.config_file().cloned(),
-            problems,
-        })?;
+        ctx.print_json(&Checked { ok: false, file: ctx.config_file().cloned(), problems })?;
     }
     Err(error.into())
 }
@@ -117,13 +106,7 @@ fn show(ctx: &Context) -> anyhow::Result<()> {
         let found = key.split('.').try_fold(&value, |at, part| at.get(part));
         // What is only derived is no key of the file.
         if let Some(found) = found.filter(|_| config::keys::find(key).is_some()) {
-            shown.insert(
-                key.clone(),
-                Shown {
-                    value: found.clone(),
-                    origin: origin.to_string(),
-                },
-            );
+            shown.insert(key.clone(), Shown { value: found.clone(), origin: origin.to_string() });
         }
     }
     if ctx.json() {
@@ -131,10 +114,7 @@ fn show(ctx: &Context) -> anyhow::Result<()> {
     }
     let mut table = Table::new(&["KEY", "VALUE", "FROM"]);
     for (key, of) in &shown {
-        let value = of
-            .value
-            .as_str()
-            .map_or_else(|| of.value.to_string(), str::to_owned);
+        let value = of.value.as_str().map_or_else(|| of.value.to_string(), str::to_owned);
         table.row([key.clone(), value, of.origin.clone()]);
     }
     ctx.print_table(&table)

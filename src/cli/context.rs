@@ -34,12 +34,7 @@ pub struct Context {
 
 impl Context {
     pub(super) fn new(global: Global, overrides: Overrides) -> Self {
-        Self {
-            global,
-            overrides,
-            loaded: OnceLock::new(),
-            runtime: OnceLock::new(),
-        }
+        Self { global, overrides, loaded: OnceLock::new(), runtime: OnceLock::new() }
     }
 
     /// Loads the configuration (once); commands that need it find it loaded.
@@ -47,19 +42,13 @@ impl Context {
         if let Some(loaded) = self.loaded.get() {
             return Ok(loaded);
         }
-        let loaded = config::load(
-            self.global.config.as_deref(),
-            &Env::of_process(),
-            &self.overrides,
-        )?;
+        let loaded = config::load(self.global.config.as_deref(), &Env::of_process(), &self.overrides)?;
         Ok(self.loaded.get_or_init(|| loaded))
     }
 
     /// Gives the configuration with the origin of each value.
     pub fn loaded(&self) -> &Loaded {
-        self.loaded
-            .get()
-            .expect("main loads the configuration before a command that needs it")
+        self.loaded.get().expect("main loads the configuration before a command that needs it")
     }
 
     /// Gives the configuration.
@@ -151,10 +140,7 @@ impl Context {
             Some((name, section)) => Ok((name, section)),
             None => {
                 let names: Vec<&str> = config.tier.keys().map(String::as_str).collect();
-                usage(format!(
-                    "there is no tier `{name}`; configured: {}",
-                    names.join(", ")
-                ))
+                usage(format!("there is no tier `{name}`; configured: {}", names.join(", ")))
             }
         }
     }
@@ -163,10 +149,7 @@ impl Context {
     pub(super) fn init_logging(&self, is_daemon: bool) {
         use tracing_subscriber::EnvFilter;
         let filter = match (is_daemon, self.global.quiet, self.global.verbose) {
-            (true, _, 0) => self
-                .loaded
-                .get()
-                .map_or("info", |loaded| &loaded.config.daemon.log),
+            (true, _, 0) => self.loaded.get().map_or("info", |loaded| &loaded.config.daemon.log),
             (_, true, _) => "error",
             (_, _, 0) => "warn",
             (_, _, 1) => "larder=info,warn",
@@ -202,20 +185,12 @@ impl Context {
     /// opened, and else the lake.
     pub async fn fetcher(&self, catalog: &Catalog) -> anyhow::Result<Fetcher> {
         let tier = match self.tier_section(None) {
-            Ok((_, section)) if Tier::is_tier(&section.path) => {
-                self.tier(None).ok().map(|(_, tier)| tier)
-            }
+            Ok((_, section)) if Tier::is_tier(&section.path) => self.tier(None).ok().map(|(_, tier)| tier),
             _ => None,
         };
         let rt = tokio::runtime::Handle::current();
         let lake = Arc::clone(&catalog.lake);
-        Ok(open::open_fetcher(
-            lake,
-            tier,
-            Kv::in_memory(),
-            &self.config().fetch,
-            rt,
-        ))
+        Ok(open::open_fetcher(lake, tier, Kv::in_memory(), &self.config().fetch, rt))
     }
 
     /// Opens a tier in this process: the default one where none is named. Gives its name too.
@@ -242,11 +217,7 @@ impl Context {
         let client = self.node_client_at_rest();
         let info = match client.info().await {
             Ok(info) => info,
-            Err(error)
-                if error.is_absent()
-                    && self.loaded().is_set("daemon.socket")
-                    && !self.may_start() =>
-            {
+            Err(error) if error.is_absent() && self.loaded().is_set("daemon.socket") && !self.may_start() => {
                 return Err(error).hint("start the daemon that owns this socket");
             }
             Err(error) if error.is_absent() => {
@@ -268,32 +239,20 @@ impl Context {
     /// A socket outside of the state directory may belong to the system's daemon: it is not started
     /// from here where its directory is not ours.
     fn may_start(&self) -> bool {
-        let dir = self
-            .config()
-            .daemon
-            .socket
-            .parent()
-            .unwrap_or(std::path::Path::new("/"));
+        let dir = self.config().daemon.socket.parent().unwrap_or(std::path::Path::new("/"));
         !dir.exists() || nix::unistd::access(dir, nix::unistd::AccessFlags::W_OK).is_ok()
     }
 
     fn daemon_args(&self) -> Vec<String> {
-        let mut args = vec![
-            "daemon".to_owned(),
-            "run".to_owned(),
-            "--detached".to_owned(),
-        ];
+        let mut args = vec!["daemon".to_owned(), "run".to_owned(), "--detached".to_owned()];
         if let Some(file) = &self.loaded().file {
             args.extend(["--config".to_owned(), file.to_string_lossy().into_owned()]);
         }
         // Paths of flags were made absolute: take what holds, not what was typed.
-        let flags = config::KEYS
-            .iter()
-            .filter(|key| self.overrides.contains_key(key.name));
+        let flags = config::KEYS.iter().filter(|key| self.overrides.contains_key(key.name));
         for key in flags {
             let value = self.overrides.get(key.name).cloned().unwrap_or_default();
-            let is_path = key.kind == config::Kind::Path
-                || key.kind == config::Kind::Lake && !value.contains("://");
+            let is_path = key.kind == config::Kind::Path || key.kind == config::Kind::Lake && !value.contains("://");
             let value = match (is_path, std::path::absolute(&value)) {
                 (true, Ok(path)) => path.to_string_lossy().into_owned(),
                 _ => value,
@@ -318,9 +277,7 @@ impl Context {
                 named(&info.lake, &info.endpoint),
                 named(&lake.url, &lake.endpoint)
             );
-            return usage(text).hint(
-                "stop it with `larder daemon stop`, or give each lake a LARDER_STATE of its own",
-            );
+            return usage(text).hint("stop it with `larder daemon stop`, or give each lake a LARDER_STATE of its own");
         }
         Ok(())
     }

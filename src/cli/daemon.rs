@@ -73,18 +73,12 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
         Some(What::Stop) => stop(ctx),
         Some(What::Status) => status(ctx),
         Some(What::Metrics) => {
-            let text = ctx
-                .block_on(ctx.node_client_at_rest().metrics())
-                .map_err(with_hint)?;
+            let text = ctx.block_on(ctx.node_client_at_rest().metrics()).map_err(with_hint)?;
             print(ctx, &text)
         }
         Some(What::Log { lines }) => {
             let tail = Place::at(&ctx.config().state).log_tail(0, lines);
-            if tail.is_empty() {
-                Ok(())
-            } else {
-                print(ctx, &format!("{tail}\n"))
-            }
+            if tail.is_empty() { Ok(()) } else { print(ctx, &format!("{tail}\n")) }
         }
     }
 }
@@ -103,17 +97,12 @@ fn start(ctx: &Context) -> anyhow::Result<()> {
     if ctx.json() {
         return ctx.print_json(&info);
     }
-    ctx.say(format!(
-        "the daemon runs (pid {}), lake {}",
-        info.pid, info.lake
-    ));
+    ctx.say(format!("the daemon runs (pid {}), lake {}", info.pid, info.lake));
     Ok(())
 }
 
 fn status(ctx: &Context) -> anyhow::Result<()> {
-    let info = ctx
-        .block_on(ctx.node_client_at_rest().info())
-        .hint("`larder daemon` starts one")?;
+    let info = ctx.block_on(ctx.node_client_at_rest().info()).hint("`larder daemon` starts one")?;
     if ctx.json() {
         return ctx.print_json(&info);
     }
@@ -126,12 +115,7 @@ fn status(ctx: &Context) -> anyhow::Result<()> {
     writeln!(out, "started   {}", output::time(info.started_ms))?;
     for tier in &info.tiers {
         let default = if tier.default { " (default)" } else { "" };
-        writeln!(
-            out,
-            "tier      {}{default}: {}",
-            tier.name,
-            tier.path.display()
-        )?;
+        writeln!(out, "tier      {}{default}: {}", tier.name, tier.path.display())?;
     }
     Ok(out.finish()?)
 }
@@ -151,8 +135,7 @@ fn stop(ctx: &Context) -> anyhow::Result<()> {
     let begun = Instant::now();
     while place.daemon_lives() {
         if begun.elapsed() > STOP_TIMEOUT {
-            return Err(anyhow::anyhow!("the daemon does not end"))
-                .hint("`larder daemon log` says what it waits for");
+            return Err(anyhow::anyhow!("the daemon does not end")).hint("`larder daemon log` says what it waits for");
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -166,11 +149,7 @@ fn serve(ctx: &Context, detached: bool) -> anyhow::Result<()> {
         let _ = nix::unistd::setsid();
     }
     match ctx.block_on(serve_until_stopped(ctx)) {
-        Err(error)
-            if detached && matches!(error.downcast_ref(), Some(NodeError::AlreadyRuns { .. })) =>
-        {
-            Ok(())
-        }
+        Err(error) if detached && matches!(error.downcast_ref(), Some(NodeError::AlreadyRuns { .. })) => Ok(()),
         other => other,
     }
 }
@@ -214,8 +193,7 @@ fn notify_ready() {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
         return;
     };
-    let sent = std::os::unix::net::UnixDatagram::unbound()
-        .and_then(|socket| socket.send_to(b"READY=1", &path));
+    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", &path));
     if let Err(error) = sent {
         tracing::debug!(%error, "the service manager was not told");
     }
@@ -225,9 +203,7 @@ fn notify_ready() {
 pub(super) async fn line(client: &NodeClient) -> String {
     match client.info().await {
         Ok(info) => format!("runs (pid {})", info.pid),
-        Err(error) if error.is_absent() => {
-            "does not run; it is started when it is needed".to_owned()
-        }
+        Err(error) if error.is_absent() => "does not run; it is started when it is needed".to_owned(),
         Err(error) => format!("cannot be asked: {error}"),
     }
 }

@@ -28,20 +28,10 @@ pub fn run(ctx: &Context, _args: Args) -> anyhow::Result<()> {
         return ctx.print_json(&Listing { lake, datasets });
     }
     if datasets.is_empty() {
-        ctx.say(format!(
-            "there is no dataset in {lake} yet; make one with `larder push DIR DATASET`"
-        ));
+        ctx.say(format!("there is no dataset in {lake} yet; make one with `larder push DIR DATASET`"));
         return Ok(());
     }
-    let mut table = Table::new(&[
-        "DATASET",
-        "HEAD",
-        ">FILES",
-        ">SIZE",
-        "TIME",
-        ">BRANCHES",
-        ">TAGS",
-    ]);
+    let mut table = Table::new(&["DATASET", "HEAD", ">FILES", ">SIZE", "TIME", ">BRANCHES", ">TAGS"]);
     for row in &datasets {
         let head = match (row.head, row.heads.len()) {
             (Some(head), _) => head.short(),
@@ -51,8 +41,7 @@ pub fn run(ctx: &Context, _args: Args) -> anyhow::Result<()> {
         table.row([
             row.dataset.clone(),
             head,
-            row.files
-                .map_or_else(|| "-".to_owned(), |files| files.to_string()),
+            row.files.map_or_else(|| "-".to_owned(), |files| files.to_string()),
             row.bytes.map_or_else(|| "-".to_owned(), output::bytes),
             row.time_ms.map_or_else(|| "-".to_owned(), output::time),
             row.branches.to_string(),

@@ -51,10 +51,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     let mut first = true;
     let stat = ctx.block_on(async {
         let catalog = ctx.catalog().await?;
-        let (before, after) = (
-            catalog.snapshot(&before).await?,
-            catalog.snapshot(&after).await?,
-        );
+        let (before, after) = (catalog.snapshot(&before).await?, catalog.snapshot(&after).await?);
         compare::diff(&catalog.meta, &before, &after, |kind, change| {
             if !listed {
                 return anyhow::Ok(());
@@ -94,12 +91,7 @@ fn print_stat(out: &mut impl Write, stat: &DiffStat) -> std::io::Result<()> {
         "{} added, {} removed, {} with other content, {} with other mode or time, {} of another kind",
         stat.added, stat.removed, stat.content, stat.attributes, stat.replaced
     )?;
-    writeln!(
-        out,
-        "{} new, {} gone",
-        output::bytes(stat.bytes_added),
-        output::bytes(stat.bytes_removed)
-    )
+    writeln!(out, "{} new, {} gone", output::bytes(stat.bytes_added), output::bytes(stat.bytes_removed))
 }
 
 /// The commits differ, and `--exit-code` was given.

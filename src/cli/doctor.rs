@@ -49,20 +49,9 @@ struct Finding {
 struct Findings(Vec<Finding>);
 
 impl Findings {
-    fn add(
-        &mut self,
-        check: impl Into<String>,
-        level: Level,
-        detail: impl Into<String>,
-        fix: Option<&str>,
-    ) {
+    fn add(&mut self, check: impl Into<String>, level: Level, detail: impl Into<String>, fix: Option<&str>) {
         let (check, detail) = (check.into(), detail.into());
-        self.0.push(Finding {
-            check,
-            level,
-            detail,
-            fix: fix.map(str::to_owned),
-        });
+        self.0.push(Finding { check, level, detail, fix: fix.map(str::to_owned) });
     }
 }
 
@@ -74,39 +63,18 @@ pub fn run(ctx: &Context, _args: Args) -> anyhow::Result<()> {
     check_fuse(&mut found);
     check_kernel(&mut found);
     ctx.block_on(async {
-        if tokio::time::timeout(LAKE_TIMEOUT, check_lake(ctx, &mut found))
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(LAKE_TIMEOUT, check_lake(ctx, &mut found)).await.is_err() {
             let detail = format!("no answer within {} s", LAKE_TIMEOUT.as_secs());
-            found.add(
-                "lake",
-                Level::Fail,
-                detail,
-                Some("check LARDER_ENDPOINT, the network and the credentials"),
-            );
+            found.add("lake", Level::Fail, detail, Some("check LARDER_ENDPOINT, the network and the credentials"));
         }
         let line = super::daemon::line(&ctx.node_client_at_rest()).await;
-        let level = if line.starts_with("cannot") {
-            Level::Fail
-        } else {
-            Level::Ok
-        };
-        found.add(
-            "daemon",
-            level,
-            line,
-            (level == Level::Fail).then_some("look into `larder daemon log`"),
-        );
+        let level = if line.starts_with("cannot") { Level::Fail } else { Level::Ok };
+        found.add("daemon", level, line, (level == Level::Fail).then_some("look into `larder daemon log`"));
     });
     for (name, section) in &ctx.config().tier {
         check_tier(ctx, name, section, &mut found);
     }
-    let failed = found
-        .0
-        .iter()
-        .filter(|finding| finding.level == Level::Fail)
-        .count();
+    let failed = found.0.iter().filter(|finding| finding.level == Level::Fail).count();
     if ctx.json() {
         ctx.print_json(&found.0)?;
     } else {
@@ -118,11 +86,7 @@ pub fn run(ctx: &Context, _args: Args) -> anyhow::Result<()> {
 
 fn print(ctx: &Context, findings: &[Finding]) -> anyhow::Result<()> {
     let mut out = ctx.out();
-    let width = findings
-        .iter()
-        .map(|finding| finding.check.len())
-        .max()
-        .unwrap_or(0);
+    let width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
     for finding in findings {
         let mark = match finding.level {
             Level::Ok => "ok  ",
@@ -138,11 +102,7 @@ fn print(ctx: &Context, findings: &[Finding]) -> anyhow::Result<()> {
 }
 
 fn check_config(ctx: &Context, found: &mut Findings) {
-    let file = ctx
-        .loaded()
-        .file
-        .as_ref()
-        .map_or("no file".to_owned(), |file| file.display().to_string());
+    let file = ctx.loaded().file.as_ref().map_or("no file".to_owned(), |file| file.display().to_string());
     found.add("configuration", Level::Ok, file, None);
 }
 
@@ -150,12 +110,7 @@ fn check_state(ctx: &Context, found: &mut Findings) {
     let state = &ctx.config().state;
     let fix = "make it writable for you, or set LARDER_STATE";
     match ctx.place().and_then(|place| Ok(place.node_id()?)) {
-        Ok(node) => found.add(
-            "state",
-            Level::Ok,
-            format!("{}, node {node}", state.display()),
-            None,
-        ),
+        Ok(node) => found.add("state", Level::Ok, format!("{}, node {node}", state.display()), None),
         Err(error) => found.add("state", Level::Fail, format!("{error:#}"), Some(fix)),
     }
 }
@@ -169,35 +124,18 @@ fn check_fuse(found: &mut Findings) {
             found.add("/dev/fuse", Level::Fail, error.to_string(), Some(fix));
         }
     }
-    let helper = std::env::var_os("PATH").and_then(|path| {
-        std::env::split_paths(&path)
-            .map(|dir| dir.join("fusermount3"))
-            .find(|file| file.exists())
-    });
+    let helper = std::env::var_os("PATH")
+        .and_then(|path| std::env::split_paths(&path).map(|dir| dir.join("fusermount3")).find(|file| file.exists()));
     match helper {
         _ if root => found.add("fusermount3", Level::Ok, "not needed by root", None),
-        None => found.add(
-            "fusermount3",
-            Level::Fail,
-            "not in PATH",
-            Some("apt install fuse3"),
-        ),
+        None => found.add("fusermount3", Level::Fail, "not in PATH", Some("apt install fuse3")),
         Some(file) => {
-            let setuid =
-                fs::metadata(&file).is_ok_and(|meta| meta.mode() & 0o4000 != 0 && meta.uid() == 0);
-            let (level, fix) = if setuid {
-                (Level::Ok, None)
-            } else {
-                (Level::Fail, Some("chmod u+s it, as root"))
-            };
+            let setuid = fs::metadata(&file).is_ok_and(|meta| meta.mode() & 0o4000 != 0 && meta.uid() == 0);
+            let (level, fix) = if setuid { (Level::Ok, None) } else { (Level::Fail, Some("chmod u+s it, as root")) };
             found.add(
                 "fusermount3",
                 level,
-                format!(
-                    "{}{}",
-                    file.display(),
-                    if setuid { "" } else { " is not setuid root" }
-                ),
+                format!("{}{}", file.display(), if setuid { "" } else { " is not setuid root" }),
                 fix,
             );
         }
@@ -205,35 +143,22 @@ fn check_fuse(found: &mut Findings) {
     let allowed = fs::read_to_string("/etc/fuse.conf")
         .is_ok_and(|text| text.lines().any(|line| line.trim() == "user_allow_other"));
     if !root && !allowed {
-        let fix =
-            "add the line user_allow_other to /etc/fuse.conf if others are to read your mounts";
-        found.add(
-            "allow_other",
-            Level::Warn,
-            "--allow-other needs root or user_allow_other",
-            Some(fix),
-        );
+        let fix = "add the line user_allow_other to /etc/fuse.conf if others are to read your mounts";
+        found.add("allow_other", Level::Warn, "--allow-other needs root or user_allow_other", Some(fix));
     }
 }
 
 /// Says which row of the kernel table this machine is.
 fn check_kernel(found: &mut Findings) {
-    let release = nix::sys::utsname::uname()
-        .map(|name| name.release().to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let release =
+        nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
     let row = match version(&release) {
         Some(at) if at >= (6, 12) => "passthrough, request resend, file-backed EROFS",
         Some(at) if at >= (6, 9) => "passthrough and request resend; no file-backed EROFS (6.12)",
-        Some(at) if at >= (5, 4) => {
-            "everything but passthrough and request resend (6.9) and file-backed EROFS (6.12)"
-        }
+        Some(at) if at >= (5, 4) => "everything but passthrough and request resend (6.9) and file-backed EROFS (6.12)",
         _ => "too old or unknown",
     };
-    let level = if row == "too old or unknown" {
-        Level::Warn
-    } else {
-        Level::Ok
-    };
+    let level = if row == "too old or unknown" { Level::Warn } else { Level::Ok };
     found.add("kernel", level, format!("{release}: {row}"), None);
 }
 
@@ -260,11 +185,7 @@ async fn check_lake(ctx: &Context, found: &mut Findings) {
             found.add(
                 "lake",
                 Level::Ok,
-                format!(
-                    "{url}: id {}, refs move by {:?}",
-                    format.lake_id, format.refs
-                )
-                .to_lowercase(),
+                format!("{url}: id {}, refs move by {:?}", format.lake_id, format.refs).to_lowercase(),
                 None,
             );
         }
@@ -286,43 +207,20 @@ async fn check_lake(ctx: &Context, found: &mut Findings) {
 /// Writes, finds and removes a small object; its time shows how far the clocks are apart.
 async fn check_lake_writes(lake: &dyn Lake, found: &mut Findings) {
     let key = format!("tmp/doctor-{}", uuid::Uuid::new_v4().simple());
-    if let Err(error) = lake
-        .put(&key, Bytes::from_static(b"doctor"), PutIf::Always)
-        .await
-    {
+    if let Err(error) = lake.put(&key, Bytes::from_static(b"doctor"), PutIf::Always).await {
         let detail = format!("cannot write: {:#}", anyhow::Error::new(error));
-        return found.add(
-            "lake writes",
-            Level::Warn,
-            detail,
-            Some("enough for reading; a push needs write access"),
-        );
+        return found.add("lake writes", Level::Warn, detail, Some("enough for reading; a push needs write access"));
     }
     let now_ms = jiff::Timestamp::now().as_millisecond();
     match lake.head(&key).await {
         Ok(meta) => {
             let skew_ms = (meta.modified_ms - now_ms).abs();
-            found.add(
-                "lake writes",
-                Level::Ok,
-                "a small object was written and found",
-                None,
-            );
+            found.add("lake writes", Level::Ok, "a small object was written and found", None);
             if skew_ms > CLOCK_SKEW_MS_MAX {
                 let detail = format!("this clock and the store's are {} s apart", skew_ms / 1000);
-                found.add(
-                    "clock",
-                    Level::Fail,
-                    detail,
-                    Some("set the clock (NTP); requests are signed with the time"),
-                );
+                found.add("clock", Level::Fail, detail, Some("set the clock (NTP); requests are signed with the time"));
             } else {
-                found.add(
-                    "clock",
-                    Level::Ok,
-                    format!("within {} s of the store's", skew_ms / 1000 + 1),
-                    None,
-                );
+                found.add("clock", Level::Ok, format!("within {} s of the store's", skew_ms / 1000 + 1), None);
             }
         }
         Err(error) => found.add(
@@ -333,59 +231,31 @@ async fn check_lake_writes(lake: &dyn Lake, found: &mut Findings) {
         ),
     }
     if let Err(error) = lake.delete(&key).await {
-        found.add(
-            "lake deletes",
-            Level::Warn,
-            error.to_string(),
-            Some("gc needs to delete"),
-        );
+        found.add("lake deletes", Level::Warn, error.to_string(), Some("gc needs to delete"));
     }
 }
 
 fn check_tier(ctx: &Context, name: &str, section: &TierSection, found: &mut Findings) {
     let label = format!("tier {name}");
     if section.auto_init && !section.path.exists() {
-        return found.add(
-            label,
-            Level::Ok,
-            format!("{}: made on first use", section.path.display()),
-            None,
-        );
+        return found.add(label, Level::Ok, format!("{}: made on first use", section.path.display()), None);
     }
     let tier = match ctx.tier(Some(name)) {
         Ok((_, tier)) => tier,
         Err(error) => {
-            let fix = format!(
-                "mount the export, or `larder tier init {}`",
-                section.path.display()
-            );
+            let fix = format!("mount the export, or `larder tier init {}`", section.path.display());
             return found.add(label, Level::Fail, format!("{error:#}"), Some(&fix));
         }
     };
     match links(tier.dir()) {
-        Ok(true) => found.add(
-            label,
-            Level::Ok,
-            format!("{}: writable, hard links work", section.path.display()),
-            None,
-        ),
+        Ok(true) => found.add(label, Level::Ok, format!("{}: writable, hard links work", section.path.display()), None),
         Ok(false) => {
             let detail = format!("{}: a hard link does not count", section.path.display());
-            found.add(
-                label,
-                Level::Fail,
-                detail,
-                Some("the file system must keep hard links"),
-            );
+            found.add(label, Level::Fail, detail, Some("the file system must keep hard links"));
         }
         Err(error) => {
             let detail = format!("{}: {error}", section.path.display());
-            found.add(
-                label,
-                Level::Fail,
-                detail,
-                Some("check the export's mode and owner, and whether it is full"),
-            );
+            found.add(label, Level::Fail, detail, Some("check the export's mode and owner, and whether it is full"));
         }
     }
 }

@@ -25,11 +25,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
-    let options = GcOptions {
-        delete: args.delete,
-        wait: args.wait.0,
-        ..GcOptions::default()
-    };
+    let options = GcOptions { delete: args.delete, wait: args.wait.0, ..GcOptions::default() };
     let report = ctx.block_on(async {
         let catalog = ctx.catalog().await?;
         anyhow::Ok(gc::gc(&catalog, &options).await?)
@@ -37,13 +33,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     if ctx.json() {
         return ctx.print_json(&report);
     }
-    let amount = |amount: Amount| {
-        format!(
-            "{} objects, {}",
-            amount.objects,
-            output::bytes(amount.bytes)
-        )
-    };
+    let amount = |amount: Amount| format!("{} objects, {}", amount.objects, output::bytes(amount.bytes));
     let (condemned, deleted) = match report.acted {
         true => ("condemned", "deleted"),
         false => ("would be condemned", "would be deleted"),
@@ -63,16 +53,10 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     }
     for run in &report.pending {
         let due = output::time(run.due_ms);
-        println!(
-            "waiting until {due}: {} objects, {}",
-            run.objects,
-            output::bytes(run.bytes)
-        );
+        println!("waiting until {due}: {} objects, {}", run.objects, output::bytes(run.bytes));
     }
     for push in &report.blocked_by {
-        ctx.say(format!(
-            "nothing was deleted: a push that began earlier is running: {push}"
-        ));
+        ctx.say(format!("nothing was deleted: a push that began earlier is running: {push}"));
     }
     if !report.acted {
         ctx.say("nothing was changed; `larder gc --delete` acts");

@@ -60,11 +60,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
         ctx.print_json(&report)?;
     }
     for failed in &report.failed {
-        ctx.say(format!(
-            "{}: {}",
-            output::printable(failed.path.as_bytes()),
-            failed.why
-        ));
+        ctx.say(format!("{}: {}", output::printable(failed.path.as_bytes()), failed.why));
     }
     if report.failed_count > 0 {
         anyhow::bail!("{} files could not be copied out", report.failed_count);

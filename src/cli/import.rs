@@ -49,11 +49,7 @@ fn options(args: Args) -> anyhow::Result<ImportOptions> {
     if bucket.is_empty() {
         return usage(format!("`{}` names no bucket", args.url));
     }
-    let slash = if prefix.is_empty() || prefix.ends_with('/') {
-        ""
-    } else {
-        "/"
-    };
+    let slash = if prefix.is_empty() || prefix.ends_with('/') { "" } else { "/" };
     let pairs = args.meta.iter().map(|pair| match pair.split_once('=') {
         Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
         None => usage(format!("`{pair}` is not KEY=VALUE")),
@@ -98,21 +94,13 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
         return ctx.print_json(&outcome);
     }
     for odd in &outcome.odd {
-        ctx.say(format!(
-            "{}: {}",
-            output::printable(odd.key.as_bytes()),
-            odd.done
-        ));
+        ctx.say(format!("{}: {}", output::printable(odd.key.as_bytes()), odd.done));
     }
     let unnamed = outcome.odd_count - outcome.odd.len() as u64;
     if unnamed > 0 {
         ctx.say(format!("and {unnamed} more keys of that kind"));
     }
-    let what = if outcome.unchanged {
-        "is unchanged"
-    } else {
-        "has a new commit"
-    };
+    let what = if outcome.unchanged { "is unchanged" } else { "has a new commit" };
     ctx.say(format!(
         "{}@{} {what}: {} files, {}, {} packs{}",
         options.dataset.as_str(),
@@ -120,11 +108,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
         outcome.files,
         output::bytes(outcome.bytes),
         outcome.packs,
-        if outcome.digested {
-            ""
-        } else {
-            "; pinned, unproven until read"
-        }
+        if outcome.digested { "" } else { "; pinned, unproven until read" }
     ));
     println!("{}", outcome.commit);
     Ok(())

@@ -78,12 +78,7 @@ struct ServeArgs {
     #[arg(long, default_value = "127.0.0.1:9000", value_name = "ADDR:PORT")]
     listen: String,
     /// Who may use it
-    #[arg(
-        long,
-        env = "LARDER_SERVE_ACCESS_KEY",
-        requires = "secret_key",
-        value_name = "KEY"
-    )]
+    #[arg(long, env = "LARDER_SERVE_ACCESS_KEY", requires = "secret_key", value_name = "KEY")]
     access_key: Option<String>,
     /// The secret of the access key
     #[arg(
@@ -175,10 +170,7 @@ fn init(ctx: &Context, args: &InitArgs) -> anyhow::Result<()> {
         let section = &ctx.config().lake;
         if args.create_bucket && !section.url.starts_with('/') {
             let client = S3Lake::connect(open::s3_config(section)?).await?;
-            client
-                .create_bucket()
-                .await
-                .context("cannot make the bucket")?;
+            client.create_bucket().await.context("cannot make the bucket")?;
         }
         let lake = ctx.lake().await?;
         let format = lakefmt::open_or_create(&*lake, choice).await?;
@@ -194,9 +186,7 @@ fn info(ctx: &Context, args: &InfoArgs) -> anyhow::Result<()> {
         };
         let mut info = Info::new(ctx, &*lake, format);
         if args.probe {
-            let found = lakefmt::probe(&*lake)
-                .await
-                .context("cannot probe the store")?;
+            let found = lakefmt::probe(&*lake).await.context("cannot probe the store")?;
             info.conditional_writes = Some(found == Conditions::Kept);
         }
         info.print(ctx)
@@ -217,17 +207,10 @@ struct Serving<'a> {
 fn serve(ctx: &Context, args: ServeArgs) -> anyhow::Result<()> {
     for bucket in &args.buckets {
         if !s3s::path::check_bucket_name(bucket) {
-            return usage(format!(
-                "`{bucket}` is no bucket name: 3 to 63 of a-z 0-9 . -"
-            ));
+            return usage(format!("`{bucket}` is no bucket name: 3 to 63 of a-z 0-9 . -"));
         }
     }
-    let store = Store::open(
-        &args.dir,
-        StoreOptions {
-            fsync: !args.no_fsync,
-        },
-    )?;
+    let store = Store::open(&args.dir, StoreOptions { fsync: !args.no_fsync })?;
     for bucket in &args.buckets {
         store.ensure_bucket(bucket)?;
         if args.versions {
@@ -237,10 +220,7 @@ fn serve(ctx: &Context, args: ServeArgs) -> anyhow::Result<()> {
     let given = args.access_key.clone().zip(args.secret_key.clone());
     let made = given.is_none();
     let keys = match given {
-        Some((access_key, secret_key)) => StaticKeys {
-            access_key,
-            secret_key,
-        },
+        Some((access_key, secret_key)) => StaticKeys { access_key, secret_key },
         None => own_keys(&args.dir)?,
     };
     ctx.block_on(async {
@@ -258,13 +238,7 @@ fn serve(ctx: &Context, args: ServeArgs) -> anyhow::Result<()> {
     })
 }
 
-fn announce(
-    ctx: &Context,
-    args: &ServeArgs,
-    server: &Server,
-    keys: &StaticKeys,
-    made: bool,
-) -> anyhow::Result<()> {
+fn announce(ctx: &Context, args: &ServeArgs, server: &Server, keys: &StaticKeys, made: bool) -> anyhow::Result<()> {
     let serving = Serving {
         endpoint: format!("http://{}", server.addr()),
         access_key: &keys.access_key,
@@ -285,11 +259,7 @@ fn announce(
         writeln!(out, "export AWS_SECRET_ACCESS_KEY={secret}")?;
     }
     out.finish()?;
-    ctx.say(format!(
-        "serving {} at {}; stop with Ctrl-C",
-        args.dir.display(),
-        serving.endpoint
-    ));
+    ctx.say(format!("serving {} at {}; stop with Ctrl-C", args.dir.display(), serving.endpoint));
     Ok(())
 }
 
@@ -331,8 +301,5 @@ fn own_keys(dir: &Path) -> anyhow::Result<StaticKeys> {
     let pair: KeysFile = serde_json::from_slice(&text)
         .with_context(|| path.display().to_string())
         .hint("remove the file: the next start makes another pair")?;
-    Ok(StaticKeys {
-        access_key: pair.access_key,
-        secret_key: pair.secret_key,
-    })
+    Ok(StaticKeys { access_key: pair.access_key, secret_key: pair.secret_key })
 }

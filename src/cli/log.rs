@@ -35,12 +35,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     }
     let mut out = ctx.out();
     for row in &rows {
-        let refs: Vec<&str> = row
-            .branches
-            .iter()
-            .chain(&row.tags)
-            .map(String::as_str)
-            .collect();
+        let refs: Vec<&str> = row.branches.iter().chain(&row.tags).map(String::as_str).collect();
         let refs = match refs.is_empty() {
             true => String::new(),
             false => format!(" ({})", refs.join(", ")),

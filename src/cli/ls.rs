@@ -66,9 +66,7 @@ pub(super) fn row(path: &[u8], entry: &Entry) -> EntryRow {
                 ContentId::Digest(digest) => Some(digest.to_string()),
                 ContentId::Pin(_) => None,
             };
-            let object = pin
-                .as_ref()
-                .map(|pin| format!("s3://{}/{}", pin.bucket, pin.key));
+            let object = pin.as_ref().map(|pin| format!("s3://{}/{}", pin.bucket, pin.key));
             ("file", Some(*size), digest, object, None)
         }
         EntryKind::Dir { .. } => ("dir", None, None, None, None),
@@ -77,9 +75,7 @@ pub(super) fn row(path: &[u8], entry: &Entry) -> EntryRow {
     };
     EntryRow {
         path: text(path),
-        path_hex: std::str::from_utf8(path)
-            .is_err()
-            .then(|| hex::encode(path)),
+        path_hex: std::str::from_utf8(path).is_err().then(|| hex::encode(path)),
         kind,
         mode: format!("{:04o}", entry.mode),
         mtime_s: entry.mtime.secs,
@@ -107,10 +103,7 @@ async fn list(ctx: &Context, rev: &Revision, args: &Args) -> anyhow::Result<()> 
         Some(at) => match at.dir {
             Some(dir) => dir,
             None => {
-                let one = Walked {
-                    path: found.path,
-                    at: at.clone(),
-                };
+                let one = Walked { path: found.path, at: at.clone() };
                 lines.add(&one)?;
                 return lines.finish();
             }
@@ -139,12 +132,7 @@ struct Lines {
 
 impl Lines {
     fn new(ctx: &Context, args: &Args) -> Self {
-        Self {
-            out: ctx.out(),
-            json: ctx.json(),
-            long: args.long,
-            first: true,
-        }
+        Self { out: ctx.out(), json: ctx.json(), long: args.long, first: true }
     }
 
     fn add(&mut self, item: &Walked) -> anyhow::Result<()> {
@@ -163,23 +151,14 @@ impl Lines {
         let (kind, size, more) = match &entry.kind {
             EntryKind::File { size, .. } => ('-', size.to_string(), String::new()),
             EntryKind::Dir { .. } => ('d', "-".to_owned(), String::new()),
-            EntryKind::Symlink { target } => (
-                'l',
-                target.len().to_string(),
-                format!(" -> {}", output::printable(target)),
-            ),
-            EntryKind::HardLink { first } => (
-                'h',
-                "-".to_owned(),
-                format!(" == {}", output::printable(first)),
-            ),
+            EntryKind::Symlink { target } => {
+                ('l', target.len().to_string(), format!(" -> {}", output::printable(target)))
+            }
+            EntryKind::HardLink { first } => ('h', "-".to_owned(), format!(" == {}", output::printable(first))),
         };
         let time = output::time(entry.mtime.secs.saturating_mul(1000));
         let mode = entry.mode;
-        Ok(writeln!(
-            self.out,
-            "{kind}{mode:04o} {size:>14} {time} {path}{slash}{more}"
-        )?)
+        Ok(writeln!(self.out, "{kind}{mode:04o} {size:>14} {time} {path}{slash}{more}")?)
     }
 
     fn finish(mut self) -> anyhow::Result<()> {

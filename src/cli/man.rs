@@ -17,8 +17,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
-    std::fs::create_dir_all(&args.dir)
-        .with_context(|| format!("cannot make {}", args.dir.display()))?;
+    std::fs::create_dir_all(&args.dir).with_context(|| format!("cannot make {}", args.dir.display()))?;
     let command = super::command().disable_help_subcommand(true);
     let count = write(&command, "larder", &args.dir)?;
     ctx.say(format!("{count} pages in {}", args.dir.display()));
@@ -29,15 +28,10 @@ fn write(command: &clap::Command, name: &str, dir: &Path) -> anyhow::Result<usiz
     let path = dir.join(format!("{name}.1"));
     let mut text = Vec::new();
     let titled = command.clone().name(name.to_owned());
-    clap_mangen::Man::new(titled)
-        .render(&mut text)
-        .with_context(|| format!("cannot render {name}"))?;
+    clap_mangen::Man::new(titled).render(&mut text).with_context(|| format!("cannot render {name}"))?;
     std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     let mut count = 1;
-    for below in command
-        .get_subcommands()
-        .filter(|below| !below.is_hide_set() && below.get_name() != "help")
-    {
+    for below in command.get_subcommands().filter(|below| !below.is_hide_set() && below.get_name() != "help") {
         count += write(below, &format!("{name}-{}", below.get_name()), dir)?;
     }
     Ok(count)

@@ -52,13 +52,7 @@ pub use context::Context;
 /// A dataset is a name with a history of commits. REV is `name`, `name@tag`, `name@branch` or
 /// `name@id-prefix`.
 #[derive(Debug, Parser)]
-#[command(
-    name = "larder",
-    version,
-    max_term_width = 100,
-    subcommand_required = true,
-    arg_required_else_help = true
-)]
+#[command(name = "larder", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "Examples:
   larder push ./photos photos -m 'first version'
   larder mount photos /data/photos
@@ -75,13 +69,7 @@ pub struct Cli {
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Global {
     /// Reads this configuration file instead of the usual one
-    #[arg(
-        long,
-        global = true,
-        value_name = "FILE",
-        env = "LARDER_CONFIG",
-        hide_env = true
-    )]
+    #[arg(long, global = true, value_name = "FILE", env = "LARDER_CONFIG", hide_env = true)]
     pub config: Option<std::path::PathBuf>,
     /// Prints JSON with stable keys instead of text
     #[arg(long, global = true)]
@@ -157,10 +145,7 @@ pub enum Command {
 impl Command {
     /// Says whether the command needs a valid configuration before it starts.
     fn needs_config(&self) -> bool {
-        !matches!(
-            self,
-            Self::Config(_) | Self::Completions(_) | Self::Man(_) | Self::Keeper(_)
-        )
+        !matches!(self, Self::Config(_) | Self::Completions(_) | Self::Man(_) | Self::Keeper(_))
     }
 
     fn run(self, ctx: &Context) -> anyhow::Result<()> {
@@ -250,10 +235,7 @@ fn run(cli: Cli, overrides: Overrides) -> anyhow::Result<()> {
     if cli.command.needs_config() {
         ctx.load_config()?;
     }
-    ctx.init_logging(matches!(
-        cli.command,
-        Command::Daemon(_) | Command::Keeper(_)
-    ));
+    ctx.init_logging(matches!(cli.command, Command::Daemon(_) | Command::Keeper(_)));
     cli.command.run(&ctx)
 }
 
@@ -268,23 +250,15 @@ mod tests {
 
     #[test]
     fn a_configuration_flag_is_found_behind_the_subcommand() {
-        let matches = command()
-            .try_get_matches_from(["larder", "mounts", "--lake", "s3://b/p"])
-            .expect("parses");
-        assert_eq!(
-            overrides(&matches).get("lake.url").map(String::as_str),
-            Some("s3://b/p")
-        );
+        let matches = command().try_get_matches_from(["larder", "mounts", "--lake", "s3://b/p"]).expect("parses");
+        assert_eq!(overrides(&matches).get("lake.url").map(String::as_str), Some("s3://b/p"));
     }
 
     #[test]
     fn every_command_shows_examples() {
         fn walk(command: &clap::Command, path: &str, missing: &mut Vec<String>) {
             let path = format!("{path} {}", command.get_name());
-            let help = command
-                .get_after_help()
-                .or(command.get_after_long_help())
-                .map(ToString::to_string);
+            let help = command.get_after_help().or(command.get_after_long_help()).map(ToString::to_string);
             let leaf = !command.has_subcommands();
             if leaf && !command.is_hide_set() && !help.is_some_and(|h| h.contains("Example")) {
                 missing.push(path.clone());

@@ -74,9 +74,7 @@ pub struct Args {
 }
 
 fn octal(text: &str) -> Result<u32, String> {
-    let value = u32::from_str_radix(text, 8)
-        .ok()
-        .filter(|mode| *mode <= 0o7777);
+    let value = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777);
     value.ok_or_else(|| "write octal permission bits, such as 022 or 0755".to_owned())
 }
 
@@ -137,21 +135,14 @@ fn report(ctx: &Context, info: &MountInfo) -> anyhow::Result<()> {
         (Some(entries), Some(bytes)) => format!(", {entries} entries, {}", output::bytes(bytes)),
         _ => String::new(),
     };
-    ctx.say(format!(
-        "{} ({}{size}) is at {}",
-        info.revision,
-        info.commit.short(),
-        info.dir.display()
-    ));
+    ctx.say(format!("{} ({}{size}) is at {}", info.revision, info.commit.short(), info.dir.display()));
     Ok(())
 }
 
 /// Serves one mount from this process, with a keeper of its own.
 async fn in_foreground(ctx: &Context, request: MountRequest) -> anyhow::Result<()> {
     let place = Place::open(&ctx.config().state)?;
-    let dir = place
-        .private()
-        .join(format!("{:08x}", rand::random::<u32>()));
+    let dir = place.private().join(format!("{:08x}", rand::random::<u32>()));
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let served = serve_one(ctx, request, &dir).await;
     if let Ok(keeper) = crate::fs::keeper::Client::connect(&dir)
@@ -168,10 +159,7 @@ async fn serve_one(ctx: &Context, request: MountRequest, keeper_dir: &Path) -> a
     let mut term = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let daemon = Daemon::open_private(ctx.config().clone(), keeper_dir.to_owned()).await?;
-    let caller = Caller {
-        uid: nix::unistd::getuid().as_raw(),
-        gid: nix::unistd::getgid().as_raw(),
-    };
+    let caller = Caller { uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw() };
     let made = daemon.mount(request, caller).await;
     let info = match made {
         Ok(info) => info,

@@ -122,21 +122,12 @@ pub fn bytes(len: u64) -> String {
         value /= 1024.0;
         unit = next;
     }
-    if value < 100.0 {
-        format!("{value:.1} {unit}")
-    } else {
-        format!("{value:.0} {unit}")
-    }
+    if value < 100.0 { format!("{value:.1} {unit}") } else { format!("{value:.0} {unit}") }
 }
 
 /// Says a span of time in its largest unit or two: `3d 4h`, `25m`, `12s`.
 pub fn span(seconds: u64) -> String {
-    let (d, h, m, s) = (
-        seconds / 86_400,
-        seconds / 3600 % 24,
-        seconds / 60 % 60,
-        seconds % 60,
-    );
+    let (d, h, m, s) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     match (d, h, m) {
         (0, 0, 0) => format!("{s}s"),
         (0, 0, _) => format!("{m}m"),
@@ -151,11 +142,7 @@ pub fn span(seconds: u64) -> String {
 pub fn time(unix_ms: i64) -> String {
     jiff::Timestamp::from_millisecond(unix_ms).map_or_else(
         |_| unix_ms.to_string(),
-        |at| {
-            at.to_zoned(jiff::tz::TimeZone::system())
-                .strftime("%Y-%m-%d %H:%M:%S")
-                .to_string()
-        },
+        |at| at.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string(),
     )
 }
 
@@ -163,10 +150,7 @@ pub fn time(unix_ms: i64) -> String {
 pub fn ago(then_ms: Option<i64>, now_ms: i64) -> String {
     match then_ms {
         None => "never".to_owned(),
-        Some(then) => format!(
-            "{} ago",
-            span(u64::try_from((now_ms - then) / 1000).unwrap_or(0))
-        ),
+        Some(then) => format!("{} ago", span(u64::try_from((now_ms - then) / 1000).unwrap_or(0))),
     }
 }
 
@@ -175,11 +159,7 @@ pub fn printable(raw: &[u8]) -> String {
     let mut text = String::with_capacity(raw.len());
     for chunk in raw.utf8_chunks() {
         for c in chunk.valid().chars() {
-            if c.is_control() {
-                text.push_str(&format!("\\x{:02x}", c as u32))
-            } else {
-                text.push(c)
-            }
+            if c.is_control() { text.push_str(&format!("\\x{:02x}", c as u32)) } else { text.push(c) }
         }
         for b in chunk.invalid() {
             text.push_str(&format!("\\x{b:02x}"));
@@ -229,23 +209,11 @@ mod tests {
 
     #[test]
     fn sizes_and_spans_read_well() {
-        let sizes = [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            (150 << 20, "150 MiB"),
-            (u64::MAX, "16.0 EiB"),
-        ];
+        let sizes = [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (150 << 20, "150 MiB"), (u64::MAX, "16.0 EiB")];
         for (len, want) in sizes {
             assert_eq!(bytes(len), want);
         }
-        for (seconds, want) in [
-            (5, "5s"),
-            (61, "1m"),
-            (3600, "1h"),
-            (90_000, "1d 1h"),
-            (86_400, "1d"),
-        ] {
+        for (seconds, want) in [(5, "5s"), (61, "1m"), (3600, "1h"), (90_000, "1d 1h"), (86_400, "1d")] {
             assert_eq!(span(seconds), want);
         }
     }

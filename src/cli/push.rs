@@ -12,9 +12,7 @@ use super::output::{bytes, span};
 use super::report::{HintExt as _, usage};
 use super::{Context, output};
 use crate::format::refs::{DatasetName, RefName, Revision};
-use crate::store::catalog::push::{
-    Onto, Phase, Problem, Progress, PushError, PushOptions, PushOutcome, push,
-};
+use crate::store::catalog::push::{Onto, Phase, Problem, Progress, PushError, PushOptions, PushOutcome, push};
 
 /// Problems that are listed; a tree of a million sockets should not fill a terminal.
 const LISTED_MAX: usize = 100;
@@ -81,11 +79,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
                 list(problems);
             }
             let hint = "what was uploaded is kept: run the same push again to go on";
-            if matches!(error, PushError::Lake(_)) {
-                Err(error).hint(hint)
-            } else {
-                Err(error.into())
-            }
+            if matches!(error, PushError::Lake(_)) { Err(error).hint(hint) } else { Err(error.into()) }
         }
     }
 }
@@ -118,10 +112,7 @@ fn options_of(args: &Args) -> anyhow::Result<PushOptions> {
             Ok(rev) => rev,
             Err(error) => return usage(error.to_string()),
         };
-        options.onto = Some(Onto {
-            rev,
-            at: args.at.as_ref().map(|at| at.clone().into_bytes()),
-        });
+        options.onto = Some(Onto { rev, at: args.at.as_ref().map(|at| at.clone().into_bytes()) });
     }
     options.skip_unreadable = args.skip_unreadable;
     Ok(options)
@@ -129,17 +120,9 @@ fn options_of(args: &Args) -> anyhow::Result<PushOptions> {
 
 fn list(problems: &[Problem]) {
     for problem in problems.iter().take(LISTED_MAX) {
-        eprintln!(
-            "  {}: {}",
-            output::printable(problem.path.as_bytes()),
-            problem.reason
-        );
+        eprintln!("  {}: {}", output::printable(problem.path.as_bytes()), problem.reason);
     }
-    if let Some(more) = problems
-        .len()
-        .checked_sub(LISTED_MAX)
-        .filter(|more| *more > 0)
-    {
+    if let Some(more) = problems.len().checked_sub(LISTED_MAX).filter(|more| *more > 0) {
         eprintln!("  and {more} more");
     }
 }
@@ -151,9 +134,7 @@ fn tell(ctx: &Context, outcome: &PushOutcome) -> anyhow::Result<()> {
     }
     if outcome.xattrs_dropped > 0 {
         let count = outcome.xattrs_dropped;
-        ctx.say(format!(
-            "extended attributes and ACLs of {count} files and directories are not stored"
-        ));
+        ctx.say(format!("extended attributes and ACLs of {count} files and directories are not stored"));
     }
     if outcome.heads.len() > 1 {
         let heads: Vec<String> = outcome.heads.iter().map(|head| head.short()).collect();
@@ -173,15 +154,8 @@ fn tell(ctx: &Context, outcome: &PushOutcome) -> anyhow::Result<()> {
         use std::io::Write as _;
         writeln!(out, "{text}").context("cannot write to stdout")
     };
-    let what = if outcome.unchanged {
-        "nothing changed, it is still "
-    } else {
-        ""
-    };
-    say(
-        &mut out,
-        format!("{what}{}@{}", outcome.dataset, outcome.commit.short()),
-    )?;
+    let what = if outcome.unchanged { "nothing changed, it is still " } else { "" };
+    say(&mut out, format!("{what}{}@{}", outcome.dataset, outcome.commit.short()))?;
     say(&mut out, format!("commit    {}", outcome.commit))?;
     if let Some(branch) = &outcome.branch {
         say(&mut out, format!("branch    {branch}"))?;
@@ -199,30 +173,9 @@ fn tell(ctx: &Context, outcome: &PushOutcome) -> anyhow::Result<()> {
             outcome.symlinks
         ),
     )?;
-    say(
-        &mut out,
-        format!(
-            "read      {} files ({})",
-            outcome.files_read,
-            bytes(outcome.bytes_read)
-        ),
-    )?;
-    say(
-        &mut out,
-        format!(
-            "new       {}, reused {}",
-            bytes(outcome.new_bytes),
-            bytes(outcome.reused_bytes)
-        ),
-    )?;
-    say(
-        &mut out,
-        format!(
-            "uploaded  {} in {}",
-            bytes(outcome.uploaded_bytes),
-            span_of(outcome.elapsed_ms)
-        ),
-    )?;
+    say(&mut out, format!("read      {} files ({})", outcome.files_read, bytes(outcome.bytes_read)))?;
+    say(&mut out, format!("new       {}, reused {}", bytes(outcome.new_bytes), bytes(outcome.reused_bytes)))?;
+    say(&mut out, format!("uploaded  {} in {}", bytes(outcome.uploaded_bytes), span_of(outcome.elapsed_ms)))?;
     Ok(out.finish()?)
 }
 
@@ -244,19 +197,14 @@ impl Watch {
     fn start(bar: ProgressBar, progress: Arc<Progress>) -> Self {
         let stop = Arc::new(AtomicU64::new(0));
         let seen = stop.clone();
-        let thread = std::thread::Builder::new()
-            .name("push-progress".to_owned())
-            .spawn(move || {
-                while seen.load(Ordering::Relaxed) == 0 {
-                    show(&bar, &progress);
-                    std::thread::park_timeout(Duration::from_millis(100));
-                }
-                bar.finish_and_clear();
-            });
-        Self {
-            stop,
-            thread: thread.ok(),
-        }
+        let thread = std::thread::Builder::new().name("push-progress".to_owned()).spawn(move || {
+            while seen.load(Ordering::Relaxed) == 0 {
+                show(&bar, &progress);
+                std::thread::park_timeout(Duration::from_millis(100));
+            }
+            bar.finish_and_clear();
+        });
+        Self { stop, thread: thread.ok() }
     }
 
     fn stop(self) {
@@ -275,11 +223,7 @@ fn show(bar: &ProgressBar, progress: &Progress) {
         Phase::Opening => bar.set_message("opening the lake"),
         Phase::Walking => bar.set_message(format!("{} names", load(&progress.walked))),
         Phase::Contents => {
-            bar.set_message(format!(
-                "{}/{} files",
-                load(&progress.files_done),
-                load(&progress.files_total)
-            ));
+            bar.set_message(format!("{}/{} files", load(&progress.files_done), load(&progress.files_total)));
             bar.set_length(load(&progress.bytes_total));
             bar.set_position(load(&progress.bytes_done));
         }

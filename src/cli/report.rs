@@ -48,12 +48,7 @@ pub trait HintExt<T> {
 
 impl<T, E: Into<anyhow::Error>> HintExt<T> for Result<T, E> {
     fn hint(self, hint: impl Into<String>) -> anyhow::Result<T> {
-        self.map_err(|error| {
-            anyhow::Error::new(Hinted {
-                inner: error.into(),
-                hint: hint.into(),
-            })
-        })
+        self.map_err(|error| anyhow::Error::new(Hinted { inner: error.into(), hint: hint.into() }))
     }
 }
 
@@ -76,11 +71,7 @@ pub(super) fn exit(outcome: anyhow::Result<()>) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     eprint!("{}", tell(&error));
-    if is_usage(&error) {
-        ExitCode::from(2)
-    } else {
-        ExitCode::from(1)
-    }
+    if is_usage(&error) { ExitCode::from(2) } else { ExitCode::from(1) }
 }
 
 /// Prints clap's own error or help; a usage error is exit status 2.
@@ -125,9 +116,7 @@ fn is_usage(error: &anyhow::Error) -> bool {
         cause.is::<Usage>()
             || cause.is::<ConfigError>()
             || cause.is::<crate::format::refs::NameError>()
-            || cause
-                .downcast_ref::<Hinted>()
-                .is_some_and(|hinted| is_usage(&hinted.inner))
+            || cause.downcast_ref::<Hinted>().is_some_and(|hinted| is_usage(&hinted.inner))
     })
 }
 
@@ -147,9 +136,7 @@ pub(super) fn quiet_on_closed_stdout() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         let text = info.payload().downcast_ref::<String>();
-        if text.is_some_and(|t| {
-            t.starts_with("failed printing to stdout") && t.contains("Broken pipe")
-        }) {
+        if text.is_some_and(|t| t.starts_with("failed printing to stdout") && t.contains("Broken pipe")) {
             std::process::exit(0);
         }
         default(info);
@@ -165,10 +152,7 @@ mod tests {
     #[test]
     fn causes_and_hints_are_told_once_and_in_order() {
         let inner = Err::<(), _>(io::Error::other("disk on fire")).hint("bring water");
-        let error = inner
-            .context("cannot write /x")
-            .hint("choose another place")
-            .unwrap_err();
+        let error = inner.context("cannot write /x").hint("choose another place").unwrap_err();
         assert_eq!(
             tell(&error),
             "error: cannot write /x\n  because: disk on fire\nhint: choose another place\nhint: bring water\n"
@@ -177,21 +161,15 @@ mod tests {
 
     #[test]
     fn a_usage_error_is_found_below_hints_and_contexts() {
-        let error = usage::<()>("no")
-            .hint("say yes")
-            .context("asked")
-            .unwrap_err();
+        let error = usage::<()>("no").hint("say yes").context("asked").unwrap_err();
         assert!(is_usage(&error));
         assert!(!is_usage(&anyhow::anyhow!("other")));
     }
 
     #[test]
     fn a_reader_that_left_is_no_error() {
-        let error = anyhow::Error::new(io::Error::new(io::ErrorKind::BrokenPipe, StdoutClosed))
-            .context("listing");
+        let error = anyhow::Error::new(io::Error::new(io::ErrorKind::BrokenPipe, StdoutClosed)).context("listing");
         assert!(stdout_closed(&error));
-        assert!(!stdout_closed(&anyhow::Error::new(io::Error::from(
-            io::ErrorKind::BrokenPipe
-        ))));
+        assert!(!stdout_closed(&anyhow::Error::new(io::Error::from(io::ErrorKind::BrokenPipe))));
     }
 }

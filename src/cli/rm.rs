@@ -28,22 +28,16 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
             "`larder rm {0} --dataset` removes the whole dataset; name a tag or branch behind `@` to remove that",
             args.rev
         )),
-        (At::Named(_) | At::Prefix(_), true) => {
-            usage("--dataset removes a whole dataset: name it without `@`")
+        (At::Named(_) | At::Prefix(_), true) => usage("--dataset removes a whole dataset: name it without `@`"),
+        (At::Prefix(_), false) => {
+            usage("a commit is removed by removing the tags and branches that lead to it, then `larder gc`")
         }
-        (At::Prefix(_), false) => usage(
-            "a commit is removed by removing the tags and branches that lead to it, then `larder gc`",
-        ),
         (At::Named(name), false) => {
             let kind = ctx.block_on(async {
                 let catalog = ctx.catalog().await?;
                 let tags = catalog.refs.heads(&rev.dataset, RefKind::Tag, name).await?;
                 // A tag wins, as everywhere.
-                anyhow::Ok(if tags.is_empty() {
-                    RefKind::Branch
-                } else {
-                    RefKind::Tag
-                })
+                anyhow::Ok(if tags.is_empty() { RefKind::Branch } else { RefKind::Tag })
             })?;
             super::branch::removed(ctx, &rev, kind, name)
         }

@@ -116,21 +116,9 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     let client = ctx.node_client_at_rest();
     let daemon = ctx.block_on(async {
         match client.info().await {
-            Ok(info) => DaemonStatus {
-                running: true,
-                info: Some(info),
-                problem: None,
-            },
-            Err(error) if error.is_absent() => DaemonStatus {
-                running: false,
-                info: None,
-                problem: None,
-            },
-            Err(error) => DaemonStatus {
-                running: true,
-                info: None,
-                problem: Some(error.to_string()),
-            },
+            Ok(info) => DaemonStatus { running: true, info: Some(info), problem: None },
+            Err(error) if error.is_absent() => DaemonStatus { running: false, info: None, problem: None },
+            Err(error) => DaemonStatus { running: true, info: None, problem: Some(error.to_string()) },
         }
     });
     let status = Status {
@@ -148,11 +136,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
 fn lake_status(ctx: &Context, unasked: bool) -> LakeStatus {
     let url = ctx.config().lake.url.clone();
     if unasked {
-        return LakeStatus {
-            url,
-            ok: None,
-            problem: None,
-        };
+        return LakeStatus { url, ok: None, problem: None };
     }
     let asked = ctx.block_on(async {
         let ask = async {
@@ -162,19 +146,12 @@ fn lake_status(ctx: &Context, unasked: bool) -> LakeStatus {
         tokio::time::timeout(LAKE_TIMEOUT, ask).await
     });
     let problem = match asked {
-        Err(_) => Some(format!(
-            "did not answer within {} s",
-            LAKE_TIMEOUT.as_secs()
-        )),
+        Err(_) => Some(format!("did not answer within {} s", LAKE_TIMEOUT.as_secs())),
         Ok(Err(error)) => Some(format!("{error:#}")),
         Ok(Ok(None)) => Some("is empty; the first push makes it a lake".to_owned()),
         Ok(Ok(Some(_))) => None,
     };
-    LakeStatus {
-        url,
-        ok: Some(problem.is_none()),
-        problem,
-    }
+    LakeStatus { url, ok: Some(problem.is_none()), problem }
 }
 
 fn tier_statuses(ctx: &Context, only: Option<&str>) -> anyhow::Result<Vec<TierStatus>> {
@@ -182,18 +159,11 @@ fn tier_statuses(ctx: &Context, only: Option<&str>) -> anyhow::Result<Vec<TierSt
         ctx.tier_section(Some(name))?;
     }
     let config = ctx.config();
-    let chosen = config
-        .tier
-        .iter()
-        .filter(|(name, _)| only.is_none_or(|only| only == *name));
+    let chosen = config.tier.iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
     let mut all = Vec::new();
     for (name, section) in chosen {
         let unused = section.auto_init && !section.path.exists();
-        let usage = if unused {
-            Ok(None)
-        } else {
-            usage_of(ctx, name).map(Some)
-        };
+        let usage = if unused { Ok(None) } else { usage_of(ctx, name).map(Some) };
         let problem = usage.as_ref().err().map(|error| format!("{error:#}"));
         let usage = usage.ok().flatten();
         let now_ms = usage.as_ref().map_or(0, |usage| usage.now_ms);
@@ -209,11 +179,7 @@ fn tier_statuses(ctx: &Context, only: Option<&str>) -> anyhow::Result<Vec<TierSt
             capacity_bytes: of(|usage| usage.capacity_bytes),
             free_bytes: of(|usage| usage.free_bytes),
             staging_bytes: of(|usage| usage.staging_bytes),
-            commits: usage
-                .iter()
-                .flat_map(|u| &u.commits)
-                .map(|commit| CommitStatus::new(commit, now_ms))
-                .collect(),
+            commits: usage.iter().flat_map(|u| &u.commits).map(|commit| CommitStatus::new(commit, now_ms)).collect(),
         });
     }
     Ok(all)
@@ -253,11 +219,7 @@ fn print(ctx: &Context, status: &Status) -> anyhow::Result<()> {
                 Some(reason) => format!("{}: {reason}", mount.state),
                 None => mount.state.to_string(),
             };
-            table.row([
-                mount.dir.display().to_string(),
-                mount.revision.clone(),
-                state,
-            ]);
+            table.row([mount.dir.display().to_string(), mount.revision.clone(), state]);
         }
         out.write_all(table.render().as_bytes())?;
     }
@@ -265,17 +227,10 @@ fn print(ctx: &Context, status: &Status) -> anyhow::Result<()> {
 }
 
 fn tier_line(tier: &TierStatus) -> String {
-    let name = if tier.default {
-        format!("{} (default)", tier.name)
-    } else {
-        tier.name.clone()
-    };
+    let name = if tier.default { format!("{} (default)", tier.name) } else { tier.name.clone() };
     match &tier.problem {
         Some(problem) => format!("tier    {name} at {}: {problem}", tier.path.display()),
-        None if !tier.made => format!(
-            "tier    {name} at {}: made on first use",
-            tier.path.display()
-        ),
+        None if !tier.made => format!("tier    {name} at {}: made on first use", tier.path.display()),
         None => format!(
             "tier    {name} at {}: {} used, {} free of {}",
             tier.path.display(),
@@ -287,27 +242,13 @@ fn tier_line(tier: &TierStatus) -> String {
 }
 
 fn commit_table(tier: &TierStatus, mounts: &[MountInfo]) -> Table {
-    let headers = [
-        "COMMIT",
-        ">CACHED",
-        ">SIZE",
-        ">OWN",
-        ">SHARED",
-        "LAST USED",
-        ">MOUNTS",
-        "KEPT",
-        "LEAVES IN",
-    ];
+    let headers = ["COMMIT", ">CACHED", ">SIZE", ">OWN", ">SHARED", "LAST USED", ">MOUNTS", "KEPT", "LEAVES IN"];
     let mut table = Table::new(&headers);
     let now_ms = jiff::Timestamp::now().as_millisecond();
     for commit in &tier.commits {
-        let mounted = mounts
-            .iter()
-            .find(|mount| mount.commit == commit.commit && mount.revision.contains('@'));
-        let name = mounted.map_or_else(
-            || format!("{}@{}", commit.dataset, commit.commit.short()),
-            |m| m.revision.clone(),
-        );
+        let mounted = mounts.iter().find(|mount| mount.commit == commit.commit && mount.revision.contains('@'));
+        let name =
+            mounted.map_or_else(|| format!("{}@{}", commit.dataset, commit.commit.short()), |m| m.revision.clone());
         let leaves = match commit.ttl_left_ms {
             None => "-".to_owned(),
             Some(left) => output::span(u64::try_from(left / 1000).unwrap_or(0)),

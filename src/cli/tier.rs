@@ -12,8 +12,7 @@ use super::report::usage;
 use crate::config::{Size, Span};
 use crate::format::ids::NodeId;
 use crate::store::tier::{
-    CheckReport, CommitKey, Decision, InitOptions, Marker, StewardReport, SweepPlan, Tier, Verdict,
-    Why,
+    CheckReport, CommitKey, Decision, InitOptions, Marker, StewardReport, SweepPlan, Tier, Verdict, Why,
 };
 use crate::store::usage::TierUsage;
 
@@ -144,8 +143,7 @@ pub struct ForgetArgs {
 }
 
 fn parse_mode(text: &str) -> Result<u32, String> {
-    let mode =
-        u32::from_str_radix(text, 8).map_err(|_| "write octal digits, such as 0770".to_owned())?;
+    let mode = u32::from_str_radix(text, 8).map_err(|_| "write octal digits, such as 0770".to_owned())?;
     if mode & 0o700 != 0o700 || mode > 0o7777 {
         return Err("the owner needs all of rwx, such as in 0770".to_owned());
     }
@@ -192,20 +190,10 @@ fn init(ctx: &Context, args: &InitArgs) -> anyhow::Result<()> {
     let dir = std::path::absolute(&args.dir)?;
     let marker = Tier::init(&dir, &options)?;
     if ctx.json() {
-        return ctx.print_json(&InitOutput {
-            path: dir.display().to_string(),
-            marker: &marker,
-        });
+        return ctx.print_json(&InitOutput { path: dir.display().to_string(), marker: &marker });
     }
-    ctx.say(format_args!(
-        "{}: is a tier now ({})",
-        dir.display(),
-        marker.tier
-    ));
-    ctx.say(format_args!(
-        "use it with `LARDER_TIER={}`, or a [tier.NAME] in the configuration",
-        dir.display()
-    ));
+    ctx.say(format_args!("{}: is a tier now ({})", dir.display(), marker.tier));
+    ctx.say(format_args!("use it with `LARDER_TIER={}`, or a [tier.NAME] in the configuration", dir.display()));
     Ok(())
 }
 
@@ -252,17 +240,8 @@ fn df(ctx: &Context, args: &TierArgs) -> anyhow::Result<()> {
             commits: usage.commits.len(),
         });
     }
-    let mut table = Table::new(&[
-        "TIER",
-        ">USED",
-        ">CAPACITY",
-        ">FREE",
-        ">STAGING",
-        ">TRASH",
-        ">ORPHANS",
-        ">COMMITS",
-        "PATH",
-    ]);
+    let mut table =
+        Table::new(&["TIER", ">USED", ">CAPACITY", ">FREE", ">STAGING", ">TRASH", ">ORPHANS", ">COMMITS", "PATH"]);
     table.row([
         name,
         output::bytes(usage.used_bytes),
@@ -283,16 +262,7 @@ fn list(ctx: &Context, args: &TierArgs) -> anyhow::Result<()> {
     if ctx.json() {
         return ctx.print_json(&usage);
     }
-    let mut table = Table::new(&[
-        "DATASET",
-        "COMMIT",
-        ">CACHED",
-        ">OWN",
-        ">SHARED",
-        "LAST USED",
-        "STATE",
-        "LEAVES",
-    ]);
+    let mut table = Table::new(&["DATASET", "COMMIT", ">CACHED", ">OWN", ">SHARED", "LAST USED", "STATE", "LEAVES"]);
     for commit in &usage.commits {
         let state = match (commit.mounts, commit.kept, commit.held) {
             (0, false, false) => "cached".to_owned(),
@@ -343,47 +313,23 @@ fn check(ctx: &Context, args: &CheckArgs) -> anyhow::Result<()> {
         let mut table = Table::new(&["PATH", "PROBLEM", "REPAIRED"]);
         for found in &report.findings {
             let repaired = if found.repaired { "yes" } else { "no" };
-            table.row([
-                output::printable(found.path.as_bytes()),
-                found.problem.clone(),
-                repaired.to_owned(),
-            ]);
+            table.row([output::printable(found.path.as_bytes()), found.problem.clone(), repaired.to_owned()]);
         }
         ctx.print_table(&table)?;
     }
     if !report.is_good() {
-        let next = if args.repair {
-            ""
-        } else {
-            "; `larder tier check --repair` mends what can be mended"
-        };
-        anyhow::bail!(
-            "tier {name}: {} things are out of order{next}",
-            report.findings.len()
-        );
+        let next = if args.repair { "" } else { "; `larder tier check --repair` mends what can be mended" };
+        anyhow::bail!("tier {name}: {} things are out of order{next}", report.findings.len());
     }
-    ctx.say(format_args!(
-        "tier {name}: in order, {} accounted for and found",
-        output::bytes(report.walked_bytes)
-    ));
+    ctx.say(format_args!("tier {name}: in order, {} accounted for and found", output::bytes(report.walked_bytes)));
     Ok(())
 }
 
 fn why(ctx: &Context, args: &WhyArgs) -> anyhow::Result<()> {
     // A revision's part behind the `@` is as good.
-    let prefix = args
-        .commit
-        .rsplit_once('@')
-        .map_or(args.commit.as_str(), |(_, id)| id);
-    if prefix.len() < 4
-        || !prefix
-            .bytes()
-            .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-    {
-        return usage(format!(
-            "`{}` is not the beginning of a commit's id (4 hex digits or more)",
-            args.commit
-        ));
+    let prefix = args.commit.rsplit_once('@').map_or(args.commit.as_str(), |(_, id)| id);
+    if prefix.len() < 4 || !prefix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return usage(format!("`{}` is not the beginning of a commit's id (4 hex digits or more)", args.commit));
     }
     let (name, tier) = open(ctx, &args.tier)?;
     let keys = tier.find_commits(prefix)?;
@@ -392,10 +338,7 @@ fn why(ctx: &Context, args: &WhyArgs) -> anyhow::Result<()> {
         [] => {
             anyhow::bail!("tier {name}: no commit {prefix}… is cached, nor was one decided about")
         }
-        _ => anyhow::bail!(
-            "tier {name}: {} commits begin with {prefix}; give more of the id",
-            keys.len()
-        ),
+        _ => anyhow::bail!("tier {name}: {} commits begin with {prefix}; give more of the id", keys.len()),
     };
     let why: Why = tier.why(&key)?;
     if ctx.json() {
@@ -406,11 +349,7 @@ fn why(ctx: &Context, args: &WhyArgs) -> anyhow::Result<()> {
         use std::io::Write as _;
         match decision {
             Some(found) => {
-                let verdict = if found.verdict == Verdict::Stays {
-                    "stays"
-                } else {
-                    "leaves"
-                };
+                let verdict = if found.verdict == Verdict::Stays { "stays" } else { "leaves" };
                 let at = output::time(found.time_ms);
                 writeln!(
                     out,
@@ -473,9 +412,7 @@ fn sweep(ctx: &Context, args: &SweepArgs) -> anyhow::Result<()> {
         ));
     }
     if report.frees_nothing {
-        ctx.say(format_args!(
-            "tier {name}: deleting freed nothing; do snapshots hold the space?"
-        ));
+        ctx.say(format_args!("tier {name}: deleting freed nothing; do snapshots hold the space?"));
     }
     if let Some(first) = report.failed.first() {
         anyhow::bail!("{} steps failed, the first: {first}", report.failed.len());
@@ -486,17 +423,8 @@ fn sweep(ctx: &Context, args: &SweepArgs) -> anyhow::Result<()> {
 fn print_decisions(ctx: &Context, decisions: &[Decision]) -> anyhow::Result<()> {
     let mut table = Table::new(&["DATASET", "COMMIT", "DECISION", "REASON"]);
     for decision in decisions {
-        let verdict = if decision.verdict == Verdict::Stays {
-            "stays"
-        } else {
-            "leaves"
-        };
-        table.row([
-            decision.dataset.clone(),
-            decision.key.commit.short(),
-            verdict.to_owned(),
-            decision.reason.text(),
-        ]);
+        let verdict = if decision.verdict == Verdict::Stays { "stays" } else { "leaves" };
+        table.row([decision.dataset.clone(), decision.key.commit.short(), verdict.to_owned(), decision.reason.text()]);
     }
     ctx.print_table(&table)
 }
@@ -525,9 +453,6 @@ fn scrub(ctx: &Context, args: &ScrubArgs) -> anyhow::Result<()> {
     if ctx.json() {
         ctx.print_json(&reports)?;
     }
-    ctx.say(format_args!(
-        "tier {name}: {} objects scrubbed, {bad} damaged and set aside",
-        reports.len()
-    ));
+    ctx.say(format_args!("tier {name}: {} objects scrubbed, {bad} damaged and set aside", reports.len()));
     Ok(())
 }

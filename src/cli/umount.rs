@@ -33,17 +33,11 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
             (Some(Ok(parent)), Some(name)) => parent.join(name),
             _ => path,
         };
-        let request = UmountRequest {
-            dir: dir.clone(),
-            force: args.force,
-        };
+        let request = UmountRequest { dir: dir.clone(), force: args.force };
         match ctx.block_on(client.umount(&request)) {
             Ok(info) => ended.push(info),
             Err(error @ ClientError::Absent { .. }) => {
-                let hint = format!(
-                    "if a dead mount is left there, clear it with `fusermount3 -uz {}`",
-                    dir.display()
-                );
+                let hint = format!("if a dead mount is left there, clear it with `fusermount3 -uz {}`", dir.display());
                 return Err(error).hint(hint);
             }
             Err(error) => return Err(with_hint(error)),
@@ -53,11 +47,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
         return ctx.print_json(&ended);
     }
     for info in &ended {
-        ctx.say(format!(
-            "{} is no longer at {}",
-            info.revision,
-            info.dir.display()
-        ));
+        ctx.say(format!("{} is no longer at {}", info.revision, info.dir.display()));
     }
     Ok(())
 }

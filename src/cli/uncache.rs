@@ -45,25 +45,16 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     })?;
     let freed = match tier.uncache(&CommitKey { lake, commit }) {
         Err(error @ TierError::Busy { .. }) => {
-            return Err(error).hint("`larder status` shows who uses it: unmount it, or `larder cache --no-keep` it, first");
+            return Err(error)
+                .hint("`larder status` shows who uses it: unmount it, or `larder cache --no-keep` it, first");
         }
         other => other?,
     };
     let dataset = revision.dataset.as_str().to_owned();
-    let removed = Removed {
-        dataset,
-        commit,
-        tier: name,
-        freed_bytes: freed,
-    };
+    let removed = Removed { dataset, commit, tier: name, freed_bytes: freed };
     if ctx.json() {
         return ctx.print_json(&removed);
     }
-    ctx.say(format!(
-        "{} left the tier `{}`: {}",
-        args.revision,
-        removed.tier,
-        output::bytes(removed.freed_bytes)
-    ));
+    ctx.say(format!("{} left the tier `{}`: {}", args.revision, removed.tier, output::bytes(removed.freed_bytes)));
     Ok(())
 }

@@ -23,36 +23,20 @@ pub type Layer = BTreeMap<String, Placed>;
 pub fn parse(text: &str, path: &Path) -> Result<Layer, Vec<Problem>> {
     let place = |at: usize| {
         let (line, column) = position(text, at);
-        Origin::File {
-            path: path.to_owned(),
-            line,
-            column,
-        }
+        Origin::File { path: path.to_owned(), line, column }
     };
     let table = DeTable::parse(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);
-        vec![Problem {
-            origin: place(at),
-            key: None,
-            message: error.message().to_owned(),
-        }]
+        vec![Problem { origin: place(at), key: None, message: error.message().to_owned() }]
     })?;
-    let mut found = Found {
-        layer: Layer::new(),
-        problems: Vec::new(),
-        place: &place,
-    };
+    let mut found = Found { layer: Layer::new(), problems: Vec::new(), place: &place };
     walk(table.get_ref(), "", &mut found);
     // The parser's tables are in no order; people read from the top.
     found.problems.sort_by_key(|problem| match problem.origin {
         Origin::File { line, column, .. } => (line, column),
         _ => (0, 0),
     });
-    if found.problems.is_empty() {
-        Ok(found.layer)
-    } else {
-        Err(found.problems)
-    }
+    if found.problems.is_empty() { Ok(found.layer) } else { Err(found.problems) }
 }
 
 struct Found<'a> {
@@ -63,11 +47,7 @@ struct Found<'a> {
 
 impl Found<'_> {
     fn wrong(&mut self, at: usize, key: &str, message: String) {
-        self.problems.push(Problem {
-            origin: (self.place)(at),
-            key: Some(key.to_owned()),
-            message,
-        });
+        self.problems.push(Problem { origin: (self.place)(at), key: Some(key.to_owned()), message });
     }
 }
 
@@ -75,25 +55,13 @@ fn walk(table: &DeTable<'_>, prefix: &str, found: &mut Found<'_>) {
     for (name, value) in table {
         let at = name.span().start;
         let name: &str = name.get_ref();
-        let dotted = if prefix.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{prefix}.{name}")
-        };
+        let dotted = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") };
         match (value.get_ref(), is_section(&dotted)) {
             (DeValue::Table(_), true) if !name_is_good(prefix, name) => {
-                found.wrong(
-                    at,
-                    &dotted,
-                    "a name is 1 to 63 of a-z 0-9 _ - and begins with a letter or digit".into(),
-                );
+                found.wrong(at, &dotted, "a name is 1 to 63 of a-z 0-9 _ - and begins with a letter or digit".into());
             }
             (DeValue::Table(below), true) => walk(below, &dotted, found),
-            (_, true) => found.wrong(
-                at,
-                &dotted,
-                "is a section: write [".to_owned() + &dotted + "]",
-            ),
+            (_, true) => found.wrong(at, &dotted, "is a section: write [".to_owned() + &dotted + "]"),
             (_, false) => scalar(&dotted, at, value, found),
         }
     }
@@ -114,9 +82,7 @@ fn scalar(dotted: &str, at: usize, value: &Spanned<DeValue<'_>>, found: &mut Fou
     match check_typed(key, value.get_ref(), &text) {
         Ok(value) => {
             let origin = (found.place)(start);
-            found
-                .layer
-                .insert(dotted.to_owned(), Placed { value, origin });
+            found.layer.insert(dotted.to_owned(), Placed { value, origin });
         }
         Err(message) => found.wrong(start, dotted, message),
     }
@@ -164,9 +130,7 @@ fn name_is_good(section: &str, name: &str) -> bool {
     let first = name.bytes().next();
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     // A dot would be taken for the next level of a dotted key.
-    name.len() <= 63
-        && first.is_some_and(plain)
-        && name.bytes().all(|b| plain(b) || b == b'-' || b == b'_')
+    name.len() <= 63 && first.is_some_and(plain) && name.bytes().all(|b| plain(b) || b == b'-' || b == b'_')
 }
 
 /// Finds the key that is most like an unknown one, if any is like it at all.
@@ -174,11 +138,8 @@ fn nearest(dotted: &str) -> Option<String> {
     let names = KEYS.iter().chain(DATASET_KEYS).map(|key| key.name);
     let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
     let wanted = last(dotted);
-    let best = names
-        .map(|name| (distance(&wanted, &last(name)), name))
-        .min()?;
-    (best.0 <= 2 || last(best.1).starts_with(&wanted) && wanted.len() >= 3)
-        .then(|| best.1.to_owned())
+    let best = names.map(|name| (distance(&wanted, &last(name)), name)).min()?;
+    (best.0 <= 2 || last(best.1).starts_with(&wanted) && wanted.len() >= 3).then(|| best.1.to_owned())
 }
 
 /// Counts the edits between two short words.
@@ -190,11 +151,7 @@ fn distance(a: &str, b: &str) -> usize {
         for ((cb, pair), left) in b.iter().zip(row.windows(2)).zip(0..) {
             let [diagonal, above] = pair else { continue };
             let beside = next.get(left).copied().unwrap_or(usize::MAX - 1);
-            next.push(
-                (diagonal + usize::from(ca != *cb))
-                    .min(above + 1)
-                    .min(beside + 1),
-            );
+            next.push((diagonal + usize::from(ca != *cb)).min(above + 1).min(beside + 1));
         }
         row = next;
     }
@@ -205,13 +162,7 @@ fn distance(a: &str, b: &str) -> usize {
 fn position(text: &str, at: usize) -> (usize, usize) {
     let before = text.get(..at).unwrap_or(text);
     let line = before.matches('\n').count() + 1;
-    let column = before
-        .rsplit('\n')
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .count()
-        + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
     (line, column)
 }
 
@@ -220,20 +171,13 @@ mod tests {
     use super::*;
 
     fn problems(text: &str) -> Vec<String> {
-        parse(text, Path::new("/x.toml"))
-            .expect_err("is wrong")
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        parse(text, Path::new("/x.toml")).expect_err("is wrong").iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn values_know_their_line_and_column() {
-        let layer =
-            parse("[lake]\nurl = \"s3://bucket/p\"\n", Path::new("/x.toml")).expect("is right");
-        let origin = layer
-            .get("lake.url")
-            .map(|placed| placed.origin.to_string());
+        let layer = parse("[lake]\nurl = \"s3://bucket/p\"\n", Path::new("/x.toml")).expect("is right");
+        let origin = layer.get("lake.url").map(|placed| placed.origin.to_string());
         assert_eq!(origin.as_deref(), Some("/x.toml:2:7"));
     }
 
@@ -241,14 +185,8 @@ mod tests {
     fn everything_that_is_wrong_is_told_at_once() {
         let told = problems("stat = \"/x\"\n[fetch]\nrequests = 0\nmemory = \"lots\"\n");
         assert_eq!(told.len(), 3, "{told:#?}");
-        assert!(
-            told[0].starts_with("/x.toml:1:1: stat: unknown key; did you mean `state`?"),
-            "{told:#?}"
-        );
-        assert!(
-            told[1].starts_with("/x.toml:4:10: ") || told[2].starts_with("/x.toml:4:10: "),
-            "{told:#?}"
-        );
+        assert!(told[0].starts_with("/x.toml:1:1: stat: unknown key; did you mean `state`?"), "{told:#?}");
+        assert!(told[1].starts_with("/x.toml:4:10: ") || told[2].starts_with("/x.toml:4:10: "), "{told:#?}");
     }
 
     #[test]

@@ -50,14 +50,7 @@ const fn key(
     flag: &'static str,
     doc: &'static str,
 ) -> Key {
-    Key {
-        name,
-        kind,
-        default,
-        env,
-        flag,
-        doc,
-    }
+    Key { name, kind, default, env, flag, doc }
 }
 
 /// Every scalar key but those of single datasets.
@@ -191,18 +184,13 @@ impl Kind {
                 "false" | "0" | "no" | "off" => Ok(toml::Value::Boolean(false)),
                 _ => Err(wrong()),
             },
-            Self::Size => text
-                .parse::<Size>()
-                .map(|v| toml::Value::String(v.to_string()))
-                .map_err(|e| e.to_string()),
-            Self::Duration => text
-                .parse::<Span>()
-                .map(|v| toml::Value::String(v.to_string()))
-                .map_err(|e| e.to_string()),
-            Self::Percent => text
-                .parse::<Percent>()
-                .map(|v| toml::Value::String(v.to_string()))
-                .map_err(|e| e.to_string()),
+            Self::Size => text.parse::<Size>().map(|v| toml::Value::String(v.to_string())).map_err(|e| e.to_string()),
+            Self::Duration => {
+                text.parse::<Span>().map(|v| toml::Value::String(v.to_string())).map_err(|e| e.to_string())
+            }
+            Self::Percent => {
+                text.parse::<Percent>().map(|v| toml::Value::String(v.to_string())).map_err(|e| e.to_string())
+            }
             Self::Count { min, max } => text
                 .parse::<u32>()
                 .ok()
@@ -225,25 +213,14 @@ fn check_lake(text: &str) -> Result<(), String> {
         return Ok(());
     }
     let Some(rest) = text.strip_prefix("s3://") else {
-        return Err(format!(
-            "`{text}` is neither s3://bucket/prefix nor an absolute directory"
-        ));
+        return Err(format!("`{text}` is neither s3://bucket/prefix nor an absolute directory"));
     };
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-    if bucket.len() < 3
-        || !bucket
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
-    {
+    if bucket.len() < 3 || !bucket.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)) {
         return Err(format!("`{bucket}` in `{text}` is not a bucket's name"));
     }
-    if prefix.split('/').any(|part| part == "." || part == "..")
-        || prefix.contains("//")
-        || prefix.starts_with('/')
-    {
-        return Err(format!(
-            "the prefix in `{text}` has an empty, `.` or `..` part"
-        ));
+    if prefix.split('/').any(|part| part == "." || part == "..") || prefix.contains("//") || prefix.starts_with('/') {
+        return Err(format!("the prefix in `{text}` has an empty, `.` or `..` part"));
     }
     Ok(())
 }
@@ -269,14 +246,8 @@ mod tests {
         let names: BTreeSet<_> = KEYS.iter().map(|k| k.name).collect();
         let envs: BTreeSet<_> = KEYS.iter().map(|k| k.env).collect();
         let flags: BTreeSet<_> = KEYS.iter().map(|k| k.flag).collect();
-        assert_eq!(
-            (names.len(), envs.len(), flags.len()),
-            (KEYS.len(), KEYS.len(), KEYS.len())
-        );
-        assert!(
-            KEYS.iter()
-                .all(|k| k.env.starts_with("LARDER_") && !k.doc.ends_with('.'))
-        );
+        assert_eq!((names.len(), envs.len(), flags.len()), (KEYS.len(), KEYS.len(), KEYS.len()));
+        assert!(KEYS.iter().all(|k| k.env.starts_with("LARDER_") && !k.doc.ends_with('.')));
     }
 
     #[test]
@@ -293,15 +264,7 @@ mod tests {
         for good in ["s3://bucket", "s3://my-bucket/a/b", "/srv/lake"] {
             assert_eq!(check_lake(good), Ok(()), "{good}");
         }
-        for bad in [
-            "bucket/prefix",
-            "s3://",
-            "s3:///x",
-            "s3://b_$/x",
-            "s3://bucket/../x",
-            "s3://bucket//x",
-            "lake",
-        ] {
+        for bad in ["bucket/prefix", "s3://", "s3:///x", "s3://b_$/x", "s3://bucket/../x", "s3://bucket//x", "lake"] {
             assert!(check_lake(bad).is_err(), "{bad}");
         }
     }

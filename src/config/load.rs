@@ -19,30 +19,19 @@ impl Env {
     pub fn of_process() -> Self {
         Self {
             vars: std::env::vars_os()
-                .filter_map(|(name, value)| {
-                    Some((name.into_string().ok()?, value.into_string().ok()?))
-                })
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
                 .collect(),
             cwd: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
         }
     }
 
     fn get(&self, name: &str) -> Option<&str> {
-        self.vars
-            .get(name)
-            .map(String::as_str)
-            .filter(|value| !value.is_empty())
+        self.vars.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
     fn xdg(&self, variable: &str, below_home: &str) -> Option<PathBuf> {
-        let given = self
-            .get(variable)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute());
-        given.or_else(|| {
-            self.get("HOME")
-                .map(|home| Path::new(home).join(below_home))
-        })
+        let given = self.get(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+        given.or_else(|| self.get("HOME").map(|home| Path::new(home).join(below_home)))
     }
 
     fn absolute(&self, text: &str) -> String {
@@ -63,9 +52,7 @@ pub struct Loaded {
 impl Loaded {
     /// Says whether somebody set this key.
     pub fn is_set(&self, dotted: &str) -> bool {
-        self.origins
-            .get(dotted)
-            .is_some_and(|origin| *origin != Origin::Default)
+        self.origins.get(dotted).is_some_and(|origin| *origin != Origin::Default)
     }
 }
 
@@ -76,10 +63,9 @@ pub fn load(file: Option<&Path>, env: &Env, flags: &Overrides) -> Result<Loaded,
         None => usual_places(env).into_iter().find(|path| path.exists()),
     };
     let text = match &path {
-        Some(path) => std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
-            path: path.clone(),
-            source,
-        })?,
+        Some(path) => {
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?
+        }
         None => String::new(),
     };
     let mut loaded = merge(&text, path.as_deref().unwrap_or(Path::new("-")), env, flags)?;
@@ -89,12 +75,8 @@ pub fn load(file: Option<&Path>, env: &Env, flags: &Overrides) -> Result<Loaded,
 
 /// Lists where a file is looked for when none is named.
 pub fn usual_places(env: &Env) -> Vec<PathBuf> {
-    let own = env
-        .xdg("XDG_CONFIG_HOME", ".config")
-        .map(|dir| dir.join("larder/larder.toml"));
-    own.into_iter()
-        .chain([PathBuf::from("/etc/larder/larder.toml")])
-        .collect()
+    let own = env.xdg("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("larder/larder.toml"));
+    own.into_iter().chain([PathBuf::from("/etc/larder/larder.toml")]).collect()
 }
 
 /// Merges a file's text with the rest: pure.
@@ -108,74 +90,36 @@ pub fn merge(text: &str, path: &Path, env: &Env, flags: &Overrides) -> Result<Lo
     above.extend(flagged(env, flags, &mut problems));
     let default_tier = name_default_tier(&values, &above, &mut problems);
     for (name, placed) in above {
-        values.insert(
-            name.replace("tier.*.", &format!("tier.{default_tier}.")),
-            placed,
-        );
+        values.insert(name.replace("tier.*.", &format!("tier.{default_tier}.")), placed);
     }
     fill_defaults(&mut values, &default_tier, env, &mut problems);
     if !problems.is_empty() {
         return Err(ConfigError::Wrong(problems));
     }
-    let origins = values
-        .iter()
-        .map(|(name, placed)| (name.clone(), placed.origin.clone()))
-        .collect();
+    let origins = values.iter().map(|(name, placed)| (name.clone(), placed.origin.clone())).collect();
     let config = build(values)?;
-    let loaded = Loaded {
-        config,
-        file: None,
-        origins,
-    };
+    let loaded = Loaded { config, file: None, origins };
     let problems = check_together(&loaded);
-    if problems.is_empty() {
-        Ok(loaded)
-    } else {
-        Err(ConfigError::Wrong(problems))
-    }
+    if problems.is_empty() { Ok(loaded) } else { Err(ConfigError::Wrong(problems)) }
 }
 
 fn environment(env: &Env, problems: &mut Vec<Problem>) -> Layer {
     let given = KEYS.iter().filter_map(|key| Some((key, env.get(key.env)?)));
-    given
-        .filter_map(|(key, text)| {
-            checked(key, text, Origin::Env(key.env.to_owned()), env, problems)
-        })
-        .collect()
+    given.filter_map(|(key, text)| checked(key, text, Origin::Env(key.env.to_owned()), env, problems)).collect()
 }
 
 fn flagged(env: &Env, flags: &Overrides, problems: &mut Vec<Problem>) -> Layer {
-    let given = KEYS
-        .iter()
-        .filter_map(|key| Some((key, flags.get(key.name)?)));
-    given
-        .filter_map(|(key, text)| {
-            checked(key, text, Origin::Flag(key.flag.to_owned()), env, problems)
-        })
-        .collect()
+    let given = KEYS.iter().filter_map(|key| Some((key, flags.get(key.name)?)));
+    given.filter_map(|(key, text)| checked(key, text, Origin::Flag(key.flag.to_owned()), env, problems)).collect()
 }
 
-fn checked(
-    key: &Key,
-    text: &str,
-    origin: Origin,
-    env: &Env,
-    problems: &mut Vec<Problem>,
-) -> Option<(String, Placed)> {
+fn checked(key: &Key, text: &str, origin: Origin, env: &Env, problems: &mut Vec<Problem>) -> Option<(String, Placed)> {
     let is_path = key.kind == Kind::Path || key.kind == Kind::Lake && !text.contains("://");
-    let text = if is_path && !text.is_empty() {
-        env.absolute(text)
-    } else {
-        text.to_owned()
-    };
+    let text = if is_path && !text.is_empty() { env.absolute(text) } else { text.to_owned() };
     match key.kind.check(&text) {
         Ok(value) => Some((key.name.to_owned(), Placed { value, origin })),
         Err(message) => {
-            problems.push(Problem {
-                origin,
-                key: Some(key.name.to_owned()),
-                message,
-            });
+            problems.push(Problem { origin, key: Some(key.name.to_owned()), message });
             None
         }
     }
@@ -184,17 +128,11 @@ fn checked(
 /// Decides which tier a bare `LARDER_TIER` or no name at all means.
 fn name_default_tier(file: &Layer, above: &Layer, problems: &mut Vec<Problem>) -> String {
     let tiers: Vec<String> = {
-        let mut names: Vec<String> = file
-            .keys()
-            .filter_map(|name| tier_name(name))
-            .map(str::to_owned)
-            .collect();
+        let mut names: Vec<String> = file.keys().filter_map(|name| tier_name(name)).map(str::to_owned).collect();
         names.dedup();
         names
     };
-    let chosen = above
-        .get("default_tier")
-        .or_else(|| file.get("default_tier"));
+    let chosen = above.get("default_tier").or_else(|| file.get("default_tier"));
     let from_outside = above.contains_key("tier.*.path");
     match (chosen, tiers.as_slice()) {
         (Some(placed), _) => {
@@ -202,11 +140,7 @@ fn name_default_tier(file: &Layer, above: &Layer, problems: &mut Vec<Problem>) -
             if !tiers.contains(&name) && !from_outside {
                 let message = format!("there is no [tier.{name}]");
                 let key = Some("default_tier".to_owned());
-                problems.push(Problem {
-                    origin: placed.origin.clone(),
-                    key,
-                    message,
-                });
+                problems.push(Problem { origin: placed.origin.clone(), key, message });
             }
             name
         }
@@ -214,19 +148,9 @@ fn name_default_tier(file: &Layer, above: &Layer, problems: &mut Vec<Problem>) -
         (None, []) => "default".to_owned(),
         (None, several) => {
             if !several.iter().any(|name| name == "default") {
-                let origin = file
-                    .values()
-                    .next()
-                    .map_or(Origin::Default, |placed| placed.origin.clone());
-                let message = format!(
-                    "say which of the tiers {} is used where none is named",
-                    several.join(", ")
-                );
-                problems.push(Problem {
-                    origin,
-                    key: Some("default_tier".to_owned()),
-                    message,
-                });
+                let origin = file.values().next().map_or(Origin::Default, |placed| placed.origin.clone());
+                let message = format!("say which of the tiers {} is used where none is named", several.join(", "));
+                problems.push(Problem { origin, key: Some("default_tier".to_owned()), message });
             }
             "default".to_owned()
         }
@@ -239,31 +163,16 @@ fn tier_name(dotted: &str) -> Option<&str> {
 
 /// Sets a value that nobody else has set.
 fn set(values: &mut Layer, name: &str, value: toml::Value) {
-    values.entry(name.to_owned()).or_insert(Placed {
-        value,
-        origin: Origin::Default,
-    });
+    values.entry(name.to_owned()).or_insert(Placed { value, origin: Origin::Default });
 }
 
 /// Adds the compiled-in defaults, and those that depend on the XDG directories.
 fn fill_defaults(values: &mut Layer, default_tier: &str, env: &Env, problems: &mut Vec<Problem>) {
     let text = |path: PathBuf| toml::Value::String(path.to_string_lossy().into_owned());
-    set(
-        values,
-        "default_tier",
-        toml::Value::String(default_tier.to_owned()),
-    );
+    set(values, "default_tier", toml::Value::String(default_tier.to_owned()));
     let places: [(&str, Option<PathBuf>); 2] = [
-        (
-            "state",
-            env.xdg("XDG_STATE_HOME", ".local/state")
-                .map(|dir| dir.join("larder")),
-        ),
-        (
-            "lake.url",
-            env.xdg("XDG_DATA_HOME", ".local/share")
-                .map(|dir| dir.join("larder/lake")),
-        ),
+        ("state", env.xdg("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("larder"))),
+        ("lake.url", env.xdg("XDG_DATA_HOME", ".local/share").map(|dir| dir.join("larder/lake"))),
     ];
     for (name, place) in places {
         match place {
@@ -272,9 +181,7 @@ fn fill_defaults(values: &mut Layer, default_tier: &str, env: &Env, problems: &m
             None => problems.push(homeless(name)),
         }
     }
-    let no_tier = !values
-        .keys()
-        .any(|name| tier_name(name).is_some() && name.ends_with(".path"));
+    let no_tier = !values.keys().any(|name| tier_name(name).is_some() && name.ends_with(".path"));
     let default_path = format!("tier.{default_tier}.path");
     if no_tier && default_tier == "default" {
         match env.xdg("XDG_CACHE_HOME", ".cache") {
@@ -286,10 +193,7 @@ fn fill_defaults(values: &mut Layer, default_tier: &str, env: &Env, problems: &m
         }
     }
     fill_scalars(values, problems);
-    let state = values
-        .get("state")
-        .and_then(|placed| placed.value.as_str())
-        .map(PathBuf::from);
+    let state = values.get("state").and_then(|placed| placed.value.as_str()).map(PathBuf::from);
     if let Some(state) = state {
         set(values, "daemon.socket", text(default_socket(&state, env)));
     }
@@ -297,60 +201,39 @@ fn fill_defaults(values: &mut Layer, default_tier: &str, env: &Env, problems: &m
 
 /// Adds the defaults of the table, for each tier its own; a tier without a directory is none.
 fn fill_scalars(values: &mut Layer, problems: &mut Vec<Problem>) {
-    let tiers: Vec<String> = values
-        .keys()
-        .filter_map(|name| tier_name(name))
-        .map(str::to_owned)
-        .collect();
+    let tiers: Vec<String> = values.keys().filter_map(|name| tier_name(name)).map(str::to_owned).collect();
     for key in KEYS {
         let Some(default) = key.default.and_then(|default| key.kind.check(default).ok()) else {
             continue;
         };
         match key.name.strip_prefix("tier.*.") {
-            Some(last) => tiers
-                .iter()
-                .for_each(|tier| set(values, &format!("tier.{tier}.{last}"), default.clone())),
+            Some(last) => tiers.iter().for_each(|tier| set(values, &format!("tier.{tier}.{last}"), default.clone())),
             None => set(values, key.name, default),
         }
     }
     for tier in &tiers {
         if !values.contains_key(&format!("tier.{tier}.path")) {
-            let named = values.iter().find(|(name, placed)| {
-                tier_name(name) == Some(tier) && placed.origin != Origin::Default
-            });
+            let named =
+                values.iter().find(|(name, placed)| tier_name(name) == Some(tier) && placed.origin != Origin::Default);
             let origin = named.map_or(Origin::Default, |(_, placed)| placed.origin.clone());
             let message = "is missing: the tier's directory".to_owned();
-            problems.push(Problem {
-                origin,
-                key: Some(format!("tier.{tier}.path")),
-                message,
-            });
+            problems.push(Problem { origin, key: Some(format!("tier.{tier}.path")), message });
         }
     }
     problems.dedup();
 }
 
 fn homeless(key: &str) -> Problem {
-    let message =
-        "has no default where neither HOME nor the XDG directories are set; set it".to_owned();
-    Problem {
-        origin: Origin::Default,
-        key: Some(key.to_owned()),
-        message,
-    }
+    let message = "has no default where neither HOME nor the XDG directories are set; set it".to_owned();
+    Problem { origin: Origin::Default, key: Some(key.to_owned()), message }
 }
 
 /// Chooses a socket path that every command with the same state directory finds, and that fits into
 /// the 108 bytes of a socket address.
 fn default_socket(state: &Path, env: &Env) -> PathBuf {
     let inside = state.join("daemon.sock");
-    let default_state = env
-        .xdg("XDG_STATE_HOME", ".local/state")
-        .map(|dir| dir.join("larder"));
-    let runtime = env
-        .get("XDG_RUNTIME_DIR")
-        .map(PathBuf::from)
-        .filter(|dir| dir.is_absolute());
+    let default_state = env.xdg("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("larder"));
+    let runtime = env.get("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute());
     if default_state.as_deref() == Some(state) {
         if let Some(runtime) = &runtime {
             return runtime.join("larder/daemon.sock");
@@ -361,10 +244,7 @@ fn default_socket(state: &Path, env: &Env) -> PathBuf {
         return inside;
     }
     let digest = blake3::hash(state.as_os_str().as_encoded_bytes()).to_hex();
-    let name = format!(
-        "larder-{}.d/daemon.sock",
-        digest.get(..16).unwrap_or_default()
-    );
+    let name = format!("larder-{}.d/daemon.sock", digest.get(..16).unwrap_or_default());
     runtime.unwrap_or_else(|| PathBuf::from("/tmp")).join(name)
 }
 
@@ -375,23 +255,15 @@ fn build(values: Layer) -> Result<Config, ConfigError> {
         let Some(last) = parts.pop() else { continue };
         let mut at = &mut root;
         for part in parts {
-            let below = at
-                .entry(part)
-                .or_insert_with(|| toml::Value::Table(toml::Table::new()));
-            let toml::Value::Table(below) = below else {
-                unreachable!("a key of the table is no section")
-            };
+            let below = at.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            let toml::Value::Table(below) = below else { unreachable!("a key of the table is no section") };
             at = below;
         }
         at.insert(last.to_owned(), placed.value);
     }
     Config::deserialize(root).map_err(|error| {
         let message = error.message().to_owned();
-        ConfigError::Wrong(vec![Problem {
-            origin: Origin::Default,
-            key: None,
-            message,
-        }])
+        ConfigError::Wrong(vec![Problem { origin: Origin::Default, key: None, message }])
     })
 }
 
@@ -416,36 +288,21 @@ fn check_together(loaded: &Loaded) -> Vec<Problem> {
 fn check_tiers(config: &Config, wrong: &mut dyn FnMut(String, String)) {
     for (name, tier) in &config.tier {
         if tier.low_watermark >= tier.high_watermark {
-            let message = format!(
-                "must be below high_watermark, which is {}",
-                tier.high_watermark
-            );
+            let message = format!("must be below high_watermark, which is {}", tier.high_watermark);
             wrong(format!("tier.{name}.low_watermark"), message);
         }
         if tier.ttl.is_some_and(|ttl| ttl.0.is_zero()) {
-            wrong(
-                format!("tier.{name}.ttl"),
-                "must be longer than nothing".to_owned(),
-            );
+            wrong(format!("tier.{name}.ttl"), "must be longer than nothing".to_owned());
         }
-        if let Some((other, _)) = config
-            .tier
-            .iter()
-            .find(|(other, t)| *other < name && t.path == tier.path)
-        {
-            wrong(
-                format!("tier.{name}.path"),
-                format!("is the directory of [tier.{other}] too"),
-            );
+        if let Some((other, _)) = config.tier.iter().find(|(other, t)| *other < name && t.path == tier.path) {
+            wrong(format!("tier.{name}.path"), format!("is the directory of [tier.{other}] too"));
         }
     }
 }
 
 fn check_lake(config: &Config, wrong: &mut dyn FnMut(String, String)) {
     if let Some(endpoint) = &config.lake.endpoint {
-        let host = endpoint
-            .strip_prefix("http://")
-            .or_else(|| endpoint.strip_prefix("https://"));
+        let host = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
         if host.is_none_or(|host| host.is_empty() || host.starts_with('/')) {
             wrong(
                 "lake.endpoint".to_owned(),
@@ -453,44 +310,26 @@ fn check_lake(config: &Config, wrong: &mut dyn FnMut(String, String)) {
             );
         }
         if config.lake.url.starts_with('/') {
-            wrong(
-                "lake.endpoint".to_owned(),
-                "the embedded lake has no endpoint; set lake.url to s3://...".to_owned(),
-            );
+            wrong("lake.endpoint".to_owned(), "the embedded lake has no endpoint; set lake.url to s3://...".to_owned());
         }
     }
     if config.lake.sse == Sse::C && config.lake.sse_c_key_file.is_none() {
-        wrong(
-            "lake.sse".to_owned(),
-            "needs lake.sse_c_key_file".to_owned(),
-        );
+        wrong("lake.sse".to_owned(), "needs lake.sse_c_key_file".to_owned());
     }
     if config.lake.sse != Sse::C && config.lake.sse_c_key_file.is_some() {
-        wrong(
-            "lake.sse_c_key_file".to_owned(),
-            "is for sse = \"c\"".to_owned(),
-        );
+        wrong("lake.sse_c_key_file".to_owned(), "is for sse = \"c\"".to_owned());
     }
     if config.lake.sse != Sse::Kms && config.lake.sse_kms_key.is_some() {
-        wrong(
-            "lake.sse_kms_key".to_owned(),
-            "is for sse = \"kms\"".to_owned(),
-        );
+        wrong("lake.sse_kms_key".to_owned(), "is for sse = \"kms\"".to_owned());
     }
 }
 
 fn check_limits(config: &Config, wrong: &mut dyn FnMut(String, String)) {
     if config.daemon.socket.as_os_str().len() > 107 {
-        wrong(
-            "daemon.socket".to_owned(),
-            "is longer than the 107 bytes that a socket's path may have".to_owned(),
-        );
+        wrong("daemon.socket".to_owned(), "is longer than the 107 bytes that a socket's path may have".to_owned());
     }
     if config.fetch.bytes_in_flight.0 < 16 << 20 {
-        wrong(
-            "fetch.bytes_in_flight".to_owned(),
-            "must be 16MiB at least".to_owned(),
-        );
+        wrong("fetch.bytes_in_flight".to_owned(), "must be 16MiB at least".to_owned());
     }
     for (key, span) in [
         ("daemon.steward_period", config.daemon.steward_period),

@@ -184,11 +184,7 @@ pub struct DaemonSection {
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
     Default,
-    File {
-        path: PathBuf,
-        line: usize,
-        column: usize,
-    },
+    File { path: PathBuf, line: usize, column: usize },
     Env(String),
     Flag(String),
 }
@@ -236,10 +232,7 @@ pub enum ConfigError {
 }
 
 fn lines(problems: &[Problem]) -> String {
-    problems
-        .iter()
-        .map(|problem| format!("\n  {problem}"))
-        .collect()
+    problems.iter().map(|problem| format!("\n  {problem}")).collect()
 }
 
 impl ConfigError {
@@ -248,11 +241,7 @@ impl ConfigError {
         match self {
             Self::Wrong(problems) => problems.clone(),
             Self::Unreadable { path, source } => vec![Problem {
-                origin: Origin::File {
-                    path: path.clone(),
-                    line: 1,
-                    column: 1,
-                },
+                origin: Origin::File { path: path.clone(), line: 1, column: 1 },
                 key: None,
                 message: format!("cannot be read: {source}"),
             }],

@@ -8,9 +8,8 @@ use super::keys::{DATASET_KEYS, KEYS, Key, Kind};
 
 /// Lists the configuration flags for `larder --help`.
 pub fn flags_help() -> String {
-    let mut text = String::from(
-        "Configuration flags (each also a variable and a key of the file, see `larder config show`):\n",
-    );
+    let mut text =
+        String::from("Configuration flags (each also a variable and a key of the file, see `larder config show`):\n");
     for key in KEYS {
         text.push_str(&format!(
             "      --{} <{}>\n          {} [env: {}]\n",
@@ -38,17 +37,9 @@ pub fn markdown() -> String {
     );
     for key in KEYS.iter().chain(DATASET_KEYS) {
         let code = |text: &str| {
-            if text.is_empty() {
-                String::new()
-            } else {
-                format!("`{text}`")
-            }
+            if text.is_empty() { String::new() } else { format!("`{text}`") }
         };
-        let flag = if key.flag.is_empty() {
-            String::new()
-        } else {
-            format!("`--{}`", key.flag)
-        };
+        let flag = if key.flag.is_empty() { String::new() } else { format!("`--{}`", key.flag) };
         let expected = key.kind.expected();
         let default = key.default.map(code).unwrap_or_default();
         text.push_str(&format!(
@@ -75,9 +66,7 @@ pub fn schema() -> Value {
         match parts.as_slice() {
             [name] => drop(top.insert((*name).to_owned(), of_key(key))),
             [section, .., name] => {
-                let properties = sections
-                    .entry((*section).to_owned())
-                    .or_insert_with(|| json!({}));
+                let properties = sections.entry((*section).to_owned()).or_insert_with(|| json!({}));
                 if let Some(map) = properties.as_object_mut() {
                     map.insert((*name).to_owned(), of_key(key));
                 }
@@ -86,8 +75,7 @@ pub fn schema() -> Value {
         }
     }
     for (name, properties) in sections {
-        let mut section =
-            json!({ "type": "object", "additionalProperties": false, "properties": properties });
+        let mut section = json!({ "type": "object", "additionalProperties": false, "properties": properties });
         if name == "tier" || name == "dataset" {
             let names = json!({ "pattern": "^[a-z0-9][a-z0-9_-]{0,62}$" });
             section = json!({ "type": "object", "propertyNames": names, "additionalProperties": section });
@@ -133,10 +121,7 @@ mod tests {
             std::fs::write(&file, want).expect("writes the reference");
         }
         let have = std::fs::read_to_string(&file).unwrap_or_default();
-        assert!(
-            have == want,
-            "{path} is not what the table of keys gives; run this test with LARDER_BLESS=1"
-        );
+        assert!(have == want, "{path} is not what the table of keys gives; run this test with LARDER_BLESS=1");
     }
 
     #[test]

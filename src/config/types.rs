@@ -57,30 +57,19 @@ impl FromStr for Size {
             expected: "write a number of bytes or one with a unit, such as 512MiB, 4GiB or 2TB",
         };
         let trimmed = text.trim();
-        let digits = trimmed
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(trimmed.len());
+        let digits = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
         let (number, unit) = trimmed.split_at_checked(digits).ok_or_else(error)?;
         let unit = unit.trim().to_ascii_lowercase();
-        let scale = SIZE_UNITS
-            .iter()
-            .find(|(name, _)| *name == unit)
-            .map(|(_, scale)| *scale)
-            .ok_or_else(error)?;
+        let scale = SIZE_UNITS.iter().find(|(name, _)| *name == unit).map(|(_, scale)| *scale).ok_or_else(error)?;
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         let whole: u64 = whole.parse().map_err(|_| error())?;
         let mut bytes = whole.checked_mul(scale).ok_or_else(error)?;
         if number.contains('.') {
             // Up to nine digits behind the point, in integers: no rounding surprises.
-            let digits = u32::try_from(fraction.len())
-                .ok()
-                .filter(|n| (1..=9).contains(n))
-                .ok_or_else(error)?;
+            let digits = u32::try_from(fraction.len()).ok().filter(|n| (1..=9).contains(n)).ok_or_else(error)?;
             let part: u64 = fraction.parse().map_err(|_| error())?;
             let extra = u128::from(part) * u128::from(scale) / u128::from(10_u64.pow(digits));
-            bytes = bytes
-                .checked_add(u64::try_from(extra).map_err(|_| error())?)
-                .ok_or_else(error)?;
+            bytes = bytes.checked_add(u64::try_from(extra).map_err(|_| error())?).ok_or_else(error)?;
         }
         Ok(Self(bytes))
     }
@@ -88,12 +77,7 @@ impl FromStr for Size {
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (unit, scale) in [
-            ("TiB", 1_u64 << 40),
-            ("GiB", 1 << 30),
-            ("MiB", 1 << 20),
-            ("KiB", 1 << 10),
-        ] {
+        for (unit, scale) in [("TiB", 1_u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
             if self.0 >= scale && self.0.is_multiple_of(scale) {
                 return write!(f, "{}{unit}", self.0 / scale);
             }
@@ -106,13 +90,11 @@ impl FromStr for Span {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        humantime::parse_duration(text.trim())
-            .map(Self)
-            .map_err(|_| ValueError {
-                kind: "duration",
-                text: text.to_owned(),
-                expected: "write numbers with units, such as 30s, 15m, 12h, 1d or 1h 30m",
-            })
+        humantime::parse_duration(text.trim()).map(Self).map_err(|_| ValueError {
+            kind: "duration",
+            text: text.to_owned(),
+            expected: "write numbers with units, such as 30s, 15m, 12h, 1d or 1h 30m",
+        })
     }
 }
 
@@ -134,16 +116,11 @@ impl FromStr for Percent {
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
         let number = text.trim().trim_end_matches('%').trim_end();
-        number
-            .parse()
-            .ok()
-            .filter(|n| (1..=100).contains(n))
-            .map(Self)
-            .ok_or_else(|| ValueError {
-                kind: "percentage",
-                text: text.to_owned(),
-                expected: "write a whole number from 1 to 100",
-            })
+        number.parse().ok().filter(|n| (1..=100).contains(n)).map(Self).ok_or_else(|| ValueError {
+            kind: "percentage",
+            text: text.to_owned(),
+            expected: "write a whole number from 1 to 100",
+        })
     }
 }
 
@@ -201,17 +178,7 @@ mod tests {
         for (text, want) in good {
             assert_eq!(text.parse(), Ok(Size(want)), "{text}");
         }
-        for text in [
-            "",
-            "GiB",
-            "-1",
-            "1..5",
-            "1.",
-            "4 gigs",
-            "99999999999TiB",
-            "1e6",
-            "\u{ff11}",
-        ] {
+        for text in ["", "GiB", "-1", "1..5", "1.", "4 gigs", "99999999999TiB", "1e6", "\u{ff11}"] {
             assert!(text.parse::<Size>().is_err(), "{text}");
         }
     }

@@ -29,10 +29,7 @@ pub enum Problem {
     #[error("has format version {found}, this larder reads up to {known}; use a newer larder")]
     Version { found: u32, known: u32 },
     #[error("{field} is not valid: {why}")]
-    Field {
-        field: &'static str,
-        why: &'static str,
-    },
+    Field { field: &'static str, why: &'static str },
 }
 
 /// Writes one object into a growing buffer.
@@ -122,33 +119,18 @@ pub struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// Starts to read `bytes` as an object without a header.
     pub fn bare(object: &'static str, bytes: &'a [u8]) -> Self {
-        Self {
-            object,
-            bytes,
-            at: 0,
-        }
+        Self { object, bytes, at: 0 }
     }
 
     /// Starts to read an object: checks magic and version (1 to `known`), which it gives.
-    pub fn open(
-        object: &'static str,
-        bytes: &'a [u8],
-        magic: [u8; 4],
-        known: u32,
-    ) -> Result<(Self, u32), DecodeError> {
+    pub fn open(object: &'static str, bytes: &'a [u8], magic: [u8; 4], known: u32) -> Result<(Self, u32), DecodeError> {
         let mut reader = Self::bare(object, bytes);
         if reader.array::<4>()? != magic {
             return Err(reader.error_at(0, Problem::Magic));
         }
         let found = reader.u32()?;
         if found == 0 {
-            return Err(reader.error_at(
-                4,
-                Problem::Field {
-                    field: "format version",
-                    why: "it is zero",
-                },
-            ));
+            return Err(reader.error_at(4, Problem::Field { field: "format version", why: "it is zero" }));
         }
         if found > known {
             return Err(reader.error_at(4, Problem::Version { found, known }));
@@ -168,11 +150,7 @@ impl<'a> Reader<'a> {
 
     /// Makes an error about the bytes at `offset`.
     pub fn error_at(&self, offset: usize, problem: Problem) -> DecodeError {
-        DecodeError {
-            object: self.object,
-            offset,
-            problem,
-        }
+        DecodeError { object: self.object, offset, problem }
     }
 
     /// Makes an error about a field that was read at `offset`.
@@ -314,16 +292,8 @@ mod tests {
 
     #[test]
     fn a_varint_that_is_too_long_too_large_or_not_shortest_is_refused() {
-        assert_eq!(
-            varint_of(&[0xff; 9].iter().copied().chain([1]).collect::<Vec<_>>()),
-            Ok(u64::MAX)
-        );
-        for bad in [
-            &[0x80, 0][..],
-            &[0xff; 11],
-            &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2],
-            &[0x80],
-        ] {
+        assert_eq!(varint_of(&[0xff; 9].iter().copied().chain([1]).collect::<Vec<_>>()), Ok(u64::MAX));
+        for bad in [&[0x80, 0][..], &[0xff; 11], &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2], &[0x80]] {
             assert!(varint_of(bad).is_err(), "{bad:?}");
         }
     }
@@ -335,11 +305,7 @@ mod tests {
         writer.raw(&[0; 64]);
         let bytes = writer.finish();
         assert!(Reader::bare("list", &bytes).count("entries", 1).is_err());
-        assert!(
-            Reader::bare("list", &bytes)
-                .bytes("name", usize::MAX)
-                .is_err()
-        );
+        assert!(Reader::bare("list", &bytes).bytes("name", usize::MAX).is_err());
     }
 
     #[test]

@@ -59,15 +59,8 @@ impl Commit {
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let commit: Self = json::decode("commit", bytes, COMMIT_FORMAT, COMMIT_LEN_MAX)?;
         if commit.parents.len() > PARENTS_MAX || commit.lineage.inputs.len() > PARENTS_MAX {
-            let problem = Problem::Field {
-                field: "parents",
-                why: "there are more than 256",
-            };
-            return Err(DecodeError {
-                object: "commit",
-                offset: 0,
-                problem,
-            });
+            let problem = Problem::Field { field: "parents", why: "there are more than 256" };
+            return Err(DecodeError { object: "commit", offset: 0, problem });
         }
         Ok(commit)
     }
@@ -91,10 +84,7 @@ mod tests {
             message: "first\n\"quoted\" \u{1f600}".into(),
             author: "a@b".into(),
             meta: BTreeMap::from([("k".into(), "v".into())]),
-            lineage: Lineage {
-                job: Some("j".into()),
-                ..Lineage::default()
-            },
+            lineage: Lineage { job: Some("j".into()), ..Lineage::default() },
         }
     }
 
@@ -107,28 +97,16 @@ mod tests {
 
     #[test]
     fn a_newer_a_cut_or_a_huge_commit_is_refused_with_the_reason() {
-        let newer = Commit {
-            format: 9,
-            ..commit()
-        }
-        .encode();
+        let newer = Commit { format: 9, ..commit() }.encode();
         let error = Commit::decode(&newer).expect_err("newer");
         assert_eq!(error.problem, Problem::Version { found: 9, known: 1 });
         let encoded = commit().encode();
         for cut in 0..encoded.len() {
             assert!(Commit::decode(&encoded[..cut]).is_err());
         }
-        let huge = Commit {
-            message: "m".repeat(COMMIT_LEN_MAX),
-            ..commit()
-        }
-        .encode();
+        let huge = Commit { message: "m".repeat(COMMIT_LEN_MAX), ..commit() }.encode();
         assert!(Commit::decode(&huge).is_err());
-        let many = Commit {
-            parents: vec![CommitId([3; 32]); PARENTS_MAX + 1],
-            ..commit()
-        }
-        .encode();
+        let many = Commit { parents: vec![CommitId([3; 32]); PARENTS_MAX + 1], ..commit() }.encode();
         assert!(Commit::decode(&many).is_err());
     }
 }

@@ -23,8 +23,7 @@ pub const GROUP_LEN: u64 = 64 << 20;
 pub const GROUP_BLOCKS: u64 = GROUP_LEN / BLOCK_LEN;
 
 // Both must be complete subtrees: a power of two of chunks.
-const _: () =
-    assert!(BLOCK_LEN.is_power_of_two() && GROUP_LEN.is_power_of_two() && GROUP_LEN > BLOCK_LEN);
+const _: () = assert!(BLOCK_LEN.is_power_of_two() && GROUP_LEN.is_power_of_two() && GROUP_LEN > BLOCK_LEN);
 const _: () = assert!(BLOCK_LEN > blake3::CHUNK_LEN as u64);
 
 /// A chaining value: of a whole content (root) or of a subtree (non-root).
@@ -60,9 +59,7 @@ pub fn group_values(size: u64) -> u64 {
 
 /// Counts the blocks of group `group` of a content of `size` bytes (0 behind its end).
 pub fn blocks_of_group(size: u64, group: u64) -> u64 {
-    block_count(size)
-        .saturating_sub(group.saturating_mul(GROUP_BLOCKS))
-        .min(GROUP_BLOCKS)
+    block_count(size).saturating_sub(group.saturating_mul(GROUP_BLOCKS)).min(GROUP_BLOCKS)
 }
 
 /// Digests a content given in order; collects chaining values where it grows above [`BLOCK_LEN`].
@@ -86,11 +83,7 @@ impl Default for ContentHasher {
 
 impl ContentHasher {
     pub fn new() -> Self {
-        Self {
-            hasher: Hasher::new(),
-            open_len: 0,
-            blocks: Vec::new(),
-        }
+        Self { hasher: Hasher::new(), open_len: 0, blocks: Vec::new() }
     }
 
     /// Takes the next bytes of the content.
@@ -134,16 +127,14 @@ impl ContentHasher {
             return (ContentDigest(*self.hasher.finalize().as_bytes()), None);
         }
         self.blocks.push(self.hasher.finalize_non_root());
-        let (digest, outboard) =
-            Outboard::of_blocks(size, self.blocks).expect("one value for each block was pushed");
+        let (digest, outboard) = Outboard::of_blocks(size, self.blocks).expect("one value for each block was pushed");
         (digest, Some(outboard))
     }
 
     fn next_block(&mut self) {
         self.blocks.push(self.hasher.finalize_non_root());
         self.hasher = Hasher::new(); // reset() would keep the offset
-        self.hasher
-            .set_input_offset(self.blocks.len() as u64 * BLOCK_LEN);
+        self.hasher.set_input_offset(self.blocks.len() as u64 * BLOCK_LEN);
         self.open_len = 0;
     }
 }
@@ -180,29 +171,12 @@ impl Outboard {
         }
         if group_values(size) == 0 {
             let digest = merge_root(&blocks)?;
-            return Some((
-                digest,
-                Self {
-                    size,
-                    blocks,
-                    groups: Vec::new(),
-                },
-            ));
+            return Some((digest, Self { size, blocks, groups: Vec::new() }));
         }
-        let groups: Option<Vec<_>> = blocks
-            .chunks(GROUP_BLOCKS as usize)
-            .map(merge_inner)
-            .collect();
+        let groups: Option<Vec<_>> = blocks.chunks(GROUP_BLOCKS as usize).map(merge_inner).collect();
         let groups = groups?;
         let digest = merge_root(&groups)?;
-        Some((
-            digest,
-            Self {
-                size,
-                blocks,
-                groups,
-            },
-        ))
+        Some((digest, Self { size, blocks, groups }))
     }
 
     /// Checks that all values merge to the digest.
@@ -228,16 +202,8 @@ impl Outboard {
 
     /// Checks the block values of group `group` alone against the group's value; where the content
     /// is one group, against the digest.
-    pub fn verify_blocks(
-        size: u64,
-        group: u64,
-        blocks: &[ChainingValue],
-        expected: &ChainingValue,
-    ) -> bool {
-        if size <= BLOCK_LEN
-            || blocks.is_empty()
-            || blocks.len() as u64 != blocks_of_group(size, group)
-        {
+    pub fn verify_blocks(size: u64, group: u64, blocks: &[ChainingValue], expected: &ChainingValue) -> bool {
+        if size <= BLOCK_LEN || blocks.is_empty() || blocks.len() as u64 != blocks_of_group(size, group) {
             return false;
         }
         match group_values(size) {
@@ -255,11 +221,7 @@ fn merge_inner(values: &[ChainingValue]) -> Option<ChainingValue> {
         [one] => Some(*one),
         more => {
             let (left, right) = more.split_at(left_len(more.len()));
-            Some(merge_subtrees_non_root(
-                &merge_inner(left)?,
-                &merge_inner(right)?,
-                Mode::Hash,
-            ))
+            Some(merge_subtrees_non_root(&merge_inner(left)?, &merge_inner(right)?, Mode::Hash))
         }
     }
 }
@@ -295,17 +257,9 @@ mod tests {
 
     #[test]
     fn the_digest_is_plain_blake3_whatever_the_length_and_the_steps() {
-        for len in [
-            0,
-            1,
-            1024,
-            BLOCK_LEN - 1,
-            BLOCK_LEN,
-            BLOCK_LEN + 1,
-            2 * BLOCK_LEN,
-            3 * BLOCK_LEN + 7,
-            9 * BLOCK_LEN,
-        ] {
+        for len in
+            [0, 1, 1024, BLOCK_LEN - 1, BLOCK_LEN, BLOCK_LEN + 1, 2 * BLOCK_LEN, 3 * BLOCK_LEN + 7, 9 * BLOCK_LEN]
+        {
             let bytes = bytes(len);
             for step in [1 << 20, 100_003, BLOCK_LEN as usize] {
                 let (found, outboard) = hash_in_steps(&bytes, step);
@@ -313,11 +267,8 @@ mod tests {
                 assert_eq!(outboard.is_some(), len > BLOCK_LEN);
                 if let Some(outboard) = outboard {
                     assert!(outboard.verify(&found));
-                    let blocks: Vec<_> = bytes
-                        .chunks(BLOCK_LEN as usize)
-                        .enumerate()
-                        .map(|(i, b)| block_cv(i as u64, b))
-                        .collect();
+                    let blocks: Vec<_> =
+                        bytes.chunks(BLOCK_LEN as usize).enumerate().map(|(i, b)| block_cv(i as u64, b)).collect();
                     assert_eq!(outboard.blocks, blocks);
                 }
             }
@@ -342,18 +293,8 @@ mod tests {
         assert!(Outboard::verify_groups(size, &outboard.groups, &found));
         let per_group: Vec<_> = outboard.blocks.chunks(GROUP_BLOCKS as usize).collect();
         for group in 0..3 {
-            assert!(Outboard::verify_blocks(
-                size,
-                group as u64,
-                per_group[group],
-                &outboard.groups[group]
-            ));
-            assert!(!Outboard::verify_blocks(
-                size,
-                group as u64,
-                per_group[group],
-                &outboard.groups[(group + 1) % 3]
-            ));
+            assert!(Outboard::verify_blocks(size, group as u64, per_group[group], &outboard.groups[group]));
+            assert!(!Outboard::verify_blocks(size, group as u64, per_group[group], &outboard.groups[(group + 1) % 3]));
         }
         let mut changed = outboard.clone();
         changed.blocks[300][7] ^= 1;
@@ -367,30 +308,10 @@ mod tests {
     fn values_that_are_not_those_of_the_size_are_refused() {
         let (found, outboard) = hash_in_steps(&bytes(3 * BLOCK_LEN), 1 << 20);
         let outboard = outboard.expect("it is large");
-        assert!(Outboard::verify_blocks(
-            outboard.size,
-            0,
-            &outboard.blocks,
-            found.as_bytes()
-        ));
-        assert!(!Outboard::verify_blocks(
-            outboard.size,
-            1,
-            &outboard.blocks,
-            found.as_bytes()
-        ));
-        assert!(!Outboard::verify_blocks(
-            outboard.size + BLOCK_LEN,
-            0,
-            &outboard.blocks,
-            found.as_bytes()
-        ));
-        assert!(!Outboard::verify_blocks(
-            u64::MAX,
-            u64::MAX,
-            &[],
-            found.as_bytes()
-        ));
+        assert!(Outboard::verify_blocks(outboard.size, 0, &outboard.blocks, found.as_bytes()));
+        assert!(!Outboard::verify_blocks(outboard.size, 1, &outboard.blocks, found.as_bytes()));
+        assert!(!Outboard::verify_blocks(outboard.size + BLOCK_LEN, 0, &outboard.blocks, found.as_bytes()));
+        assert!(!Outboard::verify_blocks(u64::MAX, u64::MAX, &[], found.as_bytes()));
         assert!(!Outboard::verify_groups(outboard.size, &[], &found));
         assert!(Outboard::of_blocks(u64::MAX, Vec::new()).is_none());
         assert_eq!(block_cv(u64::MAX, b"x"), [0; 32]);

@@ -120,9 +120,7 @@ impl PackedContent {
     pub fn end(&self) -> u64 {
         match &self.place {
             Place::Run { offset } => offset.saturating_add(self.size),
-            Place::Sparse { extents } => extents
-                .last()
-                .map_or(0, |extent| extent.offset.saturating_add(extent.len)),
+            Place::Sparse { extents } => extents.last().map_or(0, |extent| extent.offset.saturating_add(extent.len)),
         }
     }
 
@@ -134,12 +132,7 @@ impl PackedContent {
     /// Gives the stored extents: a run is one that covers the whole content.
     pub fn extents(&self) -> std::borrow::Cow<'_, [Extent]> {
         match &self.place {
-            Place::Run { offset } => vec![Extent {
-                logical: 0,
-                offset: *offset,
-                len: self.size,
-            }]
-            .into(),
+            Place::Run { offset } => vec![Extent { logical: 0, offset: *offset, len: self.size }].into(),
             Place::Sparse { extents } => extents.as_slice().into(),
         }
     }

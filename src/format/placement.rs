@@ -111,11 +111,7 @@ impl PlacementRoot {
         let mut packs: Vec<PackUse> = Vec::with_capacity(count);
         for _ in 0..count {
             let at = r.at();
-            let pack = PackUse {
-                pack: PackId(r.array()?),
-                len: r.varint()?,
-                referenced: r.varint()?,
-            };
+            let pack = PackUse { pack: PackId(r.array()?), len: r.varint()?, referenced: r.varint()? };
             if packs.last().is_some_and(|last| last.pack >= pack.pack) {
                 return Err(r.bad(at, "packs", "they are not in order"));
             }
@@ -173,10 +169,7 @@ impl PlacedBlock {
     pub fn heap_bytes(&self) -> usize {
         match self {
             Self::Segment(locations) => {
-                let extents: usize = locations
-                    .iter()
-                    .map(|location| location.extents().len())
-                    .sum();
+                let extents: usize = locations.iter().map(|location| location.extents().len()).sum();
                 size_of_val(locations.as_slice()) + extents * size_of::<Extent>()
             }
             Self::Index(children) => size_of_val(children.as_slice()),
@@ -262,22 +255,14 @@ fn read_locations(r: &mut Reader<'_>) -> Result<Vec<Location>, DecodeError> {
             continue;
         };
         let position = usize::try_from(code / 2).unwrap_or(usize::MAX);
-        let pack = *packs
-            .get(position)
-            .ok_or_else(|| r.bad(at, "pack", "there is none at this position"))?;
+        let pack = *packs.get(position).ok_or_else(|| r.bad(at, "pack", "there is none at this position"))?;
         if position > used {
             return Err(r.bad(at, "packs", "they are not in the order of their first use"));
         }
         used = used.max(position + 1);
         locations.push(match code % 2 {
-            0 => Location::Run {
-                pack,
-                offset: read_offset(r)?,
-            },
-            _ => Location::Sparse {
-                pack,
-                extents: read_extents(r)?,
-            },
+            0 => Location::Run { pack, offset: read_offset(r)? },
+            _ => Location::Sparse { pack, extents: read_extents(r)? },
         });
     }
     match used == packs.len() {
@@ -288,9 +273,7 @@ fn read_locations(r: &mut Reader<'_>) -> Result<Vec<Location>, DecodeError> {
 
 fn read_offset(r: &mut Reader<'_>) -> Result<u64, DecodeError> {
     let at = r.at();
-    r.varint()?
-        .checked_mul(ALIGN)
-        .ok_or_else(|| r.bad(at, "offset", "it is above 64 bits"))
+    r.varint()?.checked_mul(ALIGN).ok_or_else(|| r.bad(at, "offset", "it is above 64 bits"))
 }
 
 fn read_extents(r: &mut Reader<'_>) -> Result<Vec<Extent>, DecodeError> {
@@ -314,11 +297,7 @@ fn read_extents(r: &mut Reader<'_>) -> Result<Vec<Extent>, DecodeError> {
             return Err(r.bad(at, "extent", "it is empty"));
         }
         end = ends;
-        extents.push(Extent {
-            logical,
-            offset,
-            len,
-        });
+        extents.push(Extent { logical, offset, len });
     }
     Ok(extents)
 }
@@ -341,67 +320,27 @@ mod tests {
     }
 
     fn segment() -> PlacedBlock {
-        let extents = vec![
-            Extent {
-                logical: 0,
-                offset: 4096,
-                len: 100,
-            },
-            Extent {
-                logical: 1 << 40,
-                offset: 8192,
-                len: 4096,
-            },
-        ];
+        let extents =
+            vec![Extent { logical: 0, offset: 4096, len: 100 }, Extent { logical: 1 << 40, offset: 8192, len: 4096 }];
         PlacedBlock::Segment(vec![
             Location::None,
-            Location::Run {
-                pack: pack(9),
-                offset: 0,
-            },
-            Location::Sparse {
-                pack: pack(1),
-                extents,
-            },
-            Location::Run {
-                pack: pack(9),
-                offset: 1 << 30,
-            },
+            Location::Run { pack: pack(9), offset: 0 },
+            Location::Sparse { pack: pack(1), extents },
+            Location::Run { pack: pack(9), offset: 1 << 30 },
         ])
     }
 
     #[test]
     fn blocks_and_roots_survive_a_round_trip() {
-        for block in [
-            segment(),
-            PlacedBlock::Segment(vec![]),
-            PlacedBlock::Index(vec![BlockId([1; 32]); 3]),
-        ] {
+        for block in [segment(), PlacedBlock::Segment(vec![]), PlacedBlock::Index(vec![BlockId([1; 32]); 3])] {
             assert_eq!(PlacedBlock::decode(&block.encode()), Ok(block));
         }
-        let uses = [1, 2].map(|n| PackUse {
-            pack: pack(n),
-            len: 1 << 28,
-            referenced: 77,
-        });
-        let root = PlacementRoot {
-            tree: TreeId([3; 32]),
-            packs: uses.to_vec(),
-            top: vec![BlockId([4; 32])],
-        };
+        let uses = [1, 2].map(|n| PackUse { pack: pack(n), len: 1 << 28, referenced: 77 });
+        let root = PlacementRoot { tree: TreeId([3; 32]), packs: uses.to_vec(), top: vec![BlockId([4; 32])] };
         assert_eq!(PlacementRoot::decode(&root.encode()), Ok(root.clone()));
-        let unordered = PlacementRoot {
-            packs: uses.iter().rev().copied().collect(),
-            ..root.clone()
-        };
+        let unordered = PlacementRoot { packs: uses.iter().rev().copied().collect(), ..root.clone() };
         assert!(PlacementRoot::decode(&unordered.encode()).is_err());
-        let over = PlacementRoot {
-            packs: vec![PackUse {
-                referenced: 1 << 29,
-                ..uses[0]
-            }],
-            ..root
-        };
+        let over = PlacementRoot { packs: vec![PackUse { referenced: 1 << 29, ..uses[0] }], ..root };
         assert!(PlacementRoot::decode(&over.encode()).is_err());
     }
 

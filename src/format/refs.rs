@@ -65,24 +65,15 @@ pub const NAME_LEN_MAX: usize = 100;
 impl DatasetName {
     /// Checks a dataset's name.
     pub fn parse(text: &str) -> Result<Self, NameError> {
-        let allowed =
-            |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
         let why = match text.as_bytes() {
             [] => "a dataset needs a name",
             bytes if bytes.len() > NAME_LEN_MAX => "it is longer than 100 bytes",
-            bytes if !bytes.iter().copied().all(allowed) => {
-                "only a-z, 0-9, `.`, `_` and `-` may be used"
-            }
-            [first, ..] if !first.is_ascii_alphanumeric() => {
-                "it must begin with a letter or a digit"
-            }
+            bytes if !bytes.iter().copied().all(allowed) => "only a-z, 0-9, `.`, `_` and `-` may be used",
+            [first, ..] if !first.is_ascii_alphanumeric() => "it must begin with a letter or a digit",
             _ => return Ok(Self(text.to_owned())),
         };
-        Err(NameError {
-            kind: "dataset name",
-            text: text.to_owned(),
-            why,
-        })
+        Err(NameError { kind: "dataset name", text: text.to_owned(), why })
     }
 
     pub fn as_str(&self) -> &str {
@@ -93,13 +84,7 @@ impl DatasetName {
 impl RefName {
     /// Checks the name of a tag or a branch.
     pub fn parse(text: &str) -> Result<Self, NameError> {
-        let error = |why| {
-            Err(NameError {
-                kind: "tag or branch name",
-                text: text.to_owned(),
-                why,
-            })
-        };
+        let error = |why| Err(NameError { kind: "tag or branch name", text: text.to_owned(), why });
         let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
         if text.is_empty() {
             return error("a tag or branch needs a name");
@@ -111,9 +96,7 @@ impl RefName {
             match part.as_bytes() {
                 [] => return error("`/` may only stand between parts"),
                 bytes if !bytes.iter().copied().all(allowed) => {
-                    return error(
-                        "only letters, digits, `.`, `_`, `-`, and `/` between parts, may be used",
-                    );
+                    return error("only letters, digits, `.`, `_`, `-`, and `/` between parts, may be used");
                 }
                 [first, ..] if !first.is_ascii_alphanumeric() => {
                     return error("each part must begin with a letter or a digit");
@@ -147,15 +130,10 @@ impl Revision {
     pub fn parse(text: &str) -> Result<Self, NameError> {
         let (dataset, at) = match text.split_once('@') {
             None => (text, At::Default),
-            Some((dataset, at)) if looks_like_id_prefix(at) => {
-                (dataset, At::Prefix(at.to_ascii_lowercase()))
-            }
+            Some((dataset, at)) if looks_like_id_prefix(at) => (dataset, At::Prefix(at.to_ascii_lowercase())),
             Some((dataset, at)) => (dataset, At::Named(RefName::parse(at)?)),
         };
-        Ok(Self {
-            dataset: DatasetName::parse(dataset)?,
-            at,
-        })
+        Ok(Self { dataset: DatasetName::parse(dataset)?, at })
     }
 }
 
@@ -291,54 +269,20 @@ mod tests {
             assert_eq!(DatasetName::parse(good).expect(good).as_str(), good);
         }
         let long = "a".repeat(101);
-        for bad in [
-            "",
-            ".",
-            "..",
-            "-a",
-            ".a",
-            "X",
-            "a/b",
-            "a b",
-            "ä",
-            "a@b",
-            "a\0",
-            long.as_str(),
-        ] {
+        for bad in ["", ".", "..", "-a", ".a", "X", "a/b", "a b", "ä", "a@b", "a\0", long.as_str()] {
             assert!(DatasetName::parse(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn ref_names_are_no_id_prefixes_and_have_no_empty_or_hidden_parts() {
-        for good in [
-            "main",
-            "v2",
-            "V2.1",
-            "team/x/y",
-            "abc",
-            "beef/cafe",
-            "face0g",
-        ] {
+        for good in ["main", "v2", "V2.1", "team/x/y", "abc", "beef/cafe", "face0g"] {
             assert_eq!(RefName::parse(good).expect(good).as_str(), good);
         }
         let long = "z".repeat(101);
-        for bad in [
-            "",
-            "/",
-            "a/",
-            "/a",
-            "a//b",
-            "a/../b",
-            ".",
-            "a/.b",
-            "beef",
-            "BEEF",
-            "3fa9c1",
-            "a b",
-            "a@b",
-            long.as_str(),
-        ] {
+        for bad in
+            ["", "/", "a/", "/a", "a//b", "a/../b", ".", "a/.b", "beef", "BEEF", "3fa9c1", "a b", "a@b", long.as_str()]
+        {
             assert!(RefName::parse(bad).is_err(), "{bad}");
         }
     }
@@ -352,35 +296,17 @@ mod tests {
         for bad in ["", "@v2", "xray@", "xray@a@b", "Xray@v2", "xray@a//b"] {
             assert!(rev(bad).is_err(), "{bad}");
         }
-        assert_eq!(
-            Revision::parse("xray@v2").expect("good").to_string(),
-            "xray@v2"
-        );
+        assert_eq!(Revision::parse("xray@v2").expect("good").to_string(), "xray@v2");
     }
 
     #[test]
     fn ref_values_survive_a_round_trip_and_a_newer_version_is_refused() {
-        let value = RefValue {
-            format: 1,
-            commit: Some(CommitId([7; 32])),
-            time_ms: -1,
-            by: "a@b".into(),
-        };
+        let value = RefValue { format: 1, commit: Some(CommitId([7; 32])), time_ms: -1, by: "a@b".into() };
         assert_eq!(RefValue::decode(&value.encode()), Ok(value.clone()));
-        let entry = RefLogEntry {
-            format: 1,
-            commit: None,
-            supersedes: vec!["x".into()],
-            time_ms: 5,
-            by: String::new(),
-        };
+        let entry =
+            RefLogEntry { format: 1, commit: None, supersedes: vec!["x".into()], time_ms: 5, by: String::new() };
         assert_eq!(RefLogEntry::decode(&entry.encode()), Ok(entry));
         let newer = RefValue { format: 2, ..value };
-        assert!(
-            RefValue::decode(&newer.encode())
-                .expect_err("newer")
-                .to_string()
-                .contains("format version 2")
-        );
+        assert!(RefValue::decode(&newer.encode()).expect_err("newer").to_string().contains("format version 2"));
     }
 }

@@ -23,11 +23,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BackingId, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BackingId, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, Generation, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 use tracing::Instrument;
@@ -125,12 +124,7 @@ impl Shared {
             self.counters.errors.fetch_add(1, Ordering::Relaxed);
             let commit = self.view.commit().short();
             let causes = causes(error);
-            tracing::error!(
-                operation,
-                ino = ino.0,
-                commit,
-                "answered with EIO: {error}{causes}"
-            );
+            tracing::error!(operation, ino = ino.0, commit, "answered with EIO: {error}{causes}");
         }
         errno(error)
     }
@@ -141,10 +135,7 @@ impl Shared {
         match BackingId::create_raw(&self.device, &*whole.file) {
             Ok(id) => Some(id),
             Err(error) => {
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EPERM | libc::ENOTTY | libc::EOPNOTSUPP)
-                ) {
+                if matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOTTY | libc::EOPNOTSUPP)) {
                     self.passthrough.store(false, Ordering::Relaxed);
                     tracing::info!(%error, "the kernel takes no backing files from this daemon; it reads through it instead");
                 } else {
@@ -203,8 +194,7 @@ impl Adapter {
         self.on_worker(&span.clone(), || {
             let mut from = offset;
             loop {
-                let chunk =
-                    |names: &Names, blocks: &dyn Blocks| names.list(blocks, dir, from, LIST_CHUNK);
+                let chunk = |names: &Names, blocks: &dyn Blocks| names.list(blocks, dir, from, LIST_CHUNK);
                 match self.shared.view.now(chunk) {
                     Some(Ok(listed)) => match fill(&mut listing, &listed) {
                         Some(next) => from = next,
@@ -219,8 +209,7 @@ impl Adapter {
             }
             let shared = Arc::clone(&self.shared);
             self.wait_in_task(span, async move {
-                let chunk =
-                    |names: &Names, blocks: &dyn Blocks| names.list(blocks, dir, from, LIST_CHUNK);
+                let chunk = |names: &Names, blocks: &dyn Blocks| names.list(blocks, dir, from, LIST_CHUNK);
                 let result = shared.view.soon(chunk).await;
                 let result = result.map(|listed| fill(&mut listing, &listed)).map(|_| ());
                 listing.finish(result.map_err(|error| shared.fail("readdir", ino, &error)));
@@ -229,14 +218,7 @@ impl Adapter {
     }
 
     /// Reads from what this node has, else in a task.
-    fn read_range(
-        &self,
-        span: tracing::Span,
-        ino: INodeNo,
-        offset: u64,
-        size: u32,
-        reply: ReplyData,
-    ) {
+    fn read_range(&self, span: tracing::Span, ino: INodeNo, offset: u64, size: u32, reply: ReplyData) {
         // Dropped after the answer, wherever that is given.
         let reading = self.shared.handles.reading(Ino(ino.0));
         let navigate = move |names: &Names, blocks: &dyn Blocks| names.content(blocks, Ino(ino.0));
@@ -247,12 +229,10 @@ impl Adapter {
             None => None,
         };
         let reply = match &known {
-            Some(content) => {
-                match read_now(&self.shared, ino, content, offset, size as usize, reply) {
-                    Some(reply) => reply,
-                    None => return,
-                }
-            }
+            Some(content) => match read_now(&self.shared, ino, content, offset, size as usize, reply) {
+                Some(reply) => reply,
+                None => return,
+            },
             None => reply,
         };
         let shared = Arc::clone(&self.shared);
@@ -300,9 +280,7 @@ impl Filesystem for Adapter {
         let passthrough = self.stack_depth > 0
             && want(config, InitFlags::FUSE_PASSTHROUGH)
             && config.set_max_stack_depth(self.stack_depth).is_ok();
-        self.shared
-            .passthrough
-            .store(passthrough, Ordering::Relaxed);
+        self.shared.passthrough.store(passthrough, Ordering::Relaxed);
         let _ = config.set_max_background(BACKGROUND_MAX);
         // Also bounds what the kernel asks for in one read.
         let _ = config.set_max_write(READ_BYTES_MAX as u32);
@@ -310,58 +288,37 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let span =
-            tracing::debug_span!("lookup", req = req.unique().0, ino = parent.0, name = ?name);
-        let send = move |shared: &Arc<Shared>,
-                         reply: ReplyEntry,
-                         found: Result<Option<Attr>, ViewError>| match found {
+        let span = tracing::debug_span!("lookup", req = req.unique().0, ino = parent.0, name = ?name);
+        let send = move |shared: &Arc<Shared>, reply: ReplyEntry, found: Result<Option<Attr>, ViewError>| match found {
             Ok(Some(attr)) => reply.entry(&TTL, &file_attr(&attr), GENERATION),
             Ok(None) => reply.entry(&TTL, &no_entry(), GENERATION),
             Err(error) => reply.error(shared.fail("lookup", parent, &error)),
         };
         let name: Box<[u8]> = name.as_bytes().into();
-        self.answer(
-            span,
-            reply,
-            move |names, blocks| names.lookup(blocks, Ino(parent.0), &name),
-            send,
-        );
+        self.answer(span, reply, move |names, blocks| names.lookup(blocks, Ino(parent.0), &name), send);
     }
 
     fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {}
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let span = tracing::debug_span!("getattr", req = req.unique().0, ino = ino.0);
-        let send = move |shared: &Arc<Shared>, reply: ReplyAttr, found: Result<Attr, ViewError>| {
-            match found {
-                Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
-                Err(error) => reply.error(shared.fail("getattr", ino, &error)),
-            }
+        let send = move |shared: &Arc<Shared>, reply: ReplyAttr, found: Result<Attr, ViewError>| match found {
+            Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+            Err(error) => reply.error(shared.fail("getattr", ino, &error)),
         };
-        self.answer(
-            span,
-            reply,
-            move |names, blocks| names.attr(blocks, Ino(ino.0)),
-            send,
-        );
+        self.answer(span, reply, move |names, blocks| names.attr(blocks, Ino(ino.0)), send);
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
         let span = tracing::debug_span!("readlink", req = req.unique().0, ino = ino.0);
-        let send = move |shared: &Arc<Shared>,
-                         reply: ReplyData,
-                         found: Result<Option<Box<[u8]>>, ViewError>| {
-            match found.and_then(|target| target.ok_or(ViewError::NotLink)) {
+        let send =
+            move |shared: &Arc<Shared>, reply: ReplyData, found: Result<Option<Box<[u8]>>, ViewError>| match found
+                .and_then(|target| target.ok_or(ViewError::NotLink))
+            {
                 Ok(target) => reply.data(&target),
                 Err(error) => reply.error(shared.fail("readlink", ino, &error)),
-            }
-        };
-        self.answer(
-            span,
-            reply,
-            move |names, blocks| names.readlink(blocks, Ino(ino.0)),
-            send,
-        );
+            };
+        self.answer(span, reply, move |names, blocks| names.readlink(blocks, Ino(ino.0)), send);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -378,14 +335,8 @@ impl Filesystem for Adapter {
                 send_opened(&self.shared, ino, fh, reply, opened);
             });
         }
-        let send =
-            move |shared: &Arc<Shared>, reply, content| send_open(shared, ino, fh, reply, content);
-        self.answer(
-            span,
-            reply,
-            move |names, blocks| names.content(blocks, Ino(ino.0)),
-            send,
-        );
+        let send = move |shared: &Arc<Shared>, reply, content| send_open(shared, ino, fh, reply, content);
+        self.answer(span, reply, move |names, blocks| names.content(blocks, Ino(ino.0)), send);
     }
 
     fn read(
@@ -400,19 +351,10 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let span = tracing::debug_span!("read", req = req.unique().0, ino = ino.0, offset, size);
-        self.on_worker(&span.clone(), || {
-            self.read_range(span, ino, offset, size, reply)
-        });
+        self.on_worker(&span.clone(), || self.read_range(span, ino, offset, size, reply));
     }
 
-    fn flush(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        reply: ReplyEmpty,
-    ) {
+    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
         // The kernel does not ask again.
         reply.error(fuser::Errno::ENOSYS);
     }
@@ -435,14 +377,7 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn fsync(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _datasync: bool,
-        reply: ReplyEmpty,
-    ) {
+    fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         reply.ok();
     }
 
@@ -451,38 +386,17 @@ impl Filesystem for Adapter {
         reply.error(fuser::Errno::ENOSYS);
     }
 
-    fn readdir(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        reply: ReplyDirectory,
-    ) {
+    fn readdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
         let span = tracing::debug_span!("readdir", req = req.unique().0, ino = ino.0, offset);
         self.list(span, ino, offset, Listing::Names(reply));
     }
 
-    fn readdirplus(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        reply: ReplyDirectoryPlus,
-    ) {
+    fn readdirplus(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         let span = tracing::debug_span!("readdirplus", req = req.unique().0, ino = ino.0, offset);
         self.list(span, ino, offset, Listing::Plus(reply));
     }
 
-    fn fsyncdir(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _datasync: bool,
-        reply: ReplyEmpty,
-    ) {
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         reply.ok();
     }
 
@@ -490,70 +404,30 @@ impl Filesystem for Adapter {
         let _busy = self.shared.enter();
         let totals = self.shared.view.totals();
         let blocks = totals.bytes.div_ceil(BLOCK_BYTES);
-        reply.statfs(
-            blocks,
-            0,
-            0,
-            totals.inodes,
-            0,
-            BLOCK_BYTES as u32,
-            255,
-            BLOCK_BYTES as u32,
-        );
+        reply.statfs(blocks, 0, 0, totals.inodes, 0, BLOCK_BYTES as u32, 255, BLOCK_BYTES as u32);
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let span =
-            tracing::debug_span!("getxattr", req = req.unique().0, ino = ino.0, name = ?name);
-        let send = move |shared: &Arc<Shared>,
-                         reply: ReplyXattr,
-                         found: Result<Option<String>, ViewError>| {
-            let value = found
-                .and_then(|value| value.ok_or(ViewError::NoXattr))
-                .map(String::into_bytes);
+        let span = tracing::debug_span!("getxattr", req = req.unique().0, ino = ino.0, name = ?name);
+        let send = move |shared: &Arc<Shared>, reply: ReplyXattr, found: Result<Option<String>, ViewError>| {
+            let value = found.and_then(|value| value.ok_or(ViewError::NoXattr)).map(String::into_bytes);
             send_xattr(shared, ino, size, value, reply);
         };
         let name: Box<[u8]> = name.as_bytes().into();
-        self.answer(
-            span,
-            reply,
-            move |names, blocks| names.xattr(blocks, Ino(ino.0), &name),
-            send,
-        );
+        self.answer(span, reply, move |names, blocks| names.xattr(blocks, Ino(ino.0), &name), send);
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let span = tracing::debug_span!("listxattr", req = req.unique().0, ino = ino.0);
-        let send = move |shared: &Arc<Shared>,
-                         reply: ReplyXattr,
-                         found: Result<Vec<&'static [u8]>, ViewError>| {
-            let list = |names: Vec<&[u8]>| {
-                names
-                    .into_iter()
-                    .flat_map(|name| [name, b"\0"])
-                    .flatten()
-                    .copied()
-                    .collect()
-            };
+        let send = move |shared: &Arc<Shared>, reply: ReplyXattr, found: Result<Vec<&'static [u8]>, ViewError>| {
+            let list =
+                |names: Vec<&[u8]>| names.into_iter().flat_map(|name| [name, b"\0"]).flatten().copied().collect();
             send_xattr(shared, ino, size, found.map(list), reply);
         };
-        self.answer(
-            span,
-            reply,
-            move |names, blocks| names.xattr_names(blocks, Ino(ino.0)),
-            send,
-        );
+        self.answer(span, reply, move |names, blocks| names.xattr_names(blocks, Ino(ino.0)), send);
     }
 
-    fn lseek(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: i64,
-        _whence: i32,
-        reply: ReplyLseek,
-    ) {
+    fn lseek(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: i64, _whence: i32, reply: ReplyLseek) {
         // The kernel then answers SEEK_DATA and SEEK_HOLE itself: all data up to the size.
         reply.error(fuser::Errno::ENOSYS);
     }
@@ -609,28 +483,11 @@ impl Filesystem for Adapter {
         read_only!(reply);
     }
 
-    fn mknod(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        _rdev: u32,
-        reply: ReplyEntry,
-    ) {
+    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _mode: u32, _umask: u32, _rdev: u32, reply: ReplyEntry) {
         read_only!(reply);
     }
 
-    fn mkdir(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        reply: ReplyEntry,
-    ) {
+    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _mode: u32, _umask: u32, reply: ReplyEntry) {
         read_only!(reply);
     }
 
@@ -646,16 +503,7 @@ impl Filesystem for Adapter {
         read_only!(reply);
     }
 
-    fn rename(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _: INodeNo,
-        _: &OsStr,
-        _: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
+    fn rename(&self, _: &Request, _: INodeNo, _: &OsStr, _: INodeNo, _: &OsStr, _: RenameFlags, reply: ReplyEmpty) {
         read_only!(reply);
     }
 
@@ -695,16 +543,7 @@ impl Filesystem for Adapter {
         read_only!(reply);
     }
 
-    fn create(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        _flags: i32,
-        reply: ReplyCreate,
-    ) {
+    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _mode: u32, _umask: u32, _flags: i32, reply: ReplyCreate) {
         read_only!(reply);
     }
 

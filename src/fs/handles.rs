@@ -110,9 +110,7 @@ impl Handles {
 
     fn shard(&self, ino: Ino) -> &Mutex<Shard> {
         let at = ino.0 as usize % SHARDS;
-        self.shards
-            .get(at)
-            .expect("a remainder by SHARDS is one of SHARDS")
+        self.shards.get(at).expect("a remainder by SHARDS is one of SHARDS")
     }
 
     fn shard_number(ino: Ino) -> u32 {
@@ -121,21 +119,12 @@ impl Handles {
 
     /// Says how an inode is read, where that is decided.
     pub fn latch(&self, ino: Ino) -> Option<Latch> {
-        self.shard(ino)
-            .lock()
-            .inodes
-            .get(&ino)
-            .map(|inode| inode.latch)
+        self.shard(ino).lock().inodes.get(&ino).map(|inode| inode.latch)
     }
 
     /// Opens an inode as it is latched. Where it is not, `register` may give the id of a backing file
     /// (it is called with the shard locked), else it is latched to the page cache.
-    pub fn open(
-        &self,
-        ino: Ino,
-        fh: u64,
-        register: impl FnOnce() -> Option<u32>,
-    ) -> Result<Latch, OpenError> {
+    pub fn open(&self, ino: Ino, fh: u64, register: impl FnOnce() -> Option<u32>) -> Result<Latch, OpenError> {
         let slot = self.slots.take().ok_or(OpenError::Full)?;
         let mut shard = self.shard(ino).lock();
         let latched = shard.inodes.get(&ino).map(|inode| inode.latch);
@@ -147,32 +136,14 @@ impl Handles {
             Latch::Cached => 0,
             Latch::Backed(id) => id,
         };
-        let recorded = if latched.is_none() && id != 0 {
-            self.slots.set_highest(id)
-        } else {
-            Ok(())
-        };
-        let recorded = recorded.and_then(|()| {
-            self.slots.write(
-                slot,
-                Slot {
-                    fh,
-                    ino,
-                    id,
-                    state: SlotState::Prepared,
-                },
-            )
-        });
+        let recorded = if latched.is_none() && id != 0 { self.slots.set_highest(id) } else { Ok(()) };
+        let recorded = recorded.and_then(|()| self.slots.write(slot, Slot { fh, ino, id, state: SlotState::Prepared }));
         if let Err(error) = recorded {
             // An id that was registered for nothing ends with the mount.
             self.slots.put_back(slot);
             return Err(OpenError::Record(error));
         }
-        let inode = shard.inodes.entry(ino).or_insert(OpenInode {
-            latch,
-            opens: 0,
-            reads: 0,
-        });
+        let inode = shard.inodes.entry(ino).or_insert(OpenInode { latch, opens: 0, reads: 0 });
         inode.opens += 1;
         shard.opens.insert(fh, slot);
         self.open_now.fetch_add(1, Ordering::Relaxed);
@@ -224,24 +195,14 @@ impl Handles {
     /// Counts a read until the guard is dropped, which must come after its answer.
     pub fn reading(self: &Arc<Self>, ino: Ino) -> Reading {
         let mut shard = self.shard(ino).lock();
-        let inode = shard.inodes.entry(ino).or_insert(OpenInode {
-            latch: Latch::Cached,
-            opens: 0,
-            reads: 0,
-        });
+        let inode = shard.inodes.entry(ino).or_insert(OpenInode { latch: Latch::Cached, opens: 0, reads: 0 });
         inode.reads += 1;
-        Reading {
-            handles: Arc::clone(self),
-            ino,
-        }
+        Reading { handles: Arc::clone(self), ino }
     }
 
     /// Says how many files are open, and how many of them the kernel reads itself.
     pub fn open_now(&self) -> (u64, u64) {
-        (
-            self.open_now.load(Ordering::Relaxed),
-            self.backed_now.load(Ordering::Relaxed),
-        )
+        (self.open_now.load(Ordering::Relaxed), self.backed_now.load(Ordering::Relaxed))
     }
 }
 

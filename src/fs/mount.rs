@@ -66,31 +66,11 @@ pub struct MountedView {
 }
 
 /// Mounts a view. Blocks while the keeper mounts; call it from a thread that may.
-pub fn mount(
-    view: View,
-    keeper: &Client,
-    spec: MountSpec,
-    rt: &Handle,
-) -> Result<MountedView, MountError> {
-    let MountSpec {
-        dir,
-        source,
-        allow_other,
-        note,
-        read_ahead_kib,
-        serve,
-    } = spec;
+pub fn mount(view: View, keeper: &Client, spec: MountSpec, rt: &Handle) -> Result<MountedView, MountError> {
+    let MountSpec { dir, source, allow_other, note, read_ahead_kib, serve } = spec;
     let dir = std::fs::canonicalize(&dir).map_err(|source| MountError::Dir { dir, source })?;
-    let request = MountRequest {
-        dir: dir.clone(),
-        source,
-        allow_other,
-        note,
-    };
-    let fds = keeper.mount(request).map_err(|source| MountError::Keeper {
-        dir: dir.clone(),
-        source,
-    })?;
+    let request = MountRequest { dir: dir.clone(), source, allow_other, note };
+    let fds = keeper.mount(request).map_err(|source| MountError::Keeper { dir: dir.clone(), source })?;
     let session = match Session::serve(view, fds.fuse, fds.slots, serve, rt.clone()) {
         Ok(session) => session,
         Err(source) => {
@@ -108,12 +88,7 @@ pub fn mount(
     {
         tracing::debug!(%error, dir = %dir.display(), "the kernel's read-ahead stays at its default");
     }
-    Ok(MountedView {
-        id: fds.id,
-        dir,
-        keeper: keeper.clone(),
-        session,
-    })
+    Ok(MountedView { id: fds.id, dir, keeper: keeper.clone(), session })
 }
 
 impl MountedView {

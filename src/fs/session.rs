@@ -43,11 +43,7 @@ impl ServeOptions {
 
 impl Default for ServeOptions {
     fn default() -> Self {
-        Self {
-            workers: 0,
-            passthrough: true,
-            stacked: false,
-        }
+        Self { workers: 0, passthrough: true, stacked: false }
     }
 }
 
@@ -86,17 +82,9 @@ pub struct Session {
 impl Session {
     /// Serves a fresh mount: answers its INIT, then starts the workers. `slots` is the memory file for
     /// the records of what is open.
-    pub fn serve(
-        view: View,
-        fuse: OwnedFd,
-        slots: OwnedFd,
-        options: ServeOptions,
-        rt: Handle,
-    ) -> io::Result<Self> {
+    pub fn serve(view: View, fuse: OwnedFd, slots: OwnedFd, options: ServeOptions, rt: Handle) -> io::Result<Self> {
         let workers = match options.workers {
-            0 => thread::available_parallelism()
-                .map_or(WORKERS_MIN, |n| n.get() * 2)
-                .clamp(WORKERS_MIN, WORKERS_MAX),
+            0 => thread::available_parallelism().map_or(WORKERS_MIN, |n| n.get() * 2).clamp(WORKERS_MIN, WORKERS_MAX),
             chosen => chosen,
         };
         let shared = Arc::new(Shared {
@@ -115,30 +103,20 @@ impl Session {
             (true, false) => 1,
             (true, true) => 2,
         };
-        let adapter = Adapter {
-            shared: Arc::clone(&shared),
-            stack_depth,
-        };
+        let adapter = Adapter { shared: Arc::clone(&shared), stack_depth };
         let mut config = Config::default();
         config.n_threads = Some(workers);
         // The kernel lets in whom the mount options allow; asking again here would only cost.
         let session = fuser::Session::from_fd(adapter, fuse, SessionACL::All, config)?;
         let ended = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&ended);
-        let thread = thread::Builder::new()
-            .name("fuse-session".to_owned())
-            .spawn(move || {
-                if let Err(error) = session.run() {
-                    tracing::error!(%error, "a mount is no longer served");
-                }
-                flag.store(true, Ordering::Release);
-            })?;
-        Ok(Self {
-            shared,
-            workers,
-            ended,
-            thread: Some(thread),
-        })
+        let thread = thread::Builder::new().name("fuse-session".to_owned()).spawn(move || {
+            if let Err(error) = session.run() {
+                tracing::error!(%error, "a mount is no longer served");
+            }
+            flag.store(true, Ordering::Release);
+        })?;
+        Ok(Self { shared, workers, ended, thread: Some(thread) })
     }
 
     /// Says whether the kernel still asks.

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
-    UnixAddr, accept4, bind, connect, listen, recvmsg, sendmsg, socket,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind,
+    connect, listen, recvmsg, sendmsg, socket,
 };
 
 /// How many descriptors one message carries at most.
@@ -23,19 +23,12 @@ fn short_path(path: &Path) -> io::Result<(File, PathBuf)> {
     let parent = path.parent().unwrap_or_else(|| Path::new("."));
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let dir = File::open(parent)?;
-    let short = Path::new("/proc/self/fd")
-        .join(dir.as_raw_fd().to_string())
-        .join(name);
+    let short = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
     Ok((dir, short))
 }
 
 fn seqpacket() -> nix::Result<OwnedFd> {
-    socket(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )
+    socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
 }
 
 /// Listens on a new socket at `path`, which must not exist.
@@ -68,23 +61,13 @@ pub(crate) fn accept_from(listener: &OwnedFd) -> io::Result<OwnedFd> {
 }
 
 /// Sends one message, with descriptors.
-pub(crate) fn send_message(
-    socket: BorrowedFd<'_>,
-    bytes: &[u8],
-    fds: &[BorrowedFd<'_>],
-) -> io::Result<()> {
+pub(crate) fn send_message(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
     let iov = [IoSlice::new(bytes)];
     loop {
-        match sendmsg::<UnixAddr>(
-            socket.as_raw_fd(),
-            &iov,
-            control,
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        ) {
+        match sendmsg::<UnixAddr>(socket.as_raw_fd(), &iov, control, MsgFlags::MSG_NOSIGNAL, None) {
             Ok(_) => return Ok(()),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
@@ -93,20 +76,12 @@ pub(crate) fn send_message(
 }
 
 /// Receives one message of at most `len_max` bytes with its descriptors. Empty: the peer is gone.
-pub(crate) fn receive_message(
-    socket: BorrowedFd<'_>,
-    len_max: usize,
-) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+pub(crate) fn receive_message(socket: BorrowedFd<'_>, len_max: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut bytes = vec![0; len_max];
     let mut space = nix::cmsg_space!([RawFd; FDS_MAX]);
     let (len, raw, flags) = loop {
         let mut iov = [IoSliceMut::new(&mut bytes)];
-        match recvmsg::<UnixAddr>(
-            socket.as_raw_fd(),
-            &mut iov,
-            Some(&mut space),
-            MsgFlags::MSG_CMSG_CLOEXEC,
-        ) {
+        match recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
             Ok(message) => {
                 let mut raw = Vec::new();
                 for control in message.cmsgs()? {
@@ -122,10 +97,7 @@ pub(crate) fn receive_message(
     };
     let fds = raw.into_iter().map(own).collect();
     if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "a message is longer than expected",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message is longer than expected"));
     }
     bytes.truncate(len);
     Ok((bytes, fds))

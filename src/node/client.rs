@@ -12,9 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-use super::api::{
-    ApiError, FillInfo, FillRequest, MountInfo, MountRequest, NodeInfo, UmountRequest,
-};
+use super::api::{ApiError, FillInfo, FillRequest, MountInfo, MountRequest, NodeInfo, UmountRequest};
 
 /// No answer is longer: thousands of mounts fit.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -70,19 +68,14 @@ impl std::fmt::Display for Causes {
 
 impl std::error::Error for Causes {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.next
-            .as_ref()
-            .map(|next| next as &dyn std::error::Error)
+        self.next.as_ref().map(|next| next as &dyn std::error::Error)
     }
 }
 
 impl Causes {
     fn chain(texts: &[String]) -> Option<Self> {
         let (first, rest) = texts.split_first()?;
-        Some(Self {
-            text: first.clone(),
-            next: Self::chain(rest).map(Box::new),
-        })
+        Some(Self { text: first.clone(), next: Self::chain(rest).map(Box::new) })
     }
 }
 
@@ -110,9 +103,7 @@ pub struct NodeClient {
 impl NodeClient {
     /// Names the daemon; speaks to nobody yet.
     pub fn at(socket: &Path) -> Self {
-        Self {
-            socket: socket.to_owned(),
-        }
+        Self { socket: socket.to_owned() }
     }
 
     pub fn socket(&self) -> &Path {
@@ -142,8 +133,7 @@ impl NodeClient {
 
     /// Gives how a fill does, at once where `wait` is zero, else when it changed or the time is over.
     pub async fn fill_info(&self, id: &Uuid, wait: Duration) -> Result<FillInfo, ClientError> {
-        self.get(&format!("/v1/fills/{id}?wait_ms={}", wait.as_millis()))
-            .await
+        self.get(&format!("/v1/fills/{id}?wait_ms={}", wait.as_millis())).await
     }
 
     pub async fn stop(&self) -> Result<(), ClientError> {
@@ -160,47 +150,26 @@ impl NodeClient {
         self.ask(Method::GET, path, Bytes::new()).await
     }
 
-    async fn post<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        body: &impl Serialize,
-    ) -> Result<T, ClientError> {
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body).map_err(|error| self.lost(error))?;
         self.ask(Method::POST, path, body.into()).await
     }
 
-    async fn ask<T: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-        body: Bytes,
-    ) -> Result<T, ClientError> {
+    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, ClientError> {
         let (status, body) = self.exchange(method, path, body).await?;
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|error| self.lost(error));
         }
         let error = serde_json::from_slice(&body).unwrap_or_else(|_| ApiError {
-            error: format!(
-                "the daemon answered {status} to {path}: {}",
-                String::from_utf8_lossy(&body)
-            ),
+            error: format!("the daemon answered {status} to {path}: {}", String::from_utf8_lossy(&body)),
             causes: Vec::new(),
             hint: None,
         });
         let source = Causes::chain(&error.causes);
-        Err(ClientError::Refused {
-            status: status.as_u16(),
-            error,
-            source,
-        })
+        Err(ClientError::Refused { status: status.as_u16(), error, source })
     }
 
-    async fn exchange(
-        &self,
-        method: Method,
-        path: &str,
-        body: Bytes,
-    ) -> Result<(StatusCode, Bytes), ClientError> {
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), ClientError> {
         let stream = self.connect().await?;
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| self.lost(error))?;
@@ -212,14 +181,10 @@ impl NodeClient {
             .header(http::header::CONTENT_TYPE, "application/json")
             .body(Body::from(body))
             .map_err(|error| self.lost(error))?;
-        let answer = sender
-            .send_request(request)
-            .await
-            .map_err(|error| self.lost(error))?;
+        let answer = sender.send_request(request).await.map_err(|error| self.lost(error))?;
         let status = answer.status();
-        let bytes = to_bytes(Body::new(answer.into_body()), ANSWER_BYTES_MAX)
-            .await
-            .map_err(|error| self.lost(error))?;
+        let bytes =
+            to_bytes(Body::new(answer.into_body()), ANSWER_BYTES_MAX).await.map_err(|error| self.lost(error))?;
         driver.abort();
         Ok((status, bytes))
     }
@@ -227,32 +192,18 @@ impl NodeClient {
     /// Connects, and makes sure that the other end is this user's daemon or root's.
     async fn connect(&self) -> Result<tokio::net::UnixStream, ClientError> {
         let socket = || self.socket.clone();
-        let stream = tokio::net::UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::PermissionDenied => ClientError::Denied {
-                    socket: socket(),
-                    source,
-                },
-                _ => ClientError::Absent {
-                    socket: socket(),
-                    source,
-                },
-            })?;
+        let stream = tokio::net::UnixStream::connect(&self.socket).await.map_err(|source| match source.kind() {
+            io::ErrorKind::PermissionDenied => ClientError::Denied { socket: socket(), source },
+            _ => ClientError::Absent { socket: socket(), source },
+        })?;
         let peer = stream.peer_cred().map_err(|error| self.lost(error))?;
         if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
-            return Err(ClientError::Foreign {
-                socket: socket(),
-                uid: peer.uid(),
-            });
+            return Err(ClientError::Foreign { socket: socket(), uid: peer.uid() });
         }
         Ok(stream)
     }
 
     fn lost(&self, error: impl std::error::Error + Send + Sync + 'static) -> ClientError {
-        ClientError::Lost {
-            socket: self.socket.clone(),
-            source: Box::new(error),
-        }
+        ClientError::Lost { socket: self.socket.clone(), source: Box::new(error) }
     }
 }

@@ -83,24 +83,12 @@ impl Daemon {
     pub async fn open(config: Config) -> Result<Self, NodeError> {
         let place = Place::open(&config.state)?;
         let Some(lock) = place.take_daemon_lock()? else {
-            let pid = place
-                .daemon_pid()
-                .map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
-            return Err(NodeError::AlreadyRuns {
-                state: config.state,
-                pid,
-            });
+            let pid = place.daemon_pid().map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
+            return Err(NodeError::AlreadyRuns { state: config.state, pid });
         };
         let table = MountTable::load(&place.mounts())?;
         let keeper_dir = place.root().to_owned();
-        Self::build(
-            config,
-            place,
-            keeper_dir,
-            Some(Mutex::new(table)),
-            Some(lock),
-        )
-        .await
+        Self::build(config, place, keeper_dir, Some(Mutex::new(table)), Some(lock)).await
     }
 
     /// Opens a private daemon, for one mount in the foreground: no lock, no socket, no table, and a
@@ -141,9 +129,7 @@ impl Daemon {
             stop: CancellationToken::new(),
             _lock: lock,
         };
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Gives the configuration.
@@ -194,9 +180,7 @@ impl Daemon {
     /// Gives a tier with its fetcher; opens it on first need.
     pub(super) async fn tier(&self, name: &str) -> Result<OpenTier, NodeError> {
         let cell = Arc::clone(self.inner.tiers.lock().entry(name.to_owned()).or_default());
-        let opened = cell
-            .get_or_try_init(|| self.open_tier(name.to_owned()))
-            .await?;
+        let opened = cell.get_or_try_init(|| self.open_tier(name.to_owned())).await?;
         Ok(opened.clone())
     }
 
@@ -204,17 +188,11 @@ impl Daemon {
         let inner = &self.inner;
         let Some(section) = inner.config.tier.get(&name).cloned() else {
             let known: Vec<&str> = inner.config.tier.keys().map(String::as_str).collect();
-            return Err(NodeError::UnknownTier {
-                name,
-                known: known.join(", "),
-            });
+            return Err(NodeError::UnknownTier { name, known: known.join(", ") });
         };
         let (node, scrub_rate) = (inner.node, section.scrub_rate.0);
         let label = name.clone();
-        let tier = blocking("opening the tier", move || {
-            open::open_tier(&label, &section, node)
-        })
-        .await??;
+        let tier = blocking("opening the tier", move || open::open_tier(&label, &section, node)).await??;
         if inner.table.is_some() {
             super::scrub::start(tier.clone(), name.clone(), scrub_rate, inner.stop.clone());
         }
@@ -222,21 +200,12 @@ impl Daemon {
         let rt = tokio::runtime::Handle::current();
         let (kv, limits) = (inner.kv.clone(), &inner.config.fetch);
         let fetcher = open::open_fetcher(lake, Some(tier.clone()), kv, limits, rt);
-        Ok(OpenTier {
-            name,
-            tier: Some(Arc::new(tier)),
-            fetcher,
-        })
+        Ok(OpenTier { name, tier: Some(Arc::new(tier)), fetcher })
     }
 
     /// Lists the tiers that are open.
     pub(super) fn open_tiers(&self) -> Vec<OpenTier> {
-        self.inner
-            .tiers
-            .lock()
-            .values()
-            .filter_map(|cell| cell.get().cloned())
-            .collect()
+        self.inner.tiers.lock().values().filter_map(|cell| cell.get().cloned()).collect()
     }
 
     /// Ends the keeper, unless it still has a mount.
@@ -255,11 +224,9 @@ impl Daemon {
         let dir = inner.keeper_dir.clone();
         let start = || async move {
             let exe = own_exe();
-            blocking("starting the keeper", move || {
-                keeper::Client::start_or_connect(&dir, &exe)
-            })
-            .await?
-            .map_err(NodeError::from)
+            blocking("starting the keeper", move || keeper::Client::start_or_connect(&dir, &exe))
+                .await?
+                .map_err(NodeError::from)
         };
         Ok(inner.keeper.get_or_try_init(start).await?.clone())
     }

@@ -33,11 +33,7 @@ pub enum NodeError {
     #[error("{what}")]
     Wrong { what: String },
     #[error("{}: {why}", dir.display())]
-    Dir {
-        dir: PathBuf,
-        why: &'static str,
-        hint: String,
-    },
+    Dir { dir: PathBuf, why: &'static str, hint: String },
     #[error("{}: {doing}", dir.display())]
     DirIo {
         dir: PathBuf,
@@ -91,11 +87,9 @@ impl NodeError {
     /// Gives the HTTP status.
     pub fn status(&self) -> u16 {
         match self {
-            Self::Wrong { .. }
-            | Self::Dir { .. }
-            | Self::DirIo { .. }
-            | Self::Name(_)
-            | Self::UnknownTier { .. } => 400,
+            Self::Wrong { .. } | Self::Dir { .. } | Self::DirIo { .. } | Self::Name(_) | Self::UnknownTier { .. } => {
+                400
+            }
             Self::Denied { .. } => 403,
             Self::NotMounted { .. } | Self::NoFill { .. } => 404,
             Self::Catalog(CatalogError::NoDataset { .. }) => 404,
@@ -107,9 +101,7 @@ impl NodeError {
                 | RefError::Ambiguous { .. }
                 | RefError::Heads { .. },
             )) => 404,
-            Self::Busy { .. }
-            | Self::Table(TableError::Taken { .. })
-            | Self::Keeper(KeeperError::Busy { .. }) => 409,
+            Self::Busy { .. } | Self::Table(TableError::Taken { .. }) | Self::Keeper(KeeperError::Busy { .. }) => 409,
             _ => 500,
         }
     }
@@ -119,17 +111,14 @@ impl NodeError {
         match self {
             Self::Dir { hint, .. } => Some(hint.clone()),
             Self::NotMounted { .. } => Some("`larder mounts` lists what is mounted".to_owned()),
-            Self::NoTier => {
-                Some("set LARDER_TIER to a directory made with `larder tier init`".to_owned())
-            }
+            Self::NoTier => Some("set LARDER_TIER to a directory made with `larder tier init`".to_owned()),
             Self::AlreadyRuns { .. } => Some("`larder daemon stop` ends it".to_owned()),
-            Self::Mount(_)
-            | Self::Keeper(KeeperError::Refused { .. } | KeeperError::Start { .. }) => {
+            Self::Mount(_) | Self::Keeper(KeeperError::Refused { .. } | KeeperError::Start { .. }) => {
                 Some("`larder doctor` checks what mounting needs".to_owned())
             }
-            Self::Open(
-                OpenError::Catalog { .. } | OpenError::Lake { .. } | OpenError::Reach(_),
-            ) => Some("`larder doctor` checks whether the lake can be reached".to_owned()),
+            Self::Open(OpenError::Catalog { .. } | OpenError::Lake { .. } | OpenError::Reach(_)) => {
+                Some("`larder doctor` checks whether the lake can be reached".to_owned())
+            }
             _ => None,
         }
     }
@@ -142,10 +131,6 @@ impl NodeError {
             causes.push(cause.to_string());
             at = cause.source();
         }
-        ApiError {
-            error: self.to_string(),
-            causes,
-            hint: self.hint(),
-        }
+        ApiError { error: self.to_string(), causes, hint: self.hint() }
     }
 }

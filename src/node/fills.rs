@@ -36,11 +36,7 @@ pub struct Fill {
 
 impl Fill {
     fn info(&self, id: Uuid) -> FillInfo {
-        let progress = self
-            .handle
-            .as_ref()
-            .map(FillHandle::progress)
-            .unwrap_or_default();
+        let progress = self.handle.as_ref().map(FillHandle::progress).unwrap_or_default();
         FillInfo {
             id,
             dataset: self.dataset.clone(),
@@ -60,13 +56,8 @@ impl Daemon {
     /// Begins to bring a revision into a tier, and sets what is kept and for how long.
     pub async fn fill(&self, request: FillRequest) -> Result<FillInfo, NodeError> {
         let revision = Revision::parse(&request.revision)?;
-        let name = request
-            .tier
-            .clone()
-            .or_else(|| self.inner.config.default_tier.clone())
-            .ok_or(NodeError::NoTier)?;
-        let snapshot =
-            async { Ok::<_, NodeError>(self.catalog().await?.snapshot(&revision).await?) };
+        let name = request.tier.clone().or_else(|| self.inner.config.default_tier.clone()).ok_or(NodeError::NoTier)?;
+        let snapshot = async { Ok::<_, NodeError>(self.catalog().await?.snapshot(&revision).await?) };
         let (snapshot, opened) = tokio::try_join!(snapshot, self.tier(&name))?;
         let tier = opened.tier.clone().ok_or(NodeError::NoTier)?;
         let id = Uuid::new_v4();
@@ -82,10 +73,7 @@ impl Daemon {
         let key = record.key;
         let (keep, ttl_ms) = (request.keep, request.ttl.map(|ttl| ttl.as_ms()));
         if request.only_settings {
-            blocking("changing the record", move || {
-                set(&tier, &key, keep, ttl_ms)
-            })
-            .await??;
+            blocking("changing the record", move || set(&tier, &key, keep, ttl_ms)).await??;
             fill.ended = Some(Ok(()));
             let info = fill.info(id);
             self.remember(id, fill);
@@ -103,11 +91,7 @@ impl Daemon {
         self.remember(id, fill);
         let daemon = self.clone();
         tokio::spawn(async move {
-            let ended = handle
-                .wait()
-                .await
-                .map(drop)
-                .map_err(|error| error.to_string());
+            let ended = handle.wait().await.map(drop).map_err(|error| error.to_string());
             // The time to live starts when the lease ends.
             let released = blocking("releasing the lease", move || lease.release()).await;
             if let Ok(Err(error)) = released {
@@ -124,10 +108,7 @@ impl Daemon {
         let mut fills = self.inner.fills.lock();
         fills.insert(id, fill);
         while fills.values().filter(|fill| fill.ended.is_some()).count() > REMEMBERED_MAX {
-            let oldest = fills
-                .iter()
-                .filter(|(_, fill)| fill.ended.is_some())
-                .min_by_key(|(_, fill)| fill.begun);
+            let oldest = fills.iter().filter(|(_, fill)| fill.ended.is_some()).min_by_key(|(_, fill)| fill.begun);
             let Some(oldest) = oldest.map(|(id, _)| *id) else {
                 break;
             };
@@ -137,14 +118,7 @@ impl Daemon {
 
     /// Gives how a fill does: when it changed, when it ended, or when the time is over.
     pub async fn fill_info(&self, id: Uuid, wait: Duration) -> Result<FillInfo, NodeError> {
-        let look = || {
-            self.inner
-                .fills
-                .lock()
-                .get(&id)
-                .map(|fill| fill.info(id))
-                .ok_or(NodeError::NoFill { id })
-        };
+        let look = || self.inner.fills.lock().get(&id).map(|fill| fill.info(id)).ok_or(NodeError::NoFill { id });
         let first = look()?;
         let deadline = Instant::now() + wait.min(WAIT_MAX);
         let mut last = first.clone();
@@ -160,13 +134,7 @@ impl Daemon {
 
     /// Ends a fill; what has arrived stays.
     pub fn cancel_fill(&self, id: Uuid) -> Result<FillInfo, NodeError> {
-        let fill = self
-            .inner
-            .fills
-            .lock()
-            .get(&id)
-            .cloned()
-            .ok_or(NodeError::NoFill { id })?;
+        let fill = self.inner.fills.lock().get(&id).cloned().ok_or(NodeError::NoFill { id })?;
         if let Some(handle) = &fill.handle {
             handle.cancel();
         }

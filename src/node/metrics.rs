@@ -82,22 +82,14 @@ impl Page {
     /// Adds a value; `labels` in the order of the metric's.
     pub fn add(&mut self, metric: Metric, labels: &[&str], value: f64) {
         debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
-        self.values.push((
-            metric,
-            labels.iter().map(|label| (*label).to_owned()).collect(),
-            value,
-        ));
+        self.values.push((metric, labels.iter().map(|label| (*label).to_owned()).collect(), value));
     }
 
     /// Renders all values, each metric's together below its help and type.
     pub fn render(&self) -> String {
         let mut text = String::new();
         for metric in ALL {
-            let mut values = self
-                .values
-                .iter()
-                .filter(|(of, _, _)| of == metric)
-                .peekable();
+            let mut values = self.values.iter().filter(|(of, _, _)| of == metric).peekable();
             if values.peek().is_none() {
                 continue;
             }
@@ -106,11 +98,7 @@ impl Page {
                 Kind::Gauge => "gauge",
             };
             // Writing to a String cannot fail.
-            let _ = writeln!(
-                text,
-                "# HELP {} {}\n# TYPE {} {kind}",
-                metric.name, metric.help, metric.name
-            );
+            let _ = writeln!(text, "# HELP {} {}\n# TYPE {} {kind}", metric.name, metric.help, metric.name);
             for (_, labels, value) in values {
                 let pairs: Vec<String> = metric
                     .labels
@@ -118,11 +106,7 @@ impl Page {
                     .zip(labels)
                     .map(|(name, value)| format!("{name}=\"{}\"", escape(value)))
                     .collect();
-                let labels = if pairs.is_empty() {
-                    String::new()
-                } else {
-                    format!("{{{}}}", pairs.join(","))
-                };
+                let labels = if pairs.is_empty() { String::new() } else { format!("{{{}}}", pairs.join(",")) };
                 let _ = writeln!(text, "{}{labels} {value}", metric.name);
             }
         }
@@ -141,11 +125,7 @@ impl Page {
             self.add(FETCH_READS, &[tier, source], of.requests as f64);
             self.add(FETCH_READ_BYTES, &[tier, source], of.bytes as f64);
         }
-        let lanes = [
-            ("demand", stats.lake_demand),
-            ("prefetch", stats.lake_prefetch),
-            ("meta", stats.lake_meta),
-        ];
+        let lanes = [("demand", stats.lake_demand), ("prefetch", stats.lake_prefetch), ("meta", stats.lake_meta)];
         for (lane, of) in lanes {
             self.add(LAKE_REQUESTS, &[tier, lane], of.requests as f64);
             self.add(LAKE_BYTES, &[tier, lane], of.bytes as f64);
@@ -203,10 +183,7 @@ impl Page {
 }
 
 fn escape(value: &str) -> String {
-    value
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 /// Renders `docs/metrics.md`.
@@ -218,16 +195,8 @@ pub fn markdown() -> String {
          configuration, `dir` the directory of a mount.\n\n| metric | kind | labels | unit | meaning |\n| --- | --- | --- | --- | --- |\n",
     );
     for metric in ALL {
-        let kind = if metric.kind == Kind::Counter {
-            "counter"
-        } else {
-            "gauge"
-        };
-        let labels: Vec<String> = metric
-            .labels
-            .iter()
-            .map(|label| format!("`{label}`"))
-            .collect();
+        let kind = if metric.kind == Kind::Counter { "counter" } else { "gauge" };
+        let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
         let _ = writeln!(
             text,
             "| `{}` | {kind} | {} | {} | {} |",
@@ -252,24 +221,14 @@ mod tests {
         page.add(MOUNTS, &["a\"b\n"], 2.0);
         let text = page.render();
         assert!(text.contains("larder_up_seconds 1.5\n"), "{text}");
-        assert!(
-            text.contains(
-                "larder_mounts{state=\"failed\"} 0\nlarder_mounts{state=\"a\\\"b\\n\"} 2\n"
-            ),
-            "{text}"
-        );
+        assert!(text.contains("larder_mounts{state=\"failed\"} 0\nlarder_mounts{state=\"a\\\"b\\n\"} 2\n"), "{text}");
         assert_eq!(text.matches("# TYPE larder_mounts gauge").count(), 1);
     }
 
     #[test]
     fn names_follow_the_conventions() {
         for metric in ALL {
-            assert_eq!(
-                metric.kind == Kind::Counter,
-                metric.name.ends_with("_total"),
-                "{}",
-                metric.name
-            );
+            assert_eq!(metric.kind == Kind::Counter, metric.name.ends_with("_total"), "{}", metric.name);
             assert!(metric.name.starts_with("larder_"), "{}", metric.name);
         }
     }
@@ -281,9 +240,6 @@ mod tests {
             std::fs::write(&file, markdown()).expect("writes the page");
         }
         let have = std::fs::read_to_string(&file).unwrap_or_default();
-        assert!(
-            have == markdown(),
-            "docs/metrics.md is stale; run this test with LARDER_BLESS=1"
-        );
+        assert!(have == markdown(), "docs/metrics.md is stale; run this test with LARDER_BLESS=1");
     }
 }

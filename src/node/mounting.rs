@@ -116,10 +116,7 @@ impl Live {
 /// Gives what the tier keeps of a commit.
 pub fn record_of(snapshot: &Snapshot) -> Record {
     Record {
-        key: CommitKey {
-            lake: snapshot.lake_id,
-            commit: snapshot.commit,
-        },
+        key: CommitKey { lake: snapshot.lake_id, commit: snapshot.commit },
         dataset: snapshot.dataset.as_str().to_owned(),
         placement: snapshot.placement_id,
         packs: snapshot.placement.packs.clone(),
@@ -128,11 +125,7 @@ pub fn record_of(snapshot: &Snapshot) -> Record {
 
 impl Daemon {
     /// Mounts a revision.
-    pub async fn mount(
-        &self,
-        request: MountRequest,
-        caller: Caller,
-    ) -> Result<MountInfo, NodeError> {
+    pub async fn mount(&self, request: MountRequest, caller: Caller) -> Result<MountInfo, NodeError> {
         if self.inner.stop.is_cancelled() {
             return Err(NodeError::Stopping);
         }
@@ -147,18 +140,11 @@ impl Daemon {
             // Known when the revision is resolved; until then the row only reserves the directory.
             commit: CommitId([0; 32]),
             options,
-            attachments: vec![Attachment {
-                dir,
-                owner: Owner::User { uid: caller.uid },
-                since_ms: now_ms(),
-            }],
+            attachments: vec![Attachment { dir, owner: Owner::User { uid: caller.uid }, since_ms: now_ms() }],
         };
         self.reserve(&row)?;
         // Gives the directory free again whatever happens on the way.
-        let reserved = Reserved {
-            daemon: self.clone(),
-            id: row.id,
-        };
+        let reserved = Reserved { daemon: self.clone(), id: row.id };
         let made = self.make(&mut row, Some(&revision)).await;
         let made = match made {
             Ok(mounted) => self.enter(&row, mounted).await,
@@ -192,10 +178,7 @@ impl Daemon {
         let config = &self.inner.config;
         let foreign = caller.uid != nix::unistd::geteuid().as_raw();
         MountOptions {
-            subdir: request
-                .subdir
-                .clone()
-                .filter(|subdir| !subdir.trim_matches('/').is_empty()),
+            subdir: request.subdir.clone().filter(|subdir| !subdir.trim_matches('/').is_empty()),
             verify: request.verify.unwrap_or(config.mount.verify),
             prefetch: request.prefetch.unwrap_or(config.mount.prefetch),
             uid: request.uid.unwrap_or(caller.uid),
@@ -204,9 +187,7 @@ impl Daemon {
             file_mode: request.file_mode,
             dir_mode: request.dir_mode,
             // Whoever asks another user's daemon would see nothing otherwise.
-            allow_other: request
-                .allow_other
-                .unwrap_or(config.mount.allow_other || foreign),
+            allow_other: request.allow_other.unwrap_or(config.mount.allow_other || foreign),
             tier: request.tier.clone().or_else(|| config.default_tier.clone()),
             ttl: request.ttl,
         }
@@ -235,16 +216,10 @@ impl Daemon {
         let mut live = self.inner.live.lock();
         for other in live.values().filter(|live| live.row().dir() == dir) {
             return Err(match other {
-                Live::Mounting(_) => NodeError::Busy {
-                    dir: dir.to_owned(),
-                },
+                Live::Mounting(_) => NodeError::Busy { dir: dir.to_owned() },
                 other => {
                     let revision = other.row().revision.clone();
-                    TableError::Taken {
-                        dir: dir.to_owned(),
-                        revision,
-                    }
-                    .into()
+                    TableError::Taken { dir: dir.to_owned(), revision }.into()
                 }
             });
         }
@@ -253,14 +228,9 @@ impl Daemon {
     }
 
     /// Makes the mount of a row; with a revision, resolves it first and writes its commit into the row.
-    async fn make(
-        &self,
-        row: &mut MountRow,
-        revision: Option<&Revision>,
-    ) -> Result<Mounted, NodeError> {
+    async fn make(&self, row: &mut MountRow, revision: Option<&Revision>) -> Result<Mounted, NodeError> {
         let tier_name = row.options.tier.clone().ok_or(NodeError::NoTier)?;
-        let (snapshot, tier) =
-            tokio::try_join!(self.snapshot(row, revision), self.tier(&tier_name))?;
+        let (snapshot, tier) = tokio::try_join!(self.snapshot(row, revision), self.tier(&tier_name))?;
         row.commit = snapshot.commit;
         let lease = match &tier.tier {
             Some(tier) => self.lease(Arc::clone(tier), &snapshot, row).await?,
@@ -270,10 +240,7 @@ impl Daemon {
         let meta = self.catalog().await?.meta.clone();
         let view = View::open(snapshot.clone(), meta.clone(), tier.fetcher, options)
             .await
-            .map_err(|source| NodeError::View {
-                revision: row.revision.clone(),
-                source,
-            })?;
+            .map_err(|source| NodeError::View { revision: row.revision.clone(), source })?;
         let spec = MountSpec {
             dir: row.dir().to_owned(),
             source: row.revision.clone(),
@@ -293,43 +260,22 @@ impl Daemon {
                 }
             });
         }
-        Ok(Mounted {
-            row: row.clone(),
-            view: Arc::new(view),
-            snapshot,
-            lease,
-        })
+        Ok(Mounted { row: row.clone(), view: Arc::new(view), snapshot, lease })
     }
 
-    async fn snapshot(
-        &self,
-        row: &MountRow,
-        revision: Option<&Revision>,
-    ) -> Result<Snapshot, NodeError> {
+    async fn snapshot(&self, row: &MountRow, revision: Option<&Revision>) -> Result<Snapshot, NodeError> {
         let catalog = self.catalog().await?;
         match revision {
             Some(revision) => Ok(catalog.snapshot(revision).await?),
-            None => Ok(catalog
-                .snapshot_of(&DatasetName::parse(&row.dataset)?, &row.commit)
-                .await?),
+            None => Ok(catalog.snapshot_of(&DatasetName::parse(&row.dataset)?, &row.commit).await?),
         }
     }
 
     /// Writes lease and record. A tier that does not take them serves reads all the same.
-    async fn lease(
-        &self,
-        tier: Arc<Tier>,
-        snapshot: &Snapshot,
-        row: &MountRow,
-    ) -> Result<Option<Lease>, NodeError> {
+    async fn lease(&self, tier: Arc<Tier>, snapshot: &Snapshot, row: &MountRow) -> Result<Option<Lease>, NodeError> {
         let record = record_of(snapshot);
         let ttl_ms = row.options.ttl.map(|ttl| ttl.as_ms());
-        let dataset_ttl = self
-            .inner
-            .config
-            .dataset
-            .get(&row.dataset)
-            .and_then(|section| section.ttl);
+        let dataset_ttl = self.inner.config.dataset.get(&row.dataset).and_then(|section| section.ttl);
         let made = blocking("writing the lease", move || {
             let lease = tier.lease(&record)?;
             if ttl_ms.is_some() {
@@ -363,11 +309,7 @@ impl Daemon {
     }
 
     /// Unmounts a directory and forgets it.
-    pub async fn umount(
-        &self,
-        request: UmountRequest,
-        caller: Caller,
-    ) -> Result<MountInfo, NodeError> {
+    pub async fn umount(&self, request: UmountRequest, caller: Caller) -> Result<MountInfo, NodeError> {
         let dir = request.dir.clone();
         let (info, id, view) = {
             let live = self.inner.live.lock();
@@ -380,18 +322,11 @@ impl Daemon {
                 Live::Failed { .. } => None,
                 Live::Mounted(mounted) => Some(Arc::clone(&mounted.view)),
             };
-            (
-                found.info().ok_or(NodeError::NotMounted { dir })?,
-                *id,
-                view,
-            )
+            (found.info().ok_or(NodeError::NotMounted { dir })?, *id, view)
         };
         let owns = info.owner == Owner::User { uid: caller.uid };
         if !caller.is_master() && !owns {
-            return Err(NodeError::Denied {
-                uid: caller.uid,
-                what: format!("unmount {}", info.dir.display()),
-            });
+            return Err(NodeError::Denied { uid: caller.uid, what: format!("unmount {}", info.dir.display()) });
         }
         if let Some(view) = view {
             blocking("unmounting", move || view.unmount(request.force)).await??;
@@ -413,9 +348,7 @@ impl Daemon {
     pub(super) fn forget_gone(&self) {
         let gone: Vec<Uuid> = {
             let live = self.inner.live.lock();
-            let ended = live
-                .iter()
-                .filter(|(_, live)| matches!(live, Live::Mounted(m) if !m.view.is_alive()));
+            let ended = live.iter().filter(|(_, live)| matches!(live, Live::Mounted(m) if !m.view.is_alive()));
             ended.map(|(id, _)| *id).collect()
         };
         for id in gone {
@@ -435,13 +368,7 @@ impl Daemon {
     /// Lists all mounts, by directory.
     pub fn mounts(&self) -> Vec<MountInfo> {
         self.forget_gone();
-        let mut all: Vec<MountInfo> = self
-            .inner
-            .live
-            .lock()
-            .values()
-            .filter_map(Live::info)
-            .collect();
+        let mut all: Vec<MountInfo> = self.inner.live.lock().values().filter_map(Live::info).collect();
         all.sort_by(|a, b| a.dir.cmp(&b.dir));
         all
     }
@@ -454,10 +381,8 @@ impl Daemon {
         let rows: Vec<MountRow> = table.lock().rows().to_vec();
         let missing = {
             let mut live = self.inner.live.lock();
-            let missing: Vec<MountRow> = rows
-                .into_iter()
-                .filter(|row| matches!(live.get(&row.id), None | Some(Live::Failed { .. })))
-                .collect();
+            let missing: Vec<MountRow> =
+                rows.into_iter().filter(|row| matches!(live.get(&row.id), None | Some(Live::Failed { .. }))).collect();
             for row in &missing {
                 live.insert(row.id, Live::Mounting(row.clone()));
             }
@@ -478,10 +403,7 @@ impl Daemon {
             }
             Err(error) => {
                 let api = error.to_api();
-                let reason = std::iter::once(api.error)
-                    .chain(api.causes)
-                    .collect::<Vec<_>>()
-                    .join(": ");
+                let reason = std::iter::once(api.error).chain(api.causes).collect::<Vec<_>>().join(": ");
                 tracing::warn!(dir = %dir.display(), revision = row.revision, reason, "could not be mounted again");
                 Live::Failed { row, reason }
             }
@@ -492,10 +414,7 @@ impl Daemon {
     /// Takes away what processes that died have left mounted in this state directory: the daemon before
     /// this one, and mounts in the foreground.
     pub async fn clean_stale(&self) -> Result<(), NodeError> {
-        let (own, private) = (
-            self.inner.keeper_dir.clone(),
-            self.inner.private_dir.clone(),
-        );
+        let (own, private) = (self.inner.keeper_dir.clone(), self.inner.private_dir.clone());
         let cleaned = blocking("looking for stale mounts", move || {
             if let Ok(keeper) = keeper::Client::connect(&own) {
                 unmount_dead(&keeper, |_| true)?;
@@ -510,13 +429,7 @@ impl Daemon {
 
     /// Unmounts everything, but leaves the table, so that the next daemon makes the mounts again.
     pub async fn unmount_all(&self) {
-        let all: Vec<Live> = self
-            .inner
-            .live
-            .lock()
-            .drain()
-            .map(|(_, live)| live)
-            .collect();
+        let all: Vec<Live> = self.inner.live.lock().drain().map(|(_, live)| live).collect();
         for live in all {
             let ended = blocking("unmounting", move || {
                 if let Live::Mounted(mounted) = &live {
@@ -542,10 +455,7 @@ impl Daemon {
 }
 
 /// Unmounts what nobody serves: what is open there could only wait for ever. Gives how many are left.
-fn unmount_dead(
-    keeper: &keeper::Client,
-    is_dead: impl Fn(&keeper::KeptMount) -> bool,
-) -> Result<usize, KeeperError> {
+fn unmount_dead(keeper: &keeper::Client, is_dead: impl Fn(&keeper::KeptMount) -> bool) -> Result<usize, KeeperError> {
     let mut left = 0;
     for kept in keeper.list()? {
         if !is_dead(&kept) {
@@ -565,9 +475,7 @@ fn clean_private(dir: &Path) {
     let lives = |pid: i32| Path::new(&format!("/proc/{pid}")).exists();
     let Ok(keeper) = keeper::Client::connect(dir) else {
         // Young ones may be starting.
-        let age = std::fs::metadata(dir)
-            .and_then(|meta| meta.modified())
-            .map(|at| at.elapsed());
+        let age = std::fs::metadata(dir).and_then(|meta| meta.modified()).map(|at| at.elapsed());
         if matches!(age, Ok(Ok(age)) if age > PRIVATE_AGE_MIN) {
             let _ = std::fs::remove_dir_all(dir);
         }
@@ -606,16 +514,9 @@ fn view_options(options: &MountOptions) -> ViewOptions {
 /// Makes sure that the directory is there, empty, and the caller's to mount on.
 fn check_dir(request: &MountRequest, caller: Caller) -> Result<PathBuf, NodeError> {
     let dir = &request.dir;
-    let refuse = |why, hint: String| NodeError::Dir {
-        dir: dir.clone(),
-        why,
-        hint,
-    };
+    let refuse = |why, hint: String| NodeError::Dir { dir: dir.clone(), why, hint };
     if !dir.is_absolute() {
-        return Err(refuse(
-            "is not absolute",
-            "name the directory from the root".to_owned(),
-        ));
+        return Err(refuse("is not absolute", "name the directory from the root".to_owned()));
     }
     if request.mkdir {
         make_dir(dir, caller)?;
@@ -630,18 +531,11 @@ fn check_dir(request: &MountRequest, caller: Caller) -> Result<PathBuf, NodeErro
             ));
         }
         Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENOTCONN as i32) => {
-            let hint = format!(
-                "a dead mount is there; clear it with `fusermount3 -uz {}`",
-                dir.display()
-            );
+            let hint = format!("a dead mount is there; clear it with `fusermount3 -uz {}`", dir.display());
             return Err(refuse("answers `not connected`", hint));
         }
         Err(source) => {
-            return Err(NodeError::DirIo {
-                dir: dir.clone(),
-                doing: "cannot be looked at",
-                source,
-            });
+            return Err(NodeError::DirIo { dir: dir.clone(), doing: "cannot be looked at", source });
         }
     };
     let io = |doing| {
@@ -658,32 +552,17 @@ fn check_dir(request: &MountRequest, caller: Caller) -> Result<PathBuf, NodeErro
             what: format!("mount on {}, which is not theirs", dir.display()),
         });
     }
-    if !request.nonempty
-        && std::fs::read_dir(&real)
-            .map_err(io("cannot be listed"))?
-            .next()
-            .is_some()
-    {
-        return Err(refuse(
-            "is not empty",
-            "name an empty directory, or cover this one with --nonempty".to_owned(),
-        ));
+    if !request.nonempty && std::fs::read_dir(&real).map_err(io("cannot be listed"))?.next().is_some() {
+        return Err(refuse("is not empty", "name an empty directory, or cover this one with --nonempty".to_owned()));
     }
     Ok(real)
 }
 
 fn make_dir(dir: &Path, caller: Caller) -> Result<(), NodeError> {
     if !caller.is_master() {
-        return Err(NodeError::Denied {
-            uid: caller.uid,
-            what: format!("have {} made", dir.display()),
-        });
+        return Err(NodeError::Denied { uid: caller.uid, what: format!("have {} made", dir.display()) });
     }
-    let at = |source| NodeError::DirIo {
-        dir: dir.to_owned(),
-        doing: "cannot be made",
-        source,
-    };
+    let at = |source| NodeError::DirIo { dir: dir.to_owned(), doing: "cannot be made", source };
     std::fs::create_dir_all(dir).map_err(at)
 }
 

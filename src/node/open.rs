@@ -6,9 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::config::{
-    Checksums, Config, FetchSection, LakeSection, PrefetchLevel, Sse, TierSection, VerifyLevel,
-};
+use crate::config::{Checksums, Config, FetchSection, LakeSection, PrefetchLevel, Sse, TierSection, VerifyLevel};
 use crate::format::ids::NodeId;
 use crate::store::catalog::lakefmt::RefChoice;
 use crate::store::catalog::{Catalog, CatalogError};
@@ -63,12 +61,8 @@ pub fn s3_config(lake: &LakeSection) -> Result<S3Config, OpenError> {
     config.sse = match lake.sse {
         Sse::None => s3::Sse::None,
         Sse::S3 => s3::Sse::S3,
-        Sse::Kms => s3::Sse::Kms {
-            key_id: lake.sse_kms_key.clone(),
-        },
-        Sse::C => s3::Sse::Customer {
-            key: read_key(lake.sse_c_key_file.as_deref())?,
-        },
+        Sse::Kms => s3::Sse::Kms { key_id: lake.sse_kms_key.clone() },
+        Sse::C => s3::Sse::Customer { key: read_key(lake.sse_c_key_file.as_deref())? },
     };
     config.checksums = match lake.checksums {
         Checksums::Auto => s3::Checksums::Auto,
@@ -82,29 +76,18 @@ pub fn s3_config(lake: &LakeSection) -> Result<S3Config, OpenError> {
 
 fn read_key(path: Option<&Path>) -> Result<SecretKey, OpenError> {
     let path = path.expect("the configuration was checked: SSE-C has a key file");
-    let raw = std::fs::read(path).map_err(|source| OpenError::Key {
-        path: path.to_owned(),
-        source,
-    })?;
+    let raw = std::fs::read(path).map_err(|source| OpenError::Key { path: path.to_owned(), source })?;
     let len = raw.len();
-    let key = raw.try_into().map_err(|_| OpenError::KeyLength {
-        path: path.to_owned(),
-        len,
-    })?;
+    let key = raw.try_into().map_err(|_| OpenError::KeyLength { path: path.to_owned(), len })?;
     Ok(SecretKey(key))
 }
 
 /// Opens the lake that is configured: an S3 store, or a directory in this process. An S3 client
 /// speaks to nobody yet.
 pub async fn open_lake(lake: &LakeSection) -> Result<Arc<dyn Lake>, OpenError> {
-    let failed = |source| OpenError::Lake {
-        url: lake.url.clone(),
-        source,
-    };
+    let failed = |source| OpenError::Lake { url: lake.url.clone(), source };
     if lake.url.starts_with('/') {
-        let opened = S3Lake::embedded(Path::new(&lake.url))
-            .await
-            .map_err(failed)?;
+        let opened = S3Lake::embedded(Path::new(&lake.url)).await.map_err(failed)?;
         return Ok(Arc::new(opened));
     }
     let opened = S3Lake::connect(s3_config(lake)?).await.map_err(failed)?;
@@ -120,23 +103,14 @@ pub async fn open_catalog(lake: Arc<dyn Lake>, config: &Config) -> Result<Catalo
     } else {
         Catalog::open(lake, &config.state).await
     };
-    opened.map_err(|source| OpenError::Catalog {
-        url,
-        source: Box::new(source),
-    })
+    opened.map_err(|source| OpenError::Catalog { url, source: Box::new(source) })
 }
 
 /// Opens the catalog of a lake for writing: makes the lake where there is none.
-pub async fn open_or_create_catalog(
-    lake: Arc<dyn Lake>,
-    config: &Config,
-) -> Result<Catalog, OpenError> {
+pub async fn open_or_create_catalog(lake: Arc<dyn Lake>, config: &Config) -> Result<Catalog, OpenError> {
     let url = config.lake.url.clone();
     let opened = Catalog::open_or_create(lake, &config.state, RefChoice::Auto).await;
-    opened.map_err(|source| OpenError::Catalog {
-        url,
-        source: Box::new(source),
-    })
+    opened.map_err(|source| OpenError::Catalog { url, source: Box::new(source) })
 }
 
 /// Makes a fetcher over a lake and a tier.
@@ -153,15 +127,9 @@ pub fn open_fetcher(
 
 /// Opens a tier. The laptop's own is made on first use; any other is refused without its marker.
 pub fn open_tier(name: &str, section: &TierSection, node: NodeId) -> Result<Tier, OpenError> {
-    let failed = |source| OpenError::Tier {
-        name: name.to_owned(),
-        source,
-    };
+    let failed = |source| OpenError::Tier { name: name.to_owned(), source };
     if section.auto_init && !Tier::is_tier(&section.path) {
-        let options = InitOptions {
-            dir_mode: 0o700,
-            ..InitOptions::default()
-        };
+        let options = InitOptions { dir_mode: 0o700, ..InitOptions::default() };
         match Tier::init(&section.path, &options) {
             Ok(_) => {}
             // Another command made it at the same time.

@@ -36,25 +36,15 @@ pub struct DaemonLock {
 impl Place {
     /// Makes the directory where it is missing (mode 0700).
     pub fn open(root: &Path) -> Result<Self, PlaceError> {
-        let at = |source| PlaceError::Io {
-            path: root.to_owned(),
-            doing: "make the state directory",
-            source,
-        };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(root)
-            .map_err(at)?;
+        let at = |source| PlaceError::Io { path: root.to_owned(), doing: "make the state directory", source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(at)?;
         let root = fs::canonicalize(root).map_err(at)?;
         Ok(Self { root })
     }
 
     /// Names the directory without making it.
     pub fn at(root: &Path) -> Self {
-        Self {
-            root: root.to_owned(),
-        }
+        Self { root: root.to_owned() }
     }
 
     pub fn root(&self) -> &Path {
@@ -83,18 +73,13 @@ impl Place {
         let path = self.root.join("node-id");
         let at = |doing| {
             let path = path.clone();
-            move |source| PlaceError::Io {
-                path,
-                doing,
-                source,
-            }
+            move |source| PlaceError::Io { path, doing, source }
         };
         if let Some(id) = read_node_id(&path)? {
             return Ok(id);
         }
         // Written whole beside its place and then linked: nobody ever reads half an id, one wins.
-        let mut file =
-            tempfile::NamedTempFile::new_in(&self.root).map_err(at("write the node id"))?;
+        let mut file = tempfile::NamedTempFile::new_in(&self.root).map_err(at("write the node id"))?;
         writeln!(file, "{}", NodeId(uuid::Uuid::new_v4())).map_err(at("write the node id"))?;
         file.as_file().sync_all().map_err(at("write the node id"))?;
         match file.persist_noclobber(&path) {
@@ -108,18 +93,8 @@ impl Place {
     /// Takes the daemon's lock; None where a daemon lives.
     pub fn take_daemon_lock(&self) -> Result<Option<DaemonLock>, PlaceError> {
         let path = self.lock();
-        let at = |source| PlaceError::Io {
-            path: path.clone(),
-            doing: "lock",
-            source,
-        };
-        let options = OpenOptions::new()
-            .create(true)
-            .read(true)
-            .write(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path);
+        let at = |source| PlaceError::Io { path: path.clone(), doing: "lock", source };
+        let options = OpenOptions::new().create(true).read(true).write(true).truncate(false).mode(0o600).open(&path);
         let mut file = options.map_err(at)?;
         match file.try_lock() {
             Ok(()) => {}
@@ -158,46 +133,27 @@ impl Place {
         let len = file.metadata().map_or(0, |meta| meta.len());
         let start = from.max(len.saturating_sub(TAIL_BYTES_MAX)).min(len);
         let mut raw = Vec::new();
-        let read = file
-            .seek(io::SeekFrom::Start(start))
-            .and_then(|_| file.read_to_end(&mut raw));
+        let read = file.seek(io::SeekFrom::Start(start)).and_then(|_| file.read_to_end(&mut raw));
         if read.is_err() {
             return String::new();
         }
         let text = String::from_utf8_lossy(&raw);
         let lines: Vec<&str> = text.lines().collect();
-        lines
-            .get(lines.len().saturating_sub(lines_max)..)
-            .unwrap_or_default()
-            .join("\n")
+        lines.get(lines.len().saturating_sub(lines_max)..).unwrap_or_default().join("\n")
     }
 }
 
 fn read_node_id(path: &Path) -> Result<Option<NodeId>, PlaceError> {
     match fs::read_to_string(path) {
-        Ok(text) => text
-            .trim()
-            .parse()
-            .map(Some)
-            .map_err(|_| PlaceError::NodeId {
-                path: path.to_owned(),
-            }),
+        Ok(text) => text.trim().parse().map(Some).map_err(|_| PlaceError::NodeId { path: path.to_owned() }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(PlaceError::Io {
-            path: path.to_owned(),
-            doing: "read the node id",
-            source,
-        }),
+        Err(source) => Err(PlaceError::Io { path: path.to_owned(), doing: "read the node id", source }),
     }
 }
 
 /// Replaces a small file as a whole: written beside it, flushed, renamed.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), PlaceError> {
-    let at = |source| PlaceError::Io {
-        path: path.to_owned(),
-        doing: "write",
-        source,
-    };
+    let at = |source| PlaceError::Io { path: path.to_owned(), doing: "write", source };
     let dir = path.parent().unwrap_or(Path::new("/"));
     let mut file = tempfile::NamedTempFile::new_in(dir).map_err(at)?;
     file.write_all(bytes).map_err(at)?;
@@ -215,13 +171,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let place = Place::open(&dir.path().join("a/b")).expect("opens");
         let ids: Vec<NodeId> = std::thread::scope(|scope| {
-            let running: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| place.node_id().expect("an id")))
-                .collect();
-            running
-                .into_iter()
-                .map(|thread| thread.join().expect("ends"))
-                .collect()
+            let running: Vec<_> = (0..8).map(|_| scope.spawn(|| place.node_id().expect("an id"))).collect();
+            running.into_iter().map(|thread| thread.join().expect("ends")).collect()
         });
         assert!(ids.windows(2).all(|pair| pair[0] == pair[1]), "{ids:?}");
         assert_eq!(place.node_id().ok(), ids.first().copied());

@@ -19,9 +19,7 @@ use serde::Deserialize;
 use tokio::net::UnixListener;
 use uuid::Uuid;
 
-use super::api::{
-    FillInfo, FillRequest, MountInfo, MountRequest, MountState, NodeInfo, UmountRequest,
-};
+use super::api::{FillInfo, FillRequest, MountInfo, MountRequest, MountState, NodeInfo, UmountRequest};
 use super::daemon::{Daemon, blocking, now_ms};
 use super::error::NodeError;
 use super::metrics::{self, Page};
@@ -34,10 +32,7 @@ pub struct Peer(Option<Caller>);
 impl Connected<IncomingStream<'_, UnixListener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
         let cred = stream.io().peer_cred().ok();
-        Self(cred.map(|cred| Caller {
-            uid: cred.uid(),
-            gid: cred.gid(),
-        }))
+        Self(cred.map(|cred| Caller { uid: cred.uid(), gid: cred.gid() }))
     }
 }
 
@@ -52,8 +47,7 @@ impl<E: Into<NodeError>> From<E> for Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let api = self.0.to_api();
-        let status =
-            StatusCode::from_u16(self.0.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = StatusCode::from_u16(self.0.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         if status.is_server_error() {
             tracing::error!(error = api.error, causes = ?api.causes, "a request failed");
         }
@@ -65,18 +59,11 @@ type Answer<T> = Result<Json<T>, Failure>;
 
 /// Opens the socket of a daemon that has its lock, so that what is there can only be left over.
 pub fn listen(socket: &Path, group: Option<&str>) -> Result<UnixListener, NodeError> {
-    let at = |source| NodeError::Listen {
-        socket: socket.to_owned(),
-        source,
-    };
+    let at = |source| NodeError::Listen { socket: socket.to_owned(), source };
     if let Some(dir) = socket.parent() {
         // A group has to get through to the socket, whose own mode decides.
         let mode = if group.is_some() { 0o755 } else { 0o700 };
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(mode)
-            .create(dir)
-            .map_err(at)?;
+        std::fs::DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(at)?;
     }
     // Before anybody can connect: a group that is not there must not look like a daemon that dies.
     let group = group.map(find_group).transpose()?;
@@ -98,18 +85,14 @@ pub fn listen(socket: &Path, group: Option<&str>) -> Result<UnixListener, NodeEr
 
 fn find_group(name: &str) -> Result<nix::unistd::Group, NodeError> {
     let found = nix::unistd::Group::from_name(name).ok().flatten();
-    found.ok_or_else(|| NodeError::NoGroup {
-        group: name.to_owned(),
-    })
+    found.ok_or_else(|| NodeError::NoGroup { group: name.to_owned() })
 }
 
 /// Serves until the daemon stops.
 pub async fn serve(daemon: Daemon, listener: UnixListener) -> std::io::Result<()> {
     let stop = daemon.stopping();
     let app = router(daemon).into_make_service_with_connect_info::<Peer>();
-    axum::serve(listener, app)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
 fn router(daemon: Daemon) -> Router {
@@ -127,53 +110,30 @@ fn router(daemon: Daemon) -> Router {
 
 impl Daemon {
     fn admit(&self, peer: Peer) -> Result<Caller, NodeError> {
-        let nobody = Caller {
-            uid: u32::MAX,
-            gid: u32::MAX,
-        };
+        let nobody = Caller { uid: u32::MAX, gid: u32::MAX };
         let caller = peer.0.unwrap_or(nobody);
         if peer.0.is_some() && (caller.is_master() || self.config().daemon.group.is_some()) {
             return Ok(caller);
         }
-        Err(NodeError::Denied {
-            uid: caller.uid,
-            what: "use this daemon".to_owned(),
-        })
+        Err(NodeError::Denied { uid: caller.uid, what: "use this daemon".to_owned() })
     }
 
     fn admit_master(&self, peer: Peer, what: &str) -> Result<Caller, NodeError> {
         let caller = self.admit(peer)?;
-        if caller.is_master() {
-            Ok(caller)
-        } else {
-            Err(NodeError::Denied {
-                uid: caller.uid,
-                what: what.to_owned(),
-            })
-        }
+        if caller.is_master() { Ok(caller) } else { Err(NodeError::Denied { uid: caller.uid, what: what.to_owned() }) }
     }
 }
 
 fn body<T>(given: Result<Json<T>, JsonRejection>) -> Result<T, NodeError> {
-    given
-        .map(|Json(value)| value)
-        .map_err(|rejection| NodeError::Wrong {
-            what: rejection.body_text(),
-        })
+    given.map(|Json(value)| value).map_err(|rejection| NodeError::Wrong { what: rejection.body_text() })
 }
 
-async fn info(
-    State(daemon): State<Daemon>,
-    ConnectInfo(peer): ConnectInfo<Peer>,
-) -> Answer<NodeInfo> {
+async fn info(State(daemon): State<Daemon>, ConnectInfo(peer): ConnectInfo<Peer>) -> Answer<NodeInfo> {
     daemon.admit(peer)?;
     Ok(Json(daemon.info()))
 }
 
-async fn mounts(
-    State(daemon): State<Daemon>,
-    ConnectInfo(peer): ConnectInfo<Peer>,
-) -> Answer<Vec<MountInfo>> {
+async fn mounts(State(daemon): State<Daemon>, ConnectInfo(peer): ConnectInfo<Peer>) -> Answer<Vec<MountInfo>> {
     daemon.admit(peer)?;
     Ok(Json(daemon.mounts()))
 }
@@ -187,9 +147,7 @@ async fn mount(
     let request = body(request)?;
     // Its own task: a client that goes away does not leave half a mount.
     let made = tokio::spawn(async move { daemon.mount(request, caller).await });
-    let made = made
-        .await
-        .map_err(|_| NodeError::Panicked { what: "mounting" })?;
+    let made = made.await.map_err(|_| NodeError::Panicked { what: "mounting" })?;
     Ok(Json(made?))
 }
 
@@ -201,9 +159,7 @@ async fn umount(
     let caller = daemon.admit(peer)?;
     let request = body(request)?;
     let done = tokio::spawn(async move { daemon.umount(request, caller).await });
-    let done = done
-        .await
-        .map_err(|_| NodeError::Panicked { what: "unmounting" })?;
+    let done = done.await.map_err(|_| NodeError::Panicked { what: "unmounting" })?;
     Ok(Json(done?))
 }
 
@@ -229,11 +185,7 @@ async fn fill_info(
     Query(wait): Query<Wait>,
 ) -> Answer<FillInfo> {
     daemon.admit(peer)?;
-    Ok(Json(
-        daemon
-            .fill_info(id, Duration::from_millis(wait.wait_ms))
-            .await?,
-    ))
+    Ok(Json(daemon.fill_info(id, Duration::from_millis(wait.wait_ms)).await?))
 }
 
 async fn cancel_fill(
@@ -245,27 +197,19 @@ async fn cancel_fill(
     Ok(Json(daemon.cancel_fill(id)?))
 }
 
-async fn stop(
-    State(daemon): State<Daemon>,
-    ConnectInfo(peer): ConnectInfo<Peer>,
-) -> Answer<serde_json::Value> {
+async fn stop(State(daemon): State<Daemon>, ConnectInfo(peer): ConnectInfo<Peer>) -> Answer<serde_json::Value> {
     daemon.admit_master(peer, "stop this daemon")?;
     daemon.stop();
     Ok(Json(serde_json::json!({})))
 }
 
-async fn metrics_page(
-    State(daemon): State<Daemon>,
-    ConnectInfo(peer): ConnectInfo<Peer>,
-) -> Result<String, Failure> {
+async fn metrics_page(State(daemon): State<Daemon>, ConnectInfo(peer): ConnectInfo<Peer>) -> Result<String, Failure> {
     daemon.admit(peer)?;
     Ok(daemon.metrics().await)
 }
 
 async fn unknown(uri: axum::http::Uri) -> Failure {
-    Failure(NodeError::Wrong {
-        what: format!("this daemon has no {uri}; is the client newer?"),
-    })
+    Failure(NodeError::Wrong { what: format!("this daemon has no {uri}; is the client newer?") })
 }
 
 impl Daemon {
@@ -275,11 +219,7 @@ impl Daemon {
         let up_ms = now_ms() - self.inner.started_ms;
         page.add(metrics::UP_SECONDS, &[], up_ms as f64 / 1000.0);
         let mounts = self.mounts();
-        for state in [
-            MountState::Mounted,
-            MountState::Mounting,
-            MountState::Failed,
-        ] {
+        for state in [MountState::Mounted, MountState::Mounting, MountState::Failed] {
             let count = mounts.iter().filter(|mount| mount.state == state).count();
             page.add(metrics::MOUNTS, &[&state.to_string()], count as f64);
         }

@@ -28,17 +28,9 @@ pub enum SpawnError {
         source: io::Error,
     },
     #[error("the daemon ended before it was ready ({status}); the end of {}:\n{tail}", log.display())]
-    Ended {
-        status: String,
-        log: PathBuf,
-        tail: String,
-    },
+    Ended { status: String, log: PathBuf, tail: String },
     #[error("the daemon did not answer within {waited_s} s; the end of {}:\n{tail}", log.display())]
-    Slow {
-        waited_s: u64,
-        log: PathBuf,
-        tail: String,
-    },
+    Slow { waited_s: u64, log: PathBuf, tail: String },
     #[error(transparent)]
     Client(#[from] ClientError),
 }
@@ -74,26 +66,14 @@ pub async fn connect_or_start(spec: &SpawnSpec) -> Result<NodeClient, SpawnError
             Err(error) => return Err(error.into()),
         }
         // Another command's daemon may hold the lock: ours ends well and we wait for that one.
-        let ended = child
-            .try_wait()
-            .ok()
-            .flatten()
-            .filter(|status| !status.success());
+        let ended = child.try_wait().ok().flatten().filter(|status| !status.success());
         if let Some(status) = ended {
             let tail = place.log_tail(log_from, 20);
-            return Err(SpawnError::Ended {
-                status: status.to_string(),
-                log: place.log(),
-                tail,
-            });
+            return Err(SpawnError::Ended { status: status.to_string(), log: place.log(), tail });
         }
         if begun.elapsed() > spec.timeout {
             let tail = place.log_tail(log_from, 20);
-            return Err(SpawnError::Slow {
-                waited_s: spec.timeout.as_secs(),
-                log: place.log(),
-                tail,
-            });
+            return Err(SpawnError::Slow { waited_s: spec.timeout.as_secs(), log: place.log(), tail });
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
@@ -107,16 +87,8 @@ fn start(spec: &SpawnSpec, place: &Place) -> Result<Child, SpawnError> {
         .append(true)
         .mode(0o600)
         .open(&log_path)
-        .map_err(|source| PlaceError::Io {
-            path: log_path.clone(),
-            doing: "open the daemon's log",
-            source,
-        })?;
-    let log_too = log.try_clone().map_err(|source| PlaceError::Io {
-        path: log_path,
-        doing: "open twice",
-        source,
-    })?;
+        .map_err(|source| PlaceError::Io { path: log_path.clone(), doing: "open the daemon's log", source })?;
+    let log_too = log.try_clone().map_err(|source| PlaceError::Io { path: log_path, doing: "open twice", source })?;
     Command::new(&spec.exe)
         .args(&spec.args)
         .current_dir("/")
@@ -124,8 +96,5 @@ fn start(spec: &SpawnSpec, place: &Place) -> Result<Child, SpawnError> {
         .stdout(log)
         .stderr(log_too)
         .spawn()
-        .map_err(|source| SpawnError::Start {
-            exe: spec.exe.clone(),
-            source,
-        })
+        .map_err(|source| SpawnError::Start { exe: spec.exe.clone(), source })
 }

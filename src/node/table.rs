@@ -73,9 +73,7 @@ pub struct MountRow {
 impl MountRow {
     /// Gives the directory of the FUSE mount itself.
     pub fn dir(&self) -> &Path {
-        self.attachments
-            .first()
-            .map_or(Path::new(""), |first| &first.dir)
+        self.attachments.first().map_or(Path::new(""), |first| &first.dir)
     }
 }
 
@@ -115,41 +113,24 @@ impl MountTable {
         let text = match std::fs::read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Self {
-                    path: path.to_owned(),
-                    rows: Vec::new(),
-                });
+                return Ok(Self { path: path.to_owned(), rows: Vec::new() });
             }
             Err(source) => {
                 let doing = "read the mount table";
-                return Err(PlaceError::Io {
-                    path: path.to_owned(),
-                    doing,
-                    source,
-                }
-                .into());
+                return Err(PlaceError::Io { path: path.to_owned(), doing, source }.into());
             }
         };
-        let damaged = |source| TableError::Damaged {
-            path: path.to_owned(),
-            source,
-        };
+        let damaged = |source| TableError::Damaged { path: path.to_owned(), source };
         #[derive(Deserialize)]
         struct Version {
             format: u32,
         }
         let version: Version = serde_json::from_slice(&text).map_err(damaged)?;
         if version.format > FORMAT {
-            return Err(TableError::Newer {
-                path: path.to_owned(),
-                found: version.format,
-            });
+            return Err(TableError::Newer { path: path.to_owned(), found: version.format });
         }
         let stored: Stored = serde_json::from_slice(&text).map_err(damaged)?;
-        Ok(Self {
-            path: path.to_owned(),
-            rows: stored.mounts,
-        })
+        Ok(Self { path: path.to_owned(), rows: stored.mounts })
     }
 
     /// Gives all rows.
@@ -159,20 +140,13 @@ impl MountTable {
 
     /// Finds the row whose attachment is at `dir`.
     pub fn at(&self, dir: &Path) -> Option<&MountRow> {
-        self.rows.iter().find(|row| {
-            row.attachments
-                .iter()
-                .any(|attachment| attachment.dir == dir)
-        })
+        self.rows.iter().find(|row| row.attachments.iter().any(|attachment| attachment.dir == dir))
     }
 
     /// Adds a row and writes the file; refused where the directory is taken.
     pub fn add(&mut self, row: MountRow) -> Result<(), TableError> {
         if let Some(taken) = self.at(row.dir()) {
-            return Err(TableError::Taken {
-                dir: row.dir().to_owned(),
-                revision: taken.revision.clone(),
-            });
+            return Err(TableError::Taken { dir: row.dir().to_owned(), revision: taken.revision.clone() });
         }
         self.rows.push(row);
         self.save().inspect_err(|_| drop(self.rows.pop()))
@@ -188,14 +162,8 @@ impl MountTable {
     }
 
     fn save(&self) -> Result<(), TableError> {
-        let stored = Stored {
-            format: FORMAT,
-            mounts: self.rows.clone(),
-        };
-        let damaged = |source| TableError::Damaged {
-            path: self.path.clone(),
-            source,
-        };
+        let stored = Stored { format: FORMAT, mounts: self.rows.clone() };
+        let damaged = |source| TableError::Damaged { path: self.path.clone(), source };
         let bytes = serde_json::to_vec_pretty(&stored).map_err(damaged)?;
         Ok(place::replace(&self.path, &bytes)?)
     }
@@ -224,11 +192,7 @@ mod tests {
                 tier: Some("default".into()),
                 ttl: None,
             },
-            attachments: vec![Attachment {
-                dir: dir.into(),
-                owner: Owner::User { uid: 1 },
-                since_ms: 5,
-            }],
+            attachments: vec![Attachment { dir: dir.into(), owner: Owner::User { uid: 1 }, since_ms: 5 }],
         }
     }
 
@@ -240,10 +204,7 @@ mod tests {
         let (a, b) = (row("/a"), row("/b"));
         table.add(a.clone()).expect("adds");
         table.add(b.clone()).expect("adds");
-        assert!(matches!(
-            table.add(row("/a")),
-            Err(TableError::Taken { .. })
-        ));
+        assert!(matches!(table.add(row("/a")), Err(TableError::Taken { .. })));
         table.remove(&a.id).expect("removes");
         assert_eq!(MountTable::load(&path).expect("loads").rows(), [b]);
     }
@@ -253,15 +214,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("mounts.json");
         std::fs::write(&path, "{").expect("writes");
-        assert!(matches!(
-            MountTable::load(&path),
-            Err(TableError::Damaged { .. })
-        ));
+        assert!(matches!(MountTable::load(&path), Err(TableError::Damaged { .. })));
         std::fs::write(&path, r#"{"format": 2, "rows": []}"#).expect("writes");
-        assert!(matches!(
-            MountTable::load(&path),
-            Err(TableError::Newer { found: 2, .. })
-        ));
+        assert!(matches!(MountTable::load(&path), Err(TableError::Newer { found: 2, .. })));
     }
 
     #[test]

@@ -66,11 +66,7 @@ impl Daemon {
             return;
         };
         let meta = catalog.meta.clone();
-        if let Ok(Err(error)) = blocking("sweeping metadata", move || {
-            meta.sweep_disk(META_DISK_BYTES_MAX)
-        })
-        .await
-        {
+        if let Ok(Err(error)) = blocking("sweeping metadata", move || meta.sweep_disk(META_DISK_BYTES_MAX)).await {
             tracing::warn!(%error, "the metadata on disk could not be swept");
         }
     }

@@ -35,10 +35,7 @@ pub struct Kv {
 
 impl std::fmt::Debug for Kv {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Kv")
-            .field("path", &self.path)
-            .field("in_memory", &self.in_memory)
-            .finish_non_exhaustive()
+        f.debug_struct("Kv").field("path", &self.path).field("in_memory", &self.in_memory).finish_non_exhaustive()
     }
 }
 
@@ -46,9 +43,7 @@ impl std::fmt::Debug for Kv {
 #[derive(Debug, thiserror::Error)]
 pub enum KvError {
     /// Another process (the daemon) has the file.
-    #[error(
-        "{path}: another process has this database open; ask it (is a daemon running?) or wait for it to end"
-    )]
+    #[error("{path}: another process has this database open; ask it (is a daemon running?) or wait for it to end")]
     Busy { path: PathBuf },
     #[error("{path}: the node's database failed; stop larder and remove the file, it is rebuilt")]
     Failed {
@@ -103,17 +98,10 @@ impl Kv {
     /// Opens `<state>/node.redb`, creating it.
     pub fn open(state_dir: &Path) -> Result<Self, KvError> {
         let path = state_dir.join(KV_FILE);
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| KvError::Failed {
-            path: path.clone(),
-            source,
-        };
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| KvError::Failed { path: path.clone(), source };
         std::fs::create_dir_all(state_dir).map_err(|e| failed(e.into()))?;
         match Database::create(&path) {
-            Ok(db) => Ok(Self {
-                db: Arc::new(db),
-                path: Arc::new(path),
-                in_memory: false,
-            }),
+            Ok(db) => Ok(Self { db: Arc::new(db), path: Arc::new(path), in_memory: false }),
             Err(DatabaseError::DatabaseAlreadyOpen) => Err(KvError::Busy { path }),
             Err(e) => Err(failed(e.into())),
         }
@@ -132,11 +120,7 @@ impl Kv {
         let db = Database::builder()
             .create_with_backend(InMemoryBackend::new())
             .expect("an empty database in memory meets no I/O error");
-        Self {
-            db: Arc::new(db),
-            path: Arc::new(PathBuf::from("(memory)")),
-            in_memory: true,
-        }
+        Self { db: Arc::new(db), path: Arc::new(PathBuf::from("(memory)")), in_memory: true }
     }
 
     /// Says whether the contents end with this process.
@@ -145,10 +129,7 @@ impl Kv {
     }
 
     fn failed(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> KvError {
-        KvError::Failed {
-            path: self.path.to_path_buf(),
-            source: source.into(),
-        }
+        KvError::Failed { path: self.path.to_path_buf(), source: source.into() }
     }
 
     /// Gives a value of a generic table.
@@ -167,9 +148,8 @@ impl Kv {
     pub fn put(&self, table: &str, changes: &[(Vec<u8>, Option<Vec<u8>>)]) -> Result<(), KvError> {
         let write = self.db.begin_write().map_err(|e| self.failed(e))?;
         {
-            let mut table = write
-                .open_table(TableDefinition::<&[u8], &[u8]>::new(table))
-                .map_err(|e| self.failed(e))?;
+            let mut table =
+                write.open_table(TableDefinition::<&[u8], &[u8]>::new(table)).map_err(|e| self.failed(e))?;
             for (key, value) in changes {
                 match value {
                     Some(value) => table.insert(key.as_slice(), value.as_slice()).map(drop),
@@ -204,12 +184,7 @@ impl Kv {
     }
 
     /// Remembers that this node has digested a file of a tier, all of it.
-    pub fn set_verified(
-        &self,
-        tier: &TierId,
-        pack: &PackId,
-        file: &VerifiedFile,
-    ) -> Result<(), KvError> {
+    pub fn set_verified(&self, tier: &TierId, pack: &PackId, file: &VerifiedFile) -> Result<(), KvError> {
         self.put(VERIFIED, &[(verified_key(tier, pack), Some(file.encode()))])
     }
 
@@ -220,11 +195,7 @@ impl Kv {
 
     /// Forgets all verified files but those `keep` says yes to; gives how many are left. Called now
     /// and then with "is it still in the tier", so that the table does not grow for ever.
-    pub fn sweep_verified(
-        &self,
-        tier: &TierId,
-        keep: impl Fn(&PackId) -> bool,
-    ) -> Result<usize, KvError> {
+    pub fn sweep_verified(&self, tier: &TierId, keep: impl Fn(&PackId) -> bool) -> Result<usize, KvError> {
         let mut gone = Vec::new();
         let mut left = 0;
         for (key, _) in self.list(VERIFIED)? {
@@ -255,12 +226,7 @@ mod tests {
     use super::*;
 
     fn file(n: u64) -> VerifiedFile {
-        VerifiedFile {
-            file_id: n,
-            size: n + 1,
-            mtime_ns: -5,
-            when_ms: 7,
-        }
+        VerifiedFile { file_id: n, size: n + 1, mtime_ns: -5, when_ms: 7 }
     }
 
     #[test]
@@ -269,21 +235,13 @@ mod tests {
         let tier = TierId(uuid::Uuid::from_u128(1));
         let (pack, other) = (PackId([1; 32]), PackId([2; 32]));
         let kv = Kv::open(dir.path()).expect("opens");
-        assert_eq!(
-            kv.verified(&tier, &pack).expect("reads"),
-            None,
-            "no table yet"
-        );
+        assert_eq!(kv.verified(&tier, &pack).expect("reads"), None, "no table yet");
         kv.set_verified(&tier, &pack, &file(3)).expect("writes");
         drop(kv);
         let kv = Kv::open(dir.path()).expect("opens again");
         assert_eq!(kv.verified(&tier, &pack).expect("reads"), Some(file(3)));
         assert_eq!(kv.verified(&tier, &other).expect("reads"), None);
-        assert_eq!(
-            kv.verified(&TierId(uuid::Uuid::from_u128(2)), &pack)
-                .expect("reads"),
-            None
-        );
+        assert_eq!(kv.verified(&TierId(uuid::Uuid::from_u128(2)), &pack).expect("reads"), None);
         kv.forget_verified(&tier, &pack).expect("writes");
         assert_eq!(kv.verified(&tier, &pack).expect("reads"), None);
     }
@@ -295,9 +253,7 @@ mod tests {
         assert!(matches!(Kv::open(dir.path()), Err(KvError::Busy { .. })));
         let second = Kv::open_or_memory(dir.path()).expect("falls back");
         assert!(second.is_in_memory());
-        second
-            .put("t", &[(b"k".to_vec(), Some(b"v".to_vec()))])
-            .expect("writes");
+        second.put("t", &[(b"k".to_vec(), Some(b"v".to_vec()))]).expect("writes");
         assert_eq!(second.get("t", b"k").expect("reads"), Some(b"v".to_vec()));
     }
 
@@ -305,15 +261,8 @@ mod tests {
     fn a_table_lists_in_key_order_and_a_change_set_removes() {
         let kv = Kv::in_memory();
         let (a, b) = (b"a".to_vec(), b"b".to_vec());
-        kv.put(
-            "t",
-            &[(b.clone(), Some(vec![2])), (a.clone(), Some(vec![1]))],
-        )
-        .expect("writes");
-        assert_eq!(
-            kv.list("t").expect("lists"),
-            vec![(a.clone(), vec![1]), (b.clone(), vec![2])]
-        );
+        kv.put("t", &[(b.clone(), Some(vec![2])), (a.clone(), Some(vec![1]))]).expect("writes");
+        assert_eq!(kv.list("t").expect("lists"), vec![(a.clone(), vec![1]), (b.clone(), vec![2])]);
         kv.put("t", &[(a, None)]).expect("writes");
         assert_eq!(kv.list("t").expect("lists"), vec![(b, vec![2])]);
         assert_eq!(kv.list("unheard of").expect("lists"), vec![]);
@@ -322,10 +271,7 @@ mod tests {
     #[test]
     fn sweeping_forgets_only_what_is_gone_from_that_tier() {
         let kv = Kv::in_memory();
-        let (here, there) = (
-            TierId(uuid::Uuid::from_u128(1)),
-            TierId(uuid::Uuid::from_u128(2)),
-        );
+        let (here, there) = (TierId(uuid::Uuid::from_u128(1)), TierId(uuid::Uuid::from_u128(2)));
         let (kept, gone) = (PackId([1; 32]), PackId([2; 32]));
         for tier in [&here, &there] {
             kv.set_verified(tier, &kept, &file(1)).expect("writes");

@@ -107,11 +107,7 @@ pub fn account(facts: &TierFacts) -> TierUsage {
     let users = users_of_packs(facts);
     let size = |pack: &PackId| facts.objects.get(pack).copied();
     let used_bytes = users.keys().filter_map(size).sum::<u64>();
-    let orphans = facts
-        .objects
-        .iter()
-        .filter(|(pack, _)| !users.contains_key(*pack))
-        .map(|(_, len)| len);
+    let orphans = facts.objects.iter().filter(|(pack, _)| !users.contains_key(*pack)).map(|(_, len)| len);
     let orphan_bytes = orphans.sum::<u64>() + facts.loose_bytes;
     let total_bytes = used_bytes
         + orphan_bytes
@@ -133,15 +129,9 @@ pub fn account(facts: &TierFacts) -> TierUsage {
         total_bytes,
         capacity_bytes,
         capacity_configured: facts.configured_capacity_bytes.is_some(),
-        free_bytes: capacity_bytes
-            .saturating_sub(total_bytes)
-            .min(facts.fs_free_bytes),
+        free_bytes: capacity_bytes.saturating_sub(total_bytes).min(facts.fs_free_bytes),
         objects: facts.objects.len() as u64,
-        commits: facts
-            .commits
-            .iter()
-            .map(|(key, commit)| commit_usage(facts, &users, key, commit))
-            .collect(),
+        commits: facts.commits.iter().map(|(key, commit)| commit_usage(facts, &users, key, commit)).collect(),
         datasets: dataset_usage(facts),
         now_ms: facts.now_ms,
     }
@@ -190,11 +180,7 @@ fn commit_usage(
             usage.cached_bytes += len;
             arrived += pack.len;
             let alone = users.get(&pack.pack).is_none_or(|n| *n <= 1);
-            *(if alone {
-                &mut usage.own_bytes
-            } else {
-                &mut usage.shared_bytes
-            }) += len;
+            *(if alone { &mut usage.own_bytes } else { &mut usage.shared_bytes }) += len;
         } else if let Some(len) = facts.staged.get(&pack.pack) {
             usage.staged_bytes += len;
             arrived += len.min(&pack.len);
@@ -213,9 +199,7 @@ fn percent(part: u64, whole: u64) -> u8 {
     if whole == 0 {
         return 100;
     }
-    u8::try_from(u128::from(part) * 100 / u128::from(whole))
-        .unwrap_or(100)
-        .min(100)
+    u8::try_from(u128::from(part) * 100 / u128::from(whole)).unwrap_or(100).min(100)
 }
 
 fn dataset_usage(facts: &TierFacts) -> Vec<DatasetUsage> {
@@ -231,10 +215,7 @@ fn dataset_usage(facts: &TierFacts) -> Vec<DatasetUsage> {
             lake,
             dataset: dataset.to_owned(),
             commits,
-            cached_bytes: packs
-                .iter()
-                .filter_map(|pack| facts.objects.get(pack))
-                .sum(),
+            cached_bytes: packs.iter().filter_map(|pack| facts.objects.get(pack)).sum(),
         })
         .collect()
 }
@@ -248,51 +229,25 @@ mod tests {
     }
 
     fn uses(packs: &[(u8, u64)]) -> CommitFacts {
-        let packs = packs
-            .iter()
-            .map(|(n, len)| PackUse {
-                pack: pack(*n),
-                len: *len,
-                referenced: *len,
-            })
-            .collect();
-        CommitFacts {
-            packs,
-            ttl_ms: 1000,
-            last_use_ms: 500,
-            ..CommitFacts::default()
-        }
+        let packs = packs.iter().map(|(n, len)| PackUse { pack: pack(*n), len: *len, referenced: *len }).collect();
+        CommitFacts { packs, ttl_ms: 1000, last_use_ms: 500, ..CommitFacts::default() }
     }
 
     fn key(n: u8) -> (LakeId, CommitId, String) {
-        (
-            LakeId(uuid::Uuid::from_u128(1)),
-            CommitId([n; 32]),
-            "xray".to_owned(),
-        )
+        (LakeId(uuid::Uuid::from_u128(1)), CommitId([n; 32]), "xray".to_owned())
     }
 
     #[test]
     fn shared_packs_are_counted_once_in_the_total_and_as_shared_in_each_commit() {
         let facts = TierFacts {
-            commits: BTreeMap::from([
-                (key(1), uses(&[(1, 100), (2, 50)])),
-                (key(2), uses(&[(2, 50), (3, 30)])),
-            ]),
+            commits: BTreeMap::from([(key(1), uses(&[(1, 100), (2, 50)])), (key(2), uses(&[(2, 50), (3, 30)]))]),
             objects: BTreeMap::from([(pack(1), 100), (pack(2), 50), (pack(3), 30), (pack(9), 7)]),
             fs_free_bytes: 1000,
             ..TierFacts::default()
         };
         let usage = account(&facts);
-        assert_eq!(
-            (usage.used_bytes, usage.orphan_bytes, usage.total_bytes),
-            (180, 7, 187)
-        );
-        let parts: Vec<_> = usage
-            .commits
-            .iter()
-            .map(|c| (c.own_bytes, c.shared_bytes))
-            .collect();
+        assert_eq!((usage.used_bytes, usage.orphan_bytes, usage.total_bytes), (180, 7, 187));
+        let parts: Vec<_> = usage.commits.iter().map(|c| (c.own_bytes, c.shared_bytes)).collect();
         assert_eq!(parts, [(100, 50), (30, 50)]);
         assert_eq!(usage.datasets.first().map(|d| d.cached_bytes), Some(180));
         assert_eq!((usage.capacity_bytes, usage.free_bytes), (1187, 1000));
@@ -305,15 +260,9 @@ mod tests {
             objects: BTreeMap::from([(pack(1), 999_999)]),
             ..TierFacts::default()
         };
-        assert_eq!(
-            account(&facts).commits.first().map(|c| c.percent_cached),
-            Some(99)
-        );
+        assert_eq!(account(&facts).commits.first().map(|c| c.percent_cached), Some(99));
         facts.staged.insert(pack(2), 1);
-        assert_eq!(
-            account(&facts).commits.first().map(|c| c.percent_cached),
-            Some(100)
-        );
+        assert_eq!(account(&facts).commits.first().map(|c| c.percent_cached), Some(100));
     }
 
     #[test]
@@ -331,24 +280,9 @@ mod tests {
 
     #[test]
     fn what_is_kept_or_mounted_does_not_expire() {
-        let mut facts = TierFacts {
-            commits: BTreeMap::from([(key(1), uses(&[]))]),
-            ..TierFacts::default()
-        };
-        assert_eq!(
-            account(&facts).commits.first().and_then(|c| c.expires_ms),
-            Some(1500)
-        );
-        facts.commits.insert(
-            key(1),
-            CommitFacts {
-                kept: true,
-                ..uses(&[])
-            },
-        );
-        assert_eq!(
-            account(&facts).commits.first().and_then(|c| c.expires_ms),
-            None
-        );
+        let mut facts = TierFacts { commits: BTreeMap::from([(key(1), uses(&[]))]), ..TierFacts::default() };
+        assert_eq!(account(&facts).commits.first().and_then(|c| c.expires_ms), Some(1500));
+        facts.commits.insert(key(1), CommitFacts { kept: true, ..uses(&[]) });
+        assert_eq!(account(&facts).commits.first().and_then(|c| c.expires_ms), None);
     }
 }

@@ -18,9 +18,7 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 
 use crate::format::tree::Pin;
-use crate::store::lake::{
-    Body, Lake, LakeError, ListPage, ObjectMeta, PutIf, RunningUpload, UploadId, UploadedPart,
-};
+use crate::store::lake::{Body, Lake, LakeError, ListPage, ObjectMeta, PutIf, RunningUpload, UploadId, UploadedPart};
 
 /// Bytes that a body's chunk has at most, so that tests meet several chunks.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -53,11 +51,7 @@ pub(crate) struct MemLake {
 
 impl Default for MemLake {
     fn default() -> Self {
-        Self {
-            state: Mutex::default(),
-            conditions: true,
-            page_keys: 1000,
-        }
+        Self { state: Mutex::default(), conditions: true, page_keys: 1000 }
     }
 }
 
@@ -68,18 +62,12 @@ impl MemLake {
 
     /// Makes a lake that ignores the conditions of puts: each one wins.
     pub(crate) fn without_conditions() -> Self {
-        Self {
-            conditions: false,
-            ..Self::default()
-        }
+        Self { conditions: false, ..Self::default() }
     }
 
     /// Makes a lake whose listings have at most `page_keys` keys a page.
     pub(crate) fn with_page(page_keys: usize) -> Self {
-        Self {
-            page_keys,
-            ..Self::default()
-        }
+        Self { page_keys, ..Self::default() }
     }
 
     /// Gives all keys in order.
@@ -89,11 +77,7 @@ impl MemLake {
 
     /// Gives the bytes of an object.
     pub(crate) fn bytes_of(&self, key: &str) -> Option<Bytes> {
-        self.state
-            .lock()
-            .objects
-            .get(key)
-            .map(|object| object.body.clone())
+        self.state.lock().objects.get(key).map(|object| object.body.clone())
     }
 
     /// Puts an object as somebody else would, without conditions.
@@ -111,32 +95,18 @@ impl MemLake {
     /// Flips one bit of the byte at `offset` of an object, its ETag unchanged.
     pub(crate) fn flip(&self, key: &str, offset: usize) {
         let mut state = self.state.lock();
-        let object = state
-            .objects
-            .get_mut(key)
-            .expect("the object to damage exists");
+        let object = state.objects.get_mut(key).expect("the object to damage exists");
         let mut body = object.body.to_vec();
         body[offset] ^= 1;
         object.body = body.into();
     }
 
     /// Puts a user's own object into a foreign bucket; gives what a listing would say of it.
-    pub(crate) fn set_foreign(
-        &self,
-        bucket: &str,
-        key: &str,
-        body: impl Into<Bytes>,
-        versioned: bool,
-    ) -> ObjectMeta {
+    pub(crate) fn set_foreign(&self, bucket: &str, key: &str, body: impl Into<Bytes>, versioned: bool) -> ObjectMeta {
         let mut state = self.state.lock();
         let object = state.object(body.into(), versioned);
         let meta = object.meta(key);
-        let versions = state
-            .foreign
-            .entry(bucket.to_owned())
-            .or_default()
-            .entry(key.to_owned())
-            .or_default();
+        let versions = state.foreign.entry(bucket.to_owned()).or_default().entry(key.to_owned()).or_default();
         if !versioned {
             versions.clear();
         }
@@ -184,22 +154,15 @@ impl MemObject {
 }
 
 fn not_found(key: &str) -> LakeError {
-    LakeError::NotFound {
-        key: key.to_owned(),
-    }
+    LakeError::NotFound { key: key.to_owned() }
 }
 
 fn precondition(key: &str) -> LakeError {
-    LakeError::Precondition {
-        key: key.to_owned(),
-    }
+    LakeError::Precondition { key: key.to_owned() }
 }
 
 fn permanent(key: &str, why: &'static str) -> LakeError {
-    LakeError::Permanent {
-        key: key.to_owned(),
-        source: why.into(),
-    }
+    LakeError::Permanent { key: key.to_owned(), source: why.into() }
 }
 
 fn body_of(key: &str, object: &MemObject, range: Option<Range<u64>>) -> Result<Body, LakeError> {
@@ -218,11 +181,7 @@ fn body_from(bytes: Bytes, etag: String) -> Body {
         .step_by(CHUNK_BYTES)
         .map(|at| Ok(bytes.slice(at..bytes.len().min(at + CHUNK_BYTES))))
         .collect();
-    Body {
-        len,
-        etag,
-        stream: futures::stream::iter(chunks).boxed(),
-    }
+    Body { len, etag, stream: futures::stream::iter(chunks).boxed() }
 }
 
 fn page_of<'a>(
@@ -239,11 +198,7 @@ fn page_of<'a>(
         .collect();
     let more = objects.len() > page_keys;
     objects.truncate(page_keys);
-    let next = if more {
-        objects.last().map(|object| object.key.clone())
-    } else {
-        None
-    };
+    let next = if more { objects.last().map(|object| object.key.clone()) } else { None };
     ListPage { objects, next }
 }
 
@@ -254,28 +209,17 @@ impl Lake for MemLake {
     }
 
     async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Body, LakeError> {
-        let object = self
-            .state
-            .lock()
-            .objects
-            .get(key)
-            .cloned()
-            .ok_or_else(|| not_found(key))?;
+        let object = self.state.lock().objects.get(key).cloned().ok_or_else(|| not_found(key))?;
         body_of(key, &object, range)
     }
 
     async fn get_pinned(&self, pin: &Pin, range: Option<Range<u64>>) -> Result<Body, LakeError> {
         let object = {
             let state = self.state.lock();
-            let versions = state
-                .foreign
-                .get(&pin.bucket)
-                .and_then(|keys| keys.get(&pin.key));
+            let versions = state.foreign.get(&pin.bucket).and_then(|keys| keys.get(&pin.key));
             let versions = versions.ok_or_else(|| not_found(&pin.key))?;
             let object = match &pin.version {
-                Some(version) => versions
-                    .iter()
-                    .find(|object| object.version.as_ref() == Some(version)),
+                Some(version) => versions.iter().find(|object| object.version.as_ref() == Some(version)),
                 None => versions.last(),
             };
             object.cloned().ok_or_else(|| not_found(&pin.key))?
@@ -287,12 +231,7 @@ impl Lake for MemLake {
     }
 
     async fn head(&self, key: &str) -> Result<ObjectMeta, LakeError> {
-        self.state
-            .lock()
-            .objects
-            .get(key)
-            .map(|object| object.meta(key))
-            .ok_or_else(|| not_found(key))
+        self.state.lock().objects.get(key).map(|object| object.meta(key)).ok_or_else(|| not_found(key))
     }
 
     async fn put(&self, key: &str, body: Bytes, when: PutIf) -> Result<String, LakeError> {
@@ -318,51 +257,30 @@ impl Lake for MemLake {
     }
 
     async fn list(&self, prefix: &str, page: Option<String>) -> Result<ListPage, LakeError> {
-        Ok(page_of(
-            self.state.lock().objects.iter(),
-            prefix,
-            page,
-            self.page_keys,
-        ))
+        Ok(page_of(self.state.lock().objects.iter(), prefix, page, self.page_keys))
     }
 
     async fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, LakeError> {
         let state = self.state.lock();
-        let below = state
-            .objects
-            .keys()
-            .filter_map(|key| key.strip_prefix(prefix)?.split_once('/'));
+        let below = state.objects.keys().filter_map(|key| key.strip_prefix(prefix)?.split_once('/'));
         let mut names: Vec<String> = below.map(|(name, _)| name.to_owned()).collect();
         names.sort();
         names.dedup();
         Ok(names)
     }
 
-    async fn list_foreign(
-        &self,
-        bucket: &str,
-        prefix: &str,
-        page: Option<String>,
-    ) -> Result<ListPage, LakeError> {
+    async fn list_foreign(&self, bucket: &str, prefix: &str, page: Option<String>) -> Result<ListPage, LakeError> {
         let state = self.state.lock();
         let keys = state.foreign.get(bucket).ok_or_else(|| not_found(bucket))?;
-        let newest = keys
-            .iter()
-            .filter_map(|(key, versions)| versions.last().map(|object| (key, object)));
+        let newest = keys.iter().filter_map(|(key, versions)| versions.last().map(|object| (key, object)));
         Ok(page_of(newest, prefix, page, self.page_keys))
     }
 
     async fn list_uploads(&self, prefix: &str) -> Result<Vec<RunningUpload>, LakeError> {
         let state = self.state.lock();
-        let found = state
-            .uploads
-            .iter()
-            .filter(|(_, (key, _))| key.starts_with(prefix));
+        let found = state.uploads.iter().filter(|(_, (key, _))| key.starts_with(prefix));
         let upload = |(id, (key, _)): (&String, &(String, BTreeMap<u32, Bytes>))| RunningUpload {
-            upload: UploadId {
-                key: key.clone(),
-                id: id.clone(),
-            },
+            upload: UploadId { key: key.clone(), id: id.clone() },
             begun_ms: 0,
         };
         Ok(found.map(upload).collect())
@@ -372,26 +290,13 @@ impl Lake for MemLake {
         let mut state = self.state.lock();
         state.serial += 1;
         let id = format!("upload-{}", state.serial);
-        state
-            .uploads
-            .insert(id.clone(), (key.to_owned(), BTreeMap::new()));
-        Ok(UploadId {
-            key: key.to_owned(),
-            id,
-        })
+        state.uploads.insert(id.clone(), (key.to_owned(), BTreeMap::new()));
+        Ok(UploadId { key: key.to_owned(), id })
     }
 
-    async fn upload_part(
-        &self,
-        upload: &UploadId,
-        number: u32,
-        body: Bytes,
-    ) -> Result<UploadedPart, LakeError> {
+    async fn upload_part(&self, upload: &UploadId, number: u32, body: Bytes) -> Result<UploadedPart, LakeError> {
         let mut state = self.state.lock();
-        let (_, parts) = state
-            .uploads
-            .get_mut(&upload.id)
-            .ok_or_else(|| not_found(&upload.key))?;
+        let (_, parts) = state.uploads.get_mut(&upload.id).ok_or_else(|| not_found(&upload.key))?;
         let part = part_of(number, &body);
         parts.insert(number, body);
         Ok(part)
@@ -399,33 +304,17 @@ impl Lake for MemLake {
 
     async fn upload_parts(&self, upload: &UploadId) -> Result<Vec<UploadedPart>, LakeError> {
         let state = self.state.lock();
-        let (_, parts) = state
-            .uploads
-            .get(&upload.id)
-            .ok_or_else(|| not_found(&upload.key))?;
-        Ok(parts
-            .iter()
-            .map(|(number, body)| part_of(*number, body))
-            .collect())
+        let (_, parts) = state.uploads.get(&upload.id).ok_or_else(|| not_found(&upload.key))?;
+        Ok(parts.iter().map(|(number, body)| part_of(*number, body)).collect())
     }
 
-    async fn upload_finish(
-        &self,
-        upload: &UploadId,
-        parts: Vec<UploadedPart>,
-    ) -> Result<String, LakeError> {
+    async fn upload_finish(&self, upload: &UploadId, parts: Vec<UploadedPart>) -> Result<String, LakeError> {
         let mut state = self.state.lock();
-        let (key, arrived) = state
-            .uploads
-            .get(&upload.id)
-            .cloned()
-            .ok_or_else(|| not_found(&upload.key))?;
+        let (key, arrived) = state.uploads.get(&upload.id).cloned().ok_or_else(|| not_found(&upload.key))?;
         let mut body = Vec::new();
         let mut last = 0;
         for part in &parts {
-            let bytes = arrived
-                .get(&part.number)
-                .filter(|bytes| part_of(part.number, bytes) == *part);
+            let bytes = arrived.get(&part.number).filter(|bytes| part_of(part.number, bytes) == *part);
             let bytes = bytes.ok_or_else(|| permanent(&key, "a named part did not arrive"))?;
             if part.number <= last {
                 return Err(permanent(&key, "parts are not in order"));
@@ -451,11 +340,7 @@ impl Lake for MemLake {
 
 fn part_of(number: u32, body: &Bytes) -> UploadedPart {
     let digest = blake3::hash(body).to_hex();
-    UploadedPart {
-        number,
-        etag: format!("\"{}\"", &digest[..32]),
-        size: body.len() as u64,
-    }
+    UploadedPart { number, etag: format!("\"{}\"", &digest[..32]), size: body.len() as u64 }
 }
 
 /// The calls of a lake.
@@ -477,14 +362,8 @@ pub(crate) enum Op {
 
 impl Op {
     /// The calls that change the lake.
-    pub(crate) const WRITES: &[Self] = &[
-        Self::Put,
-        Self::Delete,
-        Self::UploadBegin,
-        Self::UploadPart,
-        Self::UploadFinish,
-        Self::UploadAbort,
-    ];
+    pub(crate) const WRITES: &[Self] =
+        &[Self::Put, Self::Delete, Self::UploadBegin, Self::UploadPart, Self::UploadFinish, Self::UploadAbort];
 }
 
 /// What goes wrong.
@@ -528,33 +407,18 @@ pub(crate) struct Rule {
 impl Rule {
     /// Makes a rule for every call of `op` from now on.
     pub(crate) fn every(op: Op, fault: Fault) -> Self {
-        Self {
-            ops: vec![op],
-            key_contains: String::new(),
-            skip: 0,
-            times: u64::MAX,
-            fault,
-        }
+        Self { ops: vec![op], key_contains: String::new(), skip: 0, times: u64::MAX, fault }
     }
 
     /// Makes a rule for the next call of `op`.
     pub(crate) fn next(op: Op, fault: Fault) -> Self {
-        Self {
-            times: 1,
-            ..Self::every(op, fault)
-        }
+        Self { times: 1, ..Self::every(op, fault) }
     }
 
     /// Makes a rule that stops the world: `skip` writes go well, then each write fails.
     pub(crate) fn crash_after(skip: u64) -> Self {
         let fault = Fault::Permanent;
-        Self {
-            ops: Op::WRITES.to_vec(),
-            key_contains: String::new(),
-            skip,
-            times: u64::MAX,
-            fault,
-        }
+        Self { ops: Op::WRITES.to_vec(), key_contains: String::new(), skip, times: u64::MAX, fault }
     }
 
     /// Restricts the rule to keys that contain `part`.
@@ -622,11 +486,7 @@ impl Drop for Running {
 
 impl FaultyLake {
     pub(crate) fn new(inner: Arc<dyn Lake>) -> Self {
-        Self {
-            inner,
-            rules: Mutex::default(),
-            counters: Arc::default(),
-        }
+        Self { inner, rules: Mutex::default(), counters: Arc::default() }
     }
 
     /// Makes one over a fresh [`MemLake`]; gives both.
@@ -652,11 +512,7 @@ impl FaultyLake {
     pub(crate) fn reset_counters(&self) {
         let mut counters = self.counters.lock();
         let running = counters.running;
-        *counters = Counters {
-            running,
-            running_max: running,
-            ..Counters::default()
-        };
+        *counters = Counters { running, running_max: running, ..Counters::default() };
     }
 
     /// Counts a call and gives the fault that meets it.
@@ -671,8 +527,7 @@ impl FaultyLake {
         let running = Running(self.counters.clone());
         let mut fault = None;
         for rule in self.rules.lock().iter_mut() {
-            if !(rule.ops.is_empty() || rule.ops.contains(&op)) || !key.contains(&rule.key_contains)
-            {
+            if !(rule.ops.is_empty() || rule.ops.contains(&op)) || !key.contains(&rule.key_contains) {
                 continue;
             }
             if rule.skip > 0 {
@@ -718,9 +573,9 @@ impl FaultyLake {
         let (running, fault) = self.enter(op, key);
         let body = match fault {
             None => call.await?,
-            Some(
-                Fault::CutBody(_) | Fault::ShortBody(_) | Fault::FlipByte(_) | Fault::StallBody(_),
-            ) => spoil(call.await?, fault, key),
+            Some(Fault::CutBody(_) | Fault::ShortBody(_) | Fault::FlipByte(_) | Fault::StallBody(_)) => {
+                spoil(call.await?, fault, key)
+            }
             Some(Fault::Delay(time)) => {
                 tokio::time::sleep(time).await;
                 call.await?
@@ -735,10 +590,7 @@ impl FaultyLake {
                 counters.lock().bytes_out += chunk.len() as u64;
             }
         });
-        Ok(Body {
-            stream: stream.boxed(),
-            ..body
-        })
+        Ok(Body { stream: stream.boxed(), ..body })
     }
 
     fn count_in(&self, body: &Bytes) {
@@ -751,28 +603,15 @@ fn error_of(fault: Fault, key: &str) -> LakeError {
     match fault {
         Fault::NotFound => LakeError::NotFound { key },
         Fault::Precondition => LakeError::Precondition { key },
-        Fault::Denied => LakeError::Denied {
-            key,
-            source: "injected".into(),
-        },
-        Fault::Permanent => LakeError::Permanent {
-            key,
-            source: "injected".into(),
-        },
-        _ => LakeError::Passing {
-            key,
-            source: "injected".into(),
-        },
+        Fault::Denied => LakeError::Denied { key, source: "injected".into() },
+        Fault::Permanent => LakeError::Permanent { key, source: "injected".into() },
+        _ => LakeError::Passing { key, source: "injected".into() },
     }
 }
 
 /// Applies a fault to a body.
 fn spoil(body: Body, fault: Option<Fault>, key: &str) -> Body {
-    let Body {
-        len,
-        etag,
-        mut stream,
-    } = body;
+    let Body { len, etag, mut stream } = body;
     let key = key.to_owned();
     let (limit, end) = match fault {
         Some(Fault::CutBody(at)) => (at, Some(Err(error_of(Fault::Passing, &key)))),
@@ -793,9 +632,7 @@ fn spoil(body: Body, fault: Option<Fault>, key: &str) -> Body {
             };
             let left = usize::try_from(limit - at).unwrap_or(usize::MAX);
             let mut kept = chunk.slice(..chunk.len().min(left)).to_vec();
-            let flip_at = flip
-                .and_then(|flip| flip.checked_sub(at))
-                .map(|flip| flip as usize);
+            let flip_at = flip.and_then(|flip| flip.checked_sub(at)).map(|flip| flip as usize);
             if let Some(byte) = flip_at.and_then(|flip| kept.get_mut(flip)) {
                 *byte ^= 1;
             }
@@ -829,10 +666,8 @@ fn async_stream_of<F: Future<Output = ()> + Send + 'static>(
 ) -> futures::stream::BoxStream<'static, Result<Bytes, LakeError>> {
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     tokio::spawn(produce(Sender(sender)));
-    futures::stream::unfold(receiver, |mut receiver| async {
-        receiver.recv().await.map(|item| (item, receiver))
-    })
-    .boxed()
+    futures::stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|item| (item, receiver)) })
+        .boxed()
 }
 
 #[async_trait::async_trait]
@@ -842,13 +677,11 @@ impl Lake for FaultyLake {
     }
 
     async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Body, LakeError> {
-        self.run_body(Op::Get, key, self.inner.get(key, range))
-            .await
+        self.run_body(Op::Get, key, self.inner.get(key, range)).await
     }
 
     async fn get_pinned(&self, pin: &Pin, range: Option<Range<u64>>) -> Result<Body, LakeError> {
-        self.run_body(Op::GetPinned, &pin.key, self.inner.get_pinned(pin, range))
-            .await
+        self.run_body(Op::GetPinned, &pin.key, self.inner.get_pinned(pin, range)).await
     }
 
     async fn head(&self, key: &str) -> Result<ObjectMeta, LakeError> {
@@ -857,8 +690,7 @@ impl Lake for FaultyLake {
 
     async fn put(&self, key: &str, body: Bytes, when: PutIf) -> Result<String, LakeError> {
         self.count_in(&body);
-        self.run(Op::Put, key, self.inner.put(key, body, when))
-            .await
+        self.run(Op::Put, key, self.inner.put(key, body, when)).await
     }
 
     async fn delete(&self, key: &str) -> Result<(), LakeError> {
@@ -866,83 +698,40 @@ impl Lake for FaultyLake {
     }
 
     async fn list(&self, prefix: &str, page: Option<String>) -> Result<ListPage, LakeError> {
-        self.run(Op::List, prefix, self.inner.list(prefix, page))
-            .await
+        self.run(Op::List, prefix, self.inner.list(prefix, page)).await
     }
 
     async fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, LakeError> {
-        self.run(Op::List, prefix, self.inner.list_dirs(prefix))
-            .await
+        self.run(Op::List, prefix, self.inner.list_dirs(prefix)).await
     }
 
-    async fn list_foreign(
-        &self,
-        bucket: &str,
-        prefix: &str,
-        page: Option<String>,
-    ) -> Result<ListPage, LakeError> {
-        self.run(
-            Op::ListForeign,
-            prefix,
-            self.inner.list_foreign(bucket, prefix, page),
-        )
-        .await
+    async fn list_foreign(&self, bucket: &str, prefix: &str, page: Option<String>) -> Result<ListPage, LakeError> {
+        self.run(Op::ListForeign, prefix, self.inner.list_foreign(bucket, prefix, page)).await
     }
 
     async fn list_uploads(&self, prefix: &str) -> Result<Vec<RunningUpload>, LakeError> {
-        self.run(Op::List, prefix, self.inner.list_uploads(prefix))
-            .await
+        self.run(Op::List, prefix, self.inner.list_uploads(prefix)).await
     }
 
     async fn upload_begin(&self, key: &str) -> Result<UploadId, LakeError> {
-        self.run(Op::UploadBegin, key, self.inner.upload_begin(key))
-            .await
+        self.run(Op::UploadBegin, key, self.inner.upload_begin(key)).await
     }
 
-    async fn upload_part(
-        &self,
-        upload: &UploadId,
-        number: u32,
-        body: Bytes,
-    ) -> Result<UploadedPart, LakeError> {
+    async fn upload_part(&self, upload: &UploadId, number: u32, body: Bytes) -> Result<UploadedPart, LakeError> {
         self.count_in(&body);
-        self.run(
-            Op::UploadPart,
-            &upload.key,
-            self.inner.upload_part(upload, number, body),
-        )
-        .await
+        self.run(Op::UploadPart, &upload.key, self.inner.upload_part(upload, number, body)).await
     }
 
     async fn upload_parts(&self, upload: &UploadId) -> Result<Vec<UploadedPart>, LakeError> {
-        self.run(
-            Op::UploadParts,
-            &upload.key,
-            self.inner.upload_parts(upload),
-        )
-        .await
+        self.run(Op::UploadParts, &upload.key, self.inner.upload_parts(upload)).await
     }
 
-    async fn upload_finish(
-        &self,
-        upload: &UploadId,
-        parts: Vec<UploadedPart>,
-    ) -> Result<String, LakeError> {
-        self.run(
-            Op::UploadFinish,
-            &upload.key,
-            self.inner.upload_finish(upload, parts),
-        )
-        .await
+    async fn upload_finish(&self, upload: &UploadId, parts: Vec<UploadedPart>) -> Result<String, LakeError> {
+        self.run(Op::UploadFinish, &upload.key, self.inner.upload_finish(upload, parts)).await
     }
 
     async fn upload_abort(&self, upload: &UploadId) -> Result<(), LakeError> {
-        self.run(
-            Op::UploadAbort,
-            &upload.key,
-            self.inner.upload_abort(upload),
-        )
-        .await
+        self.run(Op::UploadAbort, &upload.key, self.inner.upload_abort(upload)).await
     }
 }
 
@@ -968,12 +757,7 @@ mod tests {
         let (lake, memory) = FaultyLake::over_memory();
         memory.set("a", "1");
         memory.set("b", "2");
-        lake.rule(
-            Rule::every(Op::Get, Fault::Permanent)
-                .on("b")
-                .after(1)
-                .times(2),
-        );
+        lake.rule(Rule::every(Op::Get, Fault::Permanent).on("b").after(1).times(2));
         assert!(lake.get("b", None).await.is_ok());
         assert!(lake.get("a", None).await.is_ok());
         assert!(lake.get("b", None).await.is_err());
@@ -995,9 +779,7 @@ mod tests {
         let (bytes, error) = drain(lake.get("a", None).await.unwrap()).await;
         assert!(bytes == body[..70_000] && error.is_none());
         let (bytes, error) = drain(lake.get("a", None).await.unwrap()).await;
-        let wrong: Vec<_> = (0..body.len())
-            .filter(|at| bytes[*at] != body[*at])
-            .collect();
+        let wrong: Vec<_> = (0..body.len()).filter(|at| bytes[*at] != body[*at]).collect();
         assert!(wrong == [70_000] && error.is_none());
         assert_eq!(get_all(&*lake, "a", 1 << 20).await.unwrap(), body);
     }

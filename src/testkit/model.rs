@@ -41,45 +41,26 @@ pub(crate) struct File {
 }
 
 /// What every entry has.
-pub(crate) const MTIME: Mtime = Mtime {
-    secs: -77,
-    nanos: 999,
-};
+pub(crate) const MTIME: Mtime = Mtime { secs: -77, nanos: 999 };
 pub(crate) const FILE_MODE: u32 = 0o644;
 pub(crate) const DIR_MODE: u32 = 0o751;
 
 pub(crate) fn file(bytes: &[u8]) -> Node {
-    Node::File(File {
-        bytes: bytes.to_vec(),
-        ..File::default()
-    })
+    Node::File(File { bytes: bytes.to_vec(), ..File::default() })
 }
 
 pub(crate) fn dir<const N: usize>(names: [(&str, Node); N]) -> Dir {
-    names
-        .into_iter()
-        .map(|(name, node)| (name.as_bytes().to_vec(), node))
-        .collect()
+    names.into_iter().map(|(name, node)| (name.as_bytes().to_vec(), node)).collect()
 }
 
 /// Gives how many entries are below a directory.
 pub(crate) fn descendants(dir: &Dir) -> u64 {
-    dir.values()
-        .map(|node| {
-            1 + if let Node::Dir(below) = node {
-                descendants(below)
-            } else {
-                0
-            }
-        })
-        .sum()
+    dir.values().map(|node| 1 + if let Node::Dir(below) = node { descendants(below) } else { 0 }).sum()
 }
 
 /// Counts the directories in a directory.
 pub(crate) fn subdirs(dir: &Dir) -> u64 {
-    dir.values()
-        .filter(|node| matches!(node, Node::Dir(_)))
-        .count() as u64
+    dir.values().filter(|node| matches!(node, Node::Dir(_))).count() as u64
 }
 
 /// Counts the members of each hard-link group.
@@ -104,10 +85,7 @@ pub(crate) struct Packing {
 
 impl Default for Packing {
     fn default() -> Self {
-        Self {
-            whole_len: 1 << 20,
-            pack_len: 256 << 10,
-        }
+        Self { whole_len: 1 << 20, pack_len: 256 << 10 }
     }
 }
 
@@ -150,10 +128,7 @@ fn data_of(file: &File) -> Vec<(usize, usize)> {
         return vec![(0, file.bytes.len())];
     }
     let mut runs: Vec<(usize, usize)> = Vec::new();
-    for (at, block) in (0..)
-        .step_by(ALIGN as usize)
-        .zip(file.bytes.chunks(ALIGN as usize))
-    {
+    for (at, block) in (0..).step_by(ALIGN as usize).zip(file.bytes.chunks(ALIGN as usize)) {
         if block.iter().all(|&byte| byte == 0) {
             continue;
         }
@@ -167,48 +142,26 @@ fn data_of(file: &File) -> Vec<(usize, usize)> {
 
 impl OpenPack {
     fn pad(&mut self) {
-        self.bytes
-            .resize(self.bytes.len().next_multiple_of(ALIGN as usize), 0);
+        self.bytes.resize(self.bytes.len().next_multiple_of(ALIGN as usize), 0);
     }
 
     /// Appends a file's data; gives its place.
-    fn add(
-        &mut self,
-        file: &File,
-        content: ContentId,
-        outboard: Option<crate::format::digest::Outboard>,
-    ) -> Place {
+    fn add(&mut self, file: &File, content: ContentId, outboard: Option<crate::format::digest::Outboard>) -> Place {
         let mut extents = Vec::new();
         for (at, len) in data_of(file) {
             self.pad();
-            extents.push(Extent {
-                logical: at as u64,
-                offset: self.bytes.len() as u64,
-                len: len as u64,
-            });
+            extents.push(Extent { logical: at as u64, offset: self.bytes.len() as u64, len: len as u64 });
             self.bytes.extend_from_slice(&file.bytes[at..at + len]);
         }
         let size = file.bytes.len() as u64;
         let place = match extents.as_slice() {
-            [
-                Extent {
-                    logical: 0,
-                    offset,
-                    len,
-                },
-            ] if *len == size => Place::Run { offset: *offset },
+            [Extent { logical: 0, offset, len }] if *len == size => Place::Run { offset: *offset },
             _ => Place::Sparse { extents },
         };
         if let Some(outboard) = outboard {
-            self.outboard
-                .contents
-                .push((self.contents.len() as u32, outboard));
+            self.outboard.contents.push((self.contents.len() as u32, outboard));
         }
-        self.contents.push(PackedContent {
-            content,
-            size,
-            place: place.clone(),
-        });
+        self.contents.push(PackedContent { content, size, place: place.clone() });
         place
     }
 
@@ -216,16 +169,8 @@ impl OpenPack {
         if !whole {
             self.pad();
         }
-        let index = PackIndex {
-            len: self.bytes.len() as u64,
-            contents: self.contents,
-        };
-        MadePack {
-            id: index.id(),
-            index,
-            outboard: self.outboard,
-            bytes: self.bytes,
-        }
+        let index = PackIndex { len: self.bytes.len() as u64, contents: self.contents };
+        MadePack { id: index.id(), index, outboard: self.outboard, bytes: self.bytes }
     }
 }
 
@@ -283,14 +228,8 @@ impl Packer {
         };
         let pack = self.packs[*number].id;
         match place {
-            Place::Run { offset } => Location::Run {
-                pack,
-                offset: *offset,
-            },
-            Place::Sparse { extents } => Location::Sparse {
-                pack,
-                extents: extents.clone(),
-            },
+            Place::Run { offset } => Location::Run { pack, offset: *offset },
+            Place::Sparse { extents } => Location::Sparse { pack, extents: extents.clone() },
         }
     }
 }
@@ -316,9 +255,7 @@ impl Emitter<'_> {
         let kind = match node {
             Node::Symlink(target) => {
                 mode = 0o777;
-                EntryKind::Symlink {
-                    target: target.as_slice().into(),
-                }
+                EntryKind::Symlink { target: target.as_slice().into() }
             }
             Node::Dir(below) => {
                 mode = DIR_MODE;
@@ -330,9 +267,7 @@ impl Emitter<'_> {
             }
             Node::File(file) if self.firsts.contains_key(&file.group) => {
                 (mode, mtime) = (0, Mtime::default());
-                EntryKind::HardLink {
-                    first: self.firsts[&file.group].as_slice().into(),
-                }
+                EntryKind::HardLink { first: self.firsts[&file.group].as_slice().into() }
             }
             Node::File(file) => {
                 if file.group > 0 {
@@ -340,32 +275,15 @@ impl Emitter<'_> {
                     nlink = self.counts[&file.group];
                 }
                 location = self.packer.location(file);
-                EntryKind::File {
-                    size: file.bytes.len() as u64,
-                    content: digest_of(file).0,
-                    pin: None,
-                }
+                EntryKind::File { size: file.bytes.len() as u64, content: digest_of(file).0, pin: None }
             }
         };
-        (
-            Entry {
-                name: name.into(),
-                mode,
-                mtime,
-                nlink,
-                kind,
-            },
-            location,
-        )
+        (Entry { name: name.into(), mode, mtime, nlink, kind }, location)
     }
 
     fn emit(&mut self, prefix: &[u8], dir: &Dir) {
         let join = |name: &[u8]| {
-            if prefix.is_empty() {
-                name.to_vec()
-            } else {
-                [prefix, b"/", name].concat()
-            }
+            if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
         };
         for (name, node) in dir {
             let path = join(name);
@@ -383,12 +301,7 @@ impl Emitter<'_> {
 
 /// Builds tree, placement and packs of a model.
 pub(crate) fn make(model: &Dir, packing: Packing) -> Made {
-    let mut packer = Packer {
-        packing,
-        open: OpenPack::default(),
-        packs: Vec::new(),
-        places: HashMap::new(),
-    };
+    let mut packer = Packer { packing, open: OpenPack::default(), packs: Vec::new(), places: HashMap::new() };
     packer.place(model);
     packer.close();
     let mut counts = HashMap::new();
@@ -397,35 +310,20 @@ pub(crate) fn make(model: &Dir, packing: Packing) -> Made {
     for pack in &packer.packs {
         builder.declare_pack(pack.id, pack.index.len);
     }
-    let mut emitter = Emitter {
-        builder,
-        packer: &packer,
-        counts,
-        firsts: HashMap::new(),
-        order: Vec::new(),
-    };
+    let mut emitter = Emitter { builder, packer: &packer, counts, firsts: HashMap::new(), order: Vec::new() };
     emitter.emit(b"", model);
-    let Emitter {
-        mut builder, order, ..
-    } = emitter;
+    let Emitter { mut builder, order, .. } = emitter;
     let mut blocks = builder.drain();
     let (built, last) = builder.finish().expect("complete");
     blocks.extend(last);
-    Made {
-        built,
-        blocks,
-        packs: packer.packs,
-        order,
-    }
+    Made { built, blocks, packs: packer.packs, order }
 }
 
 impl Made {
     /// Puts everything into a lake, as a push does; gives the snapshot of the new commit.
     pub async fn put(&self, lake: &dyn Lake) -> Snapshot {
         let put = async |key: String, bytes: Vec<u8>| {
-            lake.put(&key, Bytes::from(bytes), PutIf::Always)
-                .await
-                .expect("puts");
+            lake.put(&key, Bytes::from(bytes), PutIf::Always).await.expect("puts");
         };
         for block in &self.blocks {
             let key = match block.of {
@@ -436,11 +334,7 @@ impl Made {
         }
         for pack in &self.packs {
             let (index, outboard) = (pack.index.encode(), pack.outboard.encode());
-            let outboard = if pack.outboard.contents.is_empty() {
-                Vec::new()
-            } else {
-                outboard
-            };
+            let outboard = if pack.outboard.contents.is_empty() { Vec::new() } else { outboard };
             let recipe = Recipe {
                 pack: pack.id,
                 len: pack.index.len,
@@ -457,11 +351,7 @@ impl Made {
         }
         put(paths::tree_key(&self.built.tree), self.built.root.encode()).await;
         let placement_id = self.built.placement.id();
-        put(
-            paths::placement_key(&self.built.tree, &placement_id),
-            self.built.placement.encode(),
-        )
-        .await;
+        put(paths::placement_key(&self.built.tree, &placement_id), self.built.placement.encode()).await;
         let commit = Commit {
             format: 1,
             tree: self.built.tree,

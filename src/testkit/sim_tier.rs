@@ -40,15 +40,8 @@ impl Rng {
 
 #[derive(Debug, Clone)]
 enum Node {
-    Dir {
-        names: BTreeMap<String, u64>,
-        mtime_ns: i64,
-    },
-    File {
-        data: Vec<u8>,
-        durable: Vec<u8>,
-        mtime_ns: i64,
-    },
+    Dir { names: BTreeMap<String, u64>, mtime_ns: i64 },
+    File { data: Vec<u8>, durable: Vec<u8>, mtime_ns: i64 },
 }
 
 /// A change of a name, as the server's journal has it.
@@ -116,18 +109,8 @@ fn os(code: i32) -> io::Error {
 
 impl Default for SimWorld {
     fn default() -> Self {
-        let mut world = World {
-            next_node: ROOT + 1,
-            now_ns: 1_000_000_000_000_000_000,
-            ..World::default()
-        };
-        world.nodes.insert(
-            ROOT,
-            Node::Dir {
-                names: BTreeMap::new(),
-                mtime_ns: world.now_ns,
-            },
-        );
+        let mut world = World { next_node: ROOT + 1, now_ns: 1_000_000_000_000_000_000, ..World::default() };
+        world.nodes.insert(ROOT, Node::Dir { names: BTreeMap::new(), mtime_ns: world.now_ns });
         world.durable_names.insert(ROOT, BTreeMap::new());
         Self(Arc::new(Mutex::new(world)))
     }
@@ -138,12 +121,7 @@ impl SimWorld {
     pub(crate) fn client(&self) -> SimIo {
         let mut world = self.0.lock();
         world.clients += 1;
-        SimIo {
-            world: self.clone(),
-            client: Arc::default(),
-            id: world.clients,
-            schedule: None,
-        }
+        SimIo { world: self.clone(), client: Arc::default(), id: world.clients, schedule: None }
     }
 
     /// A second server with the same files, and no clients.
@@ -181,11 +159,7 @@ impl SimWorld {
                 continue;
             };
             for (name, node) in names {
-                let path = if at.is_empty() {
-                    name.clone()
-                } else {
-                    format!("{at}/{name}")
-                };
+                let path = if at.is_empty() { name.clone() } else { format!("{at}/{name}") };
                 match world.nodes.get(node) {
                     Some(Node::Dir { .. }) => dirs.push((*node, path)),
                     Some(Node::File { data, .. }) => drop(found.insert(path, data.clone())),
@@ -202,9 +176,7 @@ impl SimWorld {
         let mut at = ROOT;
         for part in path.split('/') {
             at = match world.nodes.get(&at) {
-                Some(Node::Dir { names, .. }) => {
-                    *names.get(part).expect("the path to damage exists")
-                }
+                Some(Node::Dir { names, .. }) => *names.get(part).expect("the path to damage exists"),
                 _ => panic!("{path}: no folder"),
             };
         }
@@ -220,11 +192,7 @@ impl SimWorld {
         let mut world = self.0.lock();
         let keep = rng.below(world.journal.len() as u64 + 1);
         let mut names = world.durable_names.clone();
-        for change in world
-            .journal
-            .iter()
-            .take(usize::try_from(keep).unwrap_or(0))
-        {
+        for change in world.journal.iter().take(usize::try_from(keep).unwrap_or(0)) {
             apply(&mut names, change);
         }
         for node in world.nodes.values_mut() {
@@ -238,13 +206,7 @@ impl SimWorld {
             if let Some(Node::Dir { names: current, .. }) = world.nodes.get_mut(dir) {
                 *current = names.clone();
             } else {
-                world.nodes.insert(
-                    *dir,
-                    Node::Dir {
-                        names: names.clone(),
-                        mtime_ns: now_ns,
-                    },
-                );
+                world.nodes.insert(*dir, Node::Dir { names: names.clone(), mtime_ns: now_ns });
             }
         }
         world.durable_names = names;
@@ -268,11 +230,7 @@ fn torn(data: &[u8], durable: &[u8], rng: &mut Rng) -> Vec<u8> {
         let old = durable.get(at).copied().unwrap_or(0);
         // Half of the blocks of 16 bytes arrived.
         let arrived = (at / 16 + len) % 2 == 0 || rng.0 % 3 == 0;
-        *byte = if arrived {
-            data.get(at).copied().unwrap_or(old)
-        } else {
-            old
-        };
+        *byte = if arrived { data.get(at).copied().unwrap_or(old) } else { old };
     }
     left
 }
@@ -336,11 +294,7 @@ impl World {
         }
     }
 
-    fn change(
-        &mut self,
-        set: Vec<(u64, String, u64)>,
-        cleared: Vec<(u64, String)>,
-    ) -> io::Result<()> {
+    fn change(&mut self, set: Vec<(u64, String, u64)>, cleared: Vec<(u64, String)>) -> io::Result<()> {
         for (dir, name) in &cleared {
             if let Some(node) = self.names_mut(*dir)?.remove(name) {
                 *self.links.entry(node).or_insert(1) -= 1;
@@ -372,13 +326,9 @@ impl World {
 
     fn stat(&self, node: u64) -> io::Result<Stat> {
         match self.nodes.get(&node) {
-            Some(Node::Dir { mtime_ns, .. }) => Ok(Stat {
-                file_id: node,
-                size_bytes: 0,
-                allocated_bytes: 0,
-                mtime_ns: *mtime_ns,
-                is_dir: true,
-            }),
+            Some(Node::Dir { mtime_ns, .. }) => {
+                Ok(Stat { file_id: node, size_bytes: 0, allocated_bytes: 0, mtime_ns: *mtime_ns, is_dir: true })
+            }
             Some(Node::File { data, mtime_ns, .. }) => Ok(Stat {
                 file_id: node,
                 size_bytes: data.len() as u64,
@@ -440,9 +390,7 @@ impl SimIo {
             Err(os(libc::EIO))
         } else {
             match client.fail_at {
-                Some((fail, errno, sticky)) if at == fail || (sticky && at > fail) => {
-                    Err(os(errno))
-                }
+                Some((fail, errno, sticky)) if at == fail || (sticky && at > fail) => Err(os(errno)),
                 _ => act(&mut world, &mut client),
             }
         };
@@ -459,11 +407,7 @@ impl SimIo {
 fn lookup(world: &World, client: &mut Client, dir: u64, name: &str) -> io::Result<u64> {
     let fresh_ns = i64::try_from(DENTRY_MS).expect("small") * 1_000_000;
     let key = (dir, name.to_owned());
-    if let Some(known) = client
-        .names
-        .get(&key)
-        .filter(|known| world.now_ns - known.at_ns < fresh_ns)
-    {
+    if let Some(known) = client.names.get(&key).filter(|known| world.now_ns - known.at_ns < fresh_ns) {
         match known.node {
             None => return Err(os(libc::ENOENT)),
             // A file that lives on under another name is found under the old one.
@@ -472,13 +416,7 @@ fn lookup(world: &World, client: &mut Client, dir: u64, name: &str) -> io::Resul
         }
     }
     let node = world.names(dir)?.get(name).copied();
-    client.names.insert(
-        key,
-        Remembered {
-            node,
-            at_ns: world.now_ns,
-        },
-    );
+    client.names.insert(key, Remembered { node, at_ns: world.now_ns });
     node.ok_or_else(|| os(libc::ENOENT))
 }
 
@@ -509,10 +447,7 @@ impl TierIo for SimIo {
                 _ => Err(os(libc::EISDIR)),
             }
         })?;
-        Ok(SimFile {
-            io: self.clone(),
-            node,
-        })
+        Ok(SimFile { io: self.clone(), node })
     }
 
     fn create(&self, path: &str) -> io::Result<SimFile> {
@@ -527,19 +462,12 @@ impl TierIo for SimIo {
             }
             world.room_for(1)?;
             let mtime_ns = world.now_ns;
-            let node = world.add(Node::File {
-                data: Vec::new(),
-                durable: Vec::new(),
-                mtime_ns,
-            });
+            let node = world.add(Node::File { data: Vec::new(), durable: Vec::new(), mtime_ns });
             world.change(vec![(dir, name.to_owned(), node)], Vec::new())?;
             forget(client, dir);
             Ok(node)
         })?;
-        Ok(SimFile {
-            io: self.clone(),
-            node,
-        })
+        Ok(SimFile { io: self.clone(), node })
     }
 
     fn link(&self, from: &str, to: &str) -> io::Result<()> {
@@ -588,11 +516,7 @@ impl TierIo for SimIo {
         self.op(|world, client| {
             let dir = walk(world, client, dir)?;
             lookup(world, client, dir, name)?;
-            match world
-                .names(dir)?
-                .get(name)
-                .map(|node| world.nodes.get(node))
-            {
+            match world.names(dir)?.get(name).map(|node| world.nodes.get(node)) {
                 None => return Err(os(libc::ENOENT)),
                 Some(Some(Node::Dir { .. })) => return Err(os(libc::EISDIR)),
                 Some(_) => {}
@@ -616,10 +540,7 @@ impl TierIo for SimIo {
             }
             world.room_for(1)?;
             let mtime_ns = world.now_ns;
-            let node = world.add(Node::Dir {
-                names: BTreeMap::new(),
-                mtime_ns,
-            });
+            let node = world.add(Node::Dir { names: BTreeMap::new(), mtime_ns });
             world.change(vec![(dir, name.to_owned(), node)], Vec::new())?;
             forget(client, dir);
             Ok(())
@@ -648,13 +569,7 @@ impl TierIo for SimIo {
             forget(client, dir);
             let names = world.names(dir)?;
             let is_dir = |node: &u64| matches!(world.nodes.get(node), Some(Node::Dir { .. }));
-            Ok(names
-                .iter()
-                .map(|(name, node)| Listed {
-                    name: name.clone(),
-                    is_dir: is_dir(node),
-                })
-                .collect())
+            Ok(names.iter().map(|(name, node)| Listed { name: name.clone(), is_dir: is_dir(node) }).collect())
         })
     }
 
@@ -696,10 +611,7 @@ impl TierIo for SimIo {
     fn space(&self) -> io::Result<Space> {
         self.op(|world, _| {
             let total_bytes = world.capacity.unwrap_or(1 << 40);
-            Ok(Space {
-                total_bytes,
-                free_bytes: total_bytes.saturating_sub(world.used()),
-            })
+            Ok(Space { total_bytes, free_bytes: total_bytes.saturating_sub(world.used()) })
         })
     }
 }
@@ -720,9 +632,7 @@ impl TierFile for SimFile {
             let Some(Node::File { data, .. }) = world.nodes.get(&self.node) else {
                 return Err(os(libc::ESTALE));
             };
-            let rest = data
-                .get(usize::try_from(offset).unwrap_or(usize::MAX)..)
-                .unwrap_or_default();
+            let rest = data.get(usize::try_from(offset).unwrap_or(usize::MAX)..).unwrap_or_default();
             let len = rest.len().min(buf.len());
             buf[..len].copy_from_slice(&rest[..len]);
             Ok(len)
@@ -804,31 +714,15 @@ impl Schedule {
     pub(crate) fn switching(clients: &[&SimIo], mut switches: Vec<u64>) -> Arc<Self> {
         switches.reverse();
         let running = clients.iter().map(|io| io.id).collect();
-        let state = Mutex::new(Turns {
-            running,
-            switches,
-            rng: None,
-            done: 0,
-        });
-        Arc::new(Self {
-            state,
-            changed: Condvar::new(),
-        })
+        let state = Mutex::new(Turns { running, switches, rng: None, done: 0 });
+        Arc::new(Self { state, changed: Condvar::new() })
     }
 
     /// Each next operation is anybody's.
     pub(crate) fn random(clients: &[&SimIo], seed: u64) -> Arc<Self> {
         let running = clients.iter().map(|io| io.id).collect();
-        let state = Mutex::new(Turns {
-            running,
-            switches: Vec::new(),
-            rng: Some(Rng::new(seed)),
-            done: 0,
-        });
-        Arc::new(Self {
-            state,
-            changed: Condvar::new(),
-        })
+        let state = Mutex::new(Turns { running, switches: Vec::new(), rng: Some(Rng::new(seed)), done: 0 });
+        Arc::new(Self { state, changed: Condvar::new() })
     }
 
     fn wait(&self, id: u64) {
@@ -857,9 +751,7 @@ impl Schedule {
         };
         if !turns.running.is_empty() {
             let len = turns.running.len();
-            turns
-                .running
-                .rotate_left(usize::try_from(step).unwrap_or(0) % len);
+            turns.running.rotate_left(usize::try_from(step).unwrap_or(0) % len);
         }
         self.changed.notify_all();
     }

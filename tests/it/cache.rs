@@ -16,10 +16,7 @@ fn world_with_data() -> (World, Vec<u8>) {
 
 fn cached(world: &World) -> Vec<Value> {
     let status = world.json(&["status"]);
-    status["tiers"][0]["commits"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default()
+    status["tiers"][0]["commits"].as_array().cloned().unwrap_or_default()
 }
 
 #[test]
@@ -30,28 +27,13 @@ fn a_commit_is_filled_kept_let_go_and_cleared() {
     assert_eq!(filled["bytes_done"], filled["bytes_total"]);
     let before = cached(&world);
     assert_eq!(before[0]["percent_cached"], 100, "{before:?}");
-    assert_eq!(
-        (&before[0]["kept"], &before[0]["mounts"]),
-        (&Value::Bool(true), &Value::from(0))
-    );
-    assert!(
-        before[0]["ttl_left_ms"].is_null(),
-        "a kept commit does not age out"
-    );
+    assert_eq!((&before[0]["kept"], &before[0]["mounts"]), (&Value::Bool(true), &Value::from(0)));
+    assert!(before[0]["ttl_left_ms"].is_null(), "a kept commit does not age out");
     assert!(world.fails(1, ["uncache", "photos"]).contains("--no-keep"));
     world.ok(["cache", "photos", "--no-keep"]);
-    assert!(
-        cached(&world)[0]["ttl_left_ms"]
-            .as_i64()
-            .is_some_and(|left| left > 0)
-    );
+    assert!(cached(&world)[0]["ttl_left_ms"].as_i64().is_some_and(|left| left > 0));
     let removed = world.json(&["uncache", "photos"]);
-    assert!(
-        removed["freed_bytes"]
-            .as_u64()
-            .is_some_and(|freed| freed > 1_000_000),
-        "{removed}"
-    );
+    assert!(removed["freed_bytes"].as_u64().is_some_and(|freed| freed > 1_000_000), "{removed}");
     assert!(cached(&world).is_empty());
 }
 
@@ -63,11 +45,7 @@ fn an_unused_commit_ages_out_and_is_read_again_from_the_lake() {
     assert_eq!(fs::read(dir.join("big.bin")).expect("reads"), bytes);
     assert_eq!(cached(&world)[0]["mounts"], 1);
     std::thread::sleep(std::time::Duration::from_millis(2500));
-    assert_eq!(
-        cached(&world).len(),
-        1,
-        "what is mounted stays, however old"
-    );
+    assert_eq!(cached(&world).len(), 1, "what is mounted stays, however old");
     world.ok(["umount", dir.to_str().expect("plain")]);
     wait_for("the commit to leave", || cached(&world).is_empty());
     let dir = world.mount("photos", "m", &[]);
@@ -86,28 +64,19 @@ fn a_shared_pack_is_counted_once_and_stays_with_its_last_user() {
     let commits = cached(&world);
     assert_eq!(commits.len(), 2);
     assert!(
-        commits.iter().all(|commit| commit["shared_bytes"]
-            .as_u64()
-            .is_some_and(|shared| shared > 1_000_000)),
+        commits.iter().all(|commit| commit["shared_bytes"].as_u64().is_some_and(|shared| shared > 1_000_000)),
         "{commits:#?}"
     );
     world.ok(["uncache", "photos@v1"]);
     let left = cached(&world);
-    assert_eq!(
-        (left.len(), &left[0]["percent_cached"]),
-        (1, &Value::from(100))
-    );
+    assert_eq!((left.len(), &left[0]["percent_cached"]), (1, &Value::from(100)));
 }
 
 #[test]
 fn what_is_not_waited_for_arrives_all_the_same() {
     let (world, _) = world_with_data();
     world.ok(["cache", "photos", "--no-wait"]);
-    wait_for("the fill", || {
-        cached(&world)
-            .first()
-            .is_some_and(|commit| commit["percent_cached"] == 100)
-    });
+    wait_for("the fill", || cached(&world).first().is_some_and(|commit| commit["percent_cached"] == 100));
 }
 
 #[test]

@@ -8,26 +8,12 @@ use crate::kit::World;
 #[test]
 fn wrong_usage_is_exit_status_2_and_says_how_it_should_be() {
     let world = World::new();
-    for args in [
-        &["frobnicate"][..],
-        &["mount"],
-        &["mount", "No Such Name!", "/x"],
-        &["ls", "--nope"],
-        &[],
-    ] {
+    for args in [&["frobnicate"][..], &["mount"], &["mount", "No Such Name!", "/x"], &["ls", "--nope"], &[]] {
         let ran = world.run(args);
         assert_eq!(ran.code, 2, "{args:?}: {}", ran.stderr);
-        assert!(
-            ran.stdout.is_empty(),
-            "{args:?}: data on stdout: {}",
-            ran.stdout
-        );
+        assert!(ran.stdout.is_empty(), "{args:?}: data on stdout: {}", ran.stdout);
     }
-    assert!(
-        world
-            .fails(2, ["mount", "x@@y", "/x"])
-            .starts_with("error: ")
-    );
+    assert!(world.fails(2, ["mount", "x@@y", "/x"]).starts_with("error: "));
 }
 
 #[test]
@@ -35,10 +21,7 @@ fn a_wrong_configuration_stops_every_command_but_config_itself() {
     let mut world = World::new();
     world.set("LARDER_FETCH_MEMORY", "lots");
     let told = world.fails(2, ["datasets"]);
-    assert!(
-        told.contains("$LARDER_FETCH_MEMORY: fetch.memory: `lots` is not a size"),
-        "{told}"
-    );
+    assert!(told.contains("$LARDER_FETCH_MEMORY: fetch.memory: `lots` is not a size"), "{told}");
     world.ok(["config", "schema"]);
     world.ok(["completions", "bash"]);
 }
@@ -67,10 +50,7 @@ fn help_is_data_and_every_command_has_it() {
 fn completions_and_manual_pages_are_generated() {
     let world = World::new();
     for shell in ["bash", "zsh", "fish"] {
-        assert!(
-            world.ok(["completions", shell]).contains("uncache"),
-            "{shell}"
-        );
+        assert!(world.ok(["completions", shell]).contains("uncache"), "{shell}");
     }
     let dir = world.path("man");
     world.ok(["man", dir.to_str().expect("a plain path")]);
@@ -84,19 +64,10 @@ fn completions_and_manual_pages_are_generated() {
 fn a_reader_that_goes_away_ends_a_listing_quietly() {
     let world = World::new();
     let mut command = world.command(["config", "schema"]);
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("starts");
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
     drop(child.stdout.take());
     let mut told = String::new();
-    child
-        .stderr
-        .take()
-        .expect("is piped")
-        .read_to_string(&mut told)
-        .expect("reads");
+    child.stderr.take().expect("is piped").read_to_string(&mut told).expect("reads");
     let status = child.wait().expect("ends");
     assert!(status.success(), "{status}: {told}");
     assert_eq!(told, "");
@@ -118,10 +89,7 @@ fn the_doctor_finds_a_laptop_healthy_and_a_missing_tier_sick() {
     let mut world = World::new();
     let found = world.json(&["doctor"]);
     let checks = found.as_array().expect("a list");
-    assert!(
-        checks.iter().all(|check| check["level"] != "fail"),
-        "{found:#}"
-    );
+    assert!(checks.iter().all(|check| check["level"] != "fail"), "{found:#}");
     assert!(checks.iter().any(|check| check["check"] == "kernel"));
     world.set("LARDER_TIER", world.path("export").to_str().expect("plain"));
     let ran = world.run(["doctor", "--json"]);

@@ -8,16 +8,11 @@ use larder::config::{Env, Overrides, load};
 use crate::kit::World;
 
 fn samples(kind: &str) -> Vec<PathBuf> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/config")
-        .join(kind);
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config").join(kind);
     let mut found: Vec<PathBuf> = std::fs::read_dir(&dir)
         .expect("the samples")
         .map(|entry| entry.expect("an entry").path())
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "toml")
-        })
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
         .collect();
     found.sort();
     assert!(found.len() >= 4, "{kind}: {found:?}");
@@ -25,10 +20,7 @@ fn samples(kind: &str) -> Vec<PathBuf> {
 }
 
 fn bare() -> Env {
-    Env {
-        vars: BTreeMap::from([("HOME".to_owned(), "/home/ada".to_owned())]),
-        cwd: "/".into(),
-    }
+    Env { vars: BTreeMap::from([("HOME".to_owned(), "/home/ada".to_owned())]), cwd: "/".into() }
 }
 
 #[test]
@@ -45,24 +37,13 @@ fn every_valid_sample_is_taken() {
 fn every_invalid_sample_is_refused_at_the_place_that_it_names() {
     for path in samples("invalid") {
         let text = std::fs::read_to_string(&path).expect("reads");
-        let want = text
-            .lines()
-            .next()
-            .and_then(|line| line.strip_prefix("# "))
-            .expect("says what is wrong");
+        let want = text.lines().next().and_then(|line| line.strip_prefix("# ")).expect("says what is wrong");
         let (place, message) = want.split_once(": ").expect("LINE:COLUMN: message");
-        let error =
-            load(Some(&path), &bare(), &Overrides::new()).expect_err(&path.display().to_string());
+        let error = load(Some(&path), &bare(), &Overrides::new()).expect_err(&path.display().to_string());
         let told: Vec<String> = error.problems().iter().map(ToString::to_string).collect();
         let begin = format!("{}:{place}: ", path.display());
-        let found = told
-            .iter()
-            .any(|line| line.starts_with(&begin) && line.contains(message));
-        assert!(
-            found,
-            "{}: wanted {begin}…{message}\n{told:#?}",
-            path.display()
-        );
+        let found = told.iter().any(|line| line.starts_with(&begin) && line.contains(message));
+        assert!(found, "{}: wanted {begin}…{message}\n{told:#?}", path.display());
     }
 }
 
@@ -74,9 +55,7 @@ fn check_says_what_is_wrong_and_where() {
     let file = file.to_str().expect("plain");
     let told = world.fails(2, ["config", "check", "--config", file]);
     assert!(
-        told.contains(&format!(
-            "{file}:2:1: fetch.requets: unknown key; did you mean `fetch.requests`?"
-        )),
+        told.contains(&format!("{file}:2:1: fetch.requets: unknown key; did you mean `fetch.requests`?")),
         "{told}"
     );
     let ran = world.run(["config", "check", "--config", file, "--json"]);
@@ -94,23 +73,9 @@ fn show_says_where_each_value_came_from() {
     world.set("LARDER_CONFIG", file.to_str().expect("plain"));
     world.set("LARDER_FETCH_MEMORY", "2GiB");
     let shown: serde_json::Value = world.json(&["config", "show", "--fetch-give-up", "7s"]);
-    let of = |key: &str| {
-        (
-            shown[key]["value"].to_string(),
-            shown[key]["origin"].as_str().unwrap_or("").to_owned(),
-        )
-    };
-    assert_eq!(
-        of("fetch.requests"),
-        ("3".into(), format!("{}:2:12", file.display()))
-    );
-    assert_eq!(
-        of("fetch.memory"),
-        ("\"2GiB\"".into(), "$LARDER_FETCH_MEMORY".into())
-    );
-    assert_eq!(
-        of("fetch.give_up"),
-        ("\"7s\"".into(), "--fetch-give-up".into())
-    );
+    let of = |key: &str| (shown[key]["value"].to_string(), shown[key]["origin"].as_str().unwrap_or("").to_owned());
+    assert_eq!(of("fetch.requests"), ("3".into(), format!("{}:2:12", file.display())));
+    assert_eq!(of("fetch.memory"), ("\"2GiB\"".into(), "$LARDER_FETCH_MEMORY".into()));
+    assert_eq!(of("fetch.give_up"), ("\"7s\"".into(), "--fetch-give-up".into()));
     assert_eq!(of("mount.verify"), ("\"node\"".into(), "default".into()));
 }

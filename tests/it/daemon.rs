@@ -6,11 +6,7 @@ use std::process::Stdio;
 
 use crate::kit::{World, wait_for};
 
-const FILES: &[(&str, &[u8])] = &[
-    ("a.txt", b"alpha"),
-    ("dir/b.bin", &[7; 70_000]),
-    ("dir/empty", b""),
-];
+const FILES: &[(&str, &[u8])] = &[("a.txt", b"alpha"), ("dir/b.bin", &[7; 70_000]), ("dir/empty", b"")];
 
 fn read_all(dir: &std::path::Path) {
     for (name, bytes) in FILES {
@@ -25,10 +21,7 @@ fn a_directory_is_pushed_mounted_read_and_unmounted() {
     let commit = world.push(&source, "photos");
     let mounted = world.mount("photos", "m", &[]);
     read_all(&mounted);
-    assert!(
-        fs::write(mounted.join("a.txt"), "x").is_err(),
-        "a mount is read-only"
-    );
+    assert!(fs::write(mounted.join("a.txt"), "x").is_err(), "a mount is read-only");
     let mounts = world.json(&["mounts"]);
     assert_eq!(mounts[0]["commit"], commit.as_str());
     assert_eq!(mounts[0]["state"], "mounted");
@@ -40,11 +33,7 @@ fn a_directory_is_pushed_mounted_read_and_unmounted() {
     world.ok(["umount", mounted.to_str().expect("plain")]);
     assert_eq!(fs::read_dir(&mounted).expect("lists").count(), 0);
     assert_eq!(world.json(&["mounts"]), serde_json::json!([]));
-    assert!(
-        world
-            .ok(["daemon", "metrics"])
-            .contains("larder_mounts{state=\"mounted\"} 0")
-    );
+    assert!(world.ok(["daemon", "metrics"]).contains("larder_mounts{state=\"mounted\"} 0"));
 }
 
 #[test]
@@ -52,24 +41,10 @@ fn options_of_a_mount_are_what_the_reader_sees() {
     let world = World::new();
     let source = world.files("source", FILES);
     world.push(&source, "photos");
-    let options = [
-        "--subdir",
-        "dir",
-        "--uid",
-        "1234",
-        "--gid",
-        "77",
-        "--file-mode",
-        "0400",
-        "--umask",
-        "027",
-    ];
+    let options = ["--subdir", "dir", "--uid", "1234", "--gid", "77", "--file-mode", "0400", "--umask", "027"];
     let mounted = world.mount("photos", "m", &options);
     let meta = fs::metadata(mounted.join("b.bin")).expect("stat");
-    assert_eq!(
-        (meta.uid(), meta.gid(), meta.permissions().mode() & 0o7777),
-        (1234, 77, 0o400)
-    );
+    assert_eq!((meta.uid(), meta.gid(), meta.permissions().mode() & 0o7777), (1234, 77, 0o400));
     assert!(!mounted.join("a.txt").exists());
 }
 
@@ -80,34 +55,14 @@ fn a_directory_that_cannot_be_mounted_on_is_refused_with_the_next_step() {
     world.push(&source, "photos");
     world.make_dir("free");
     let plain = |name: &str| world.path(name).to_str().expect("plain").to_owned();
-    assert!(
-        world
-            .fails(1, ["mount", "photos", &plain("gone")])
-            .contains("hint: make it, or mount with --mkdir")
-    );
-    assert!(
-        world
-            .fails(1, ["mount", "photos", &plain("source")])
-            .contains("--nonempty")
-    );
-    assert!(
-        world
-            .fails(1, ["mount", "photos", &plain("source/a.txt")])
-            .contains("is not a directory")
-    );
-    assert!(
-        world
-            .fails(1, ["mount", "photos@v9", &plain("free")])
-            .contains("v9")
-    );
+    assert!(world.fails(1, ["mount", "photos", &plain("gone")]).contains("hint: make it, or mount with --mkdir"));
+    assert!(world.fails(1, ["mount", "photos", &plain("source")]).contains("--nonempty"));
+    assert!(world.fails(1, ["mount", "photos", &plain("source/a.txt")]).contains("is not a directory"));
+    assert!(world.fails(1, ["mount", "photos@v9", &plain("free")]).contains("v9"));
     world.ok(["mount", "photos", &plain("made"), "--mkdir"]);
     let told = world.fails(1, ["mount", "photos", &plain("made")]);
     assert!(told.contains("is mounted already: photos"), "{told}");
-    assert!(
-        world
-            .fails(1, ["umount", &plain("home")])
-            .contains("larder mounts")
-    );
+    assert!(world.fails(1, ["umount", &plain("home")]).contains("larder mounts"));
 }
 
 #[test]
@@ -131,15 +86,9 @@ fn a_restart_brings_the_mounts_back_and_one_that_fails_takes_no_other_with_it() 
     let source = world.files("source", FILES);
     world.push(&source, "photos");
     world.push(&source, "movies");
-    let (a, b) = (
-        world.mount("photos", "a", &[]),
-        world.mount("movies", "b", &[]),
-    );
+    let (a, b) = (world.mount("photos", "a", &[]), world.mount("movies", "b", &[]));
     world.ok(["daemon", "stop"]);
-    assert!(
-        world.mounted().is_empty(),
-        "a stopped daemon leaves nothing mounted"
-    );
+    assert!(world.mounted().is_empty(), "a stopped daemon leaves nothing mounted");
     fs::remove_dir(&b).expect("takes the second's place away");
     world.ok(["daemon"]);
     wait_for("the first mount", || a.join("a.txt").exists());
@@ -167,12 +116,7 @@ fn after_a_kill_the_next_command_makes_the_mounts_again() {
     read_all(&b);
     wait_for("the first mount", || fs::read(a.join("a.txt")).is_ok());
     read_all(&a);
-    assert_eq!(
-        world.mounted().len(),
-        2,
-        "nothing stale is left: {:?}",
-        world.mounted()
-    );
+    assert_eq!(world.mounted().len(), 2, "nothing stale is left: {:?}", world.mounted());
 }
 
 #[test]
@@ -183,35 +127,17 @@ fn commands_that_start_the_daemon_at_once_get_one_daemon() {
     let children: Vec<_> = (0..6)
         .map(|i| {
             let dir = world.make_dir(&format!("m{i}"));
-            let mut command = world.command(
-                ["mount", "photos"]
-                    .map(str::to_owned)
-                    .iter()
-                    .chain(&[dir.display().to_string()]),
-            );
-            command
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()
-                .expect("starts")
+            let mut command =
+                world.command(["mount", "photos"].map(str::to_owned).iter().chain(&[dir.display().to_string()]));
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts")
         })
         .collect();
     for child in children {
         let output = child.wait_with_output().expect("ends");
-        assert!(
-            output.status.success(),
-            "{}\n{}",
-            String::from_utf8_lossy(&output.stderr),
-            world.log()
-        );
+        assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), world.log());
     }
     assert_eq!(world.json(&["mounts"]).as_array().map(Vec::len), Some(6));
-    assert_eq!(
-        world.log().matches("the daemon serves").count(),
-        1,
-        "{}",
-        world.log()
-    );
+    assert_eq!(world.log().matches("the daemon serves").count(), 1, "{}", world.log());
     (0..6).for_each(|i| read_all(&world.path(&format!("m{i}"))));
 }
 
@@ -220,10 +146,7 @@ fn a_daemon_that_cannot_start_is_told_with_its_log() {
     let mut world = World::new();
     world.set("LARDER_DAEMON_GROUP", "no-such-group");
     let told = world.fails(1, ["daemon"]);
-    assert!(
-        told.contains("ended before it was ready") && told.contains("no-such-group"),
-        "{told}"
-    );
+    assert!(told.contains("ended before it was ready") && told.contains("no-such-group"), "{told}");
 }
 
 #[test]
@@ -233,10 +156,7 @@ fn a_command_that_means_another_lake_is_refused() {
     let other = world.make_dir("other-lake");
     world.set("LARDER_LAKE", other.to_str().expect("plain"));
     let told = world.fails(2, ["mount", "photos", "/mnt"]);
-    assert!(
-        told.contains("serves the lake") && told.contains("hint: stop it"),
-        "{told}"
-    );
+    assert!(told.contains("serves the lake") && told.contains("hint: stop it"), "{told}");
 }
 
 #[test]
@@ -260,15 +180,8 @@ fn a_mount_in_the_foreground_ends_with_its_process() {
     let source = world.files("source", FILES);
     world.push(&source, "photos");
     let dir = world.make_dir("m");
-    let mut child = world
-        .command([
-            "mount",
-            "photos",
-            dir.to_str().expect("plain"),
-            "--foreground",
-        ])
-        .spawn()
-        .expect("starts");
+    let mut child =
+        world.command(["mount", "photos", dir.to_str().expect("plain"), "--foreground"]).spawn().expect("starts");
     wait_for("the mount", || dir.join("a.txt").exists());
     read_all(&dir);
     assert!(world.daemon_pid().is_none(), "no daemon was started");
@@ -276,12 +189,7 @@ fn a_mount_in_the_foreground_ends_with_its_process() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("tells it to end");
     assert!(child.wait().expect("ends").success());
     assert!(world.mounted().is_empty());
-    assert_eq!(
-        fs::read_dir(world.state().join("private"))
-            .expect("lists")
-            .count(),
-        0
-    );
+    assert_eq!(fs::read_dir(world.state().join("private")).expect("lists").count(), 0);
 }
 
 #[test]
@@ -291,17 +199,11 @@ fn an_unmount_by_somebody_else_is_noticed() {
     world.push(&source, "photos");
     let dir = world.mount("photos", "m", &[]);
     nix::mount::umount(&dir).expect("unmounts");
-    wait_for("the daemon to notice", || {
-        world.json(&["mounts"]) == serde_json::json!([])
-    });
+    wait_for("the daemon to notice", || world.json(&["mounts"]) == serde_json::json!([]));
     let log = world.log();
     world.ok(["daemon", "stop"]);
     world.ok(["daemon"]);
-    assert_eq!(
-        world.json(&["mounts"]),
-        serde_json::json!([]),
-        "it does not come back\n{log}"
-    );
+    assert_eq!(world.json(&["mounts"]), serde_json::json!([]), "it does not come back\n{log}");
 }
 
 /// Users need fusermount3 with its setuid bit, and a lake that both can read: over S3.
@@ -322,10 +224,7 @@ fn two_users_have_two_daemons_and_not_each_others() {
     }
     assert_ne!(ada.daemon_pid(), bob.daemon_pid());
     let (a, b) = (ada.make_dir("m"), bob.make_dir("m"));
-    let device = fs::metadata("/dev/fuse")
-        .expect("the device")
-        .permissions()
-        .mode();
+    let device = fs::metadata("/dev/fuse").expect("the device").permissions().mode();
     if device & 0o006 == 0o006 {
         for (world, dir) in [(&ada, &a), (&bob, &b)] {
             world.ok(["mount", "photos", dir.to_str().expect("plain")]);
@@ -335,14 +234,8 @@ fn two_users_have_two_daemons_and_not_each_others() {
         }
     }
     // Bob asks Ada's daemon: the socket's directory is closed to him.
-    bob.set(
-        "LARDER_SOCKET",
-        ada.state().join("daemon.sock").to_str().expect("plain"),
-    );
+    bob.set("LARDER_SOCKET", ada.state().join("daemon.sock").to_str().expect("plain"));
     let told = bob.fails(1, ["umount", a.to_str().expect("plain")]);
-    assert!(
-        told.contains("may not use the daemon") || told.contains("no daemon listens"),
-        "{told}"
-    );
+    assert!(told.contains("may not use the daemon") || told.contains("no daemon listens"), "{told}");
     bob.set("LARDER_SOCKET", "");
 }

@@ -21,22 +21,13 @@ fn gc_gives_back_the_bytes_of_what_was_removed_and_keeps_the_rest() {
     assert_eq!(plan["acted"], false);
     assert_eq!(files(), before, "a plan changes nothing");
     let young = world.json(&["gc", "--delete"]);
-    assert_eq!(
-        young["condemned"]["objects"], 0,
-        "nothing is an hour old: {young}"
-    );
+    assert_eq!(young["condemned"]["objects"], 0, "nothing is an hour old: {young}");
     let condemned = world.json(&["gc", "--delete", "--wait", "0s"]);
-    assert!(
-        condemned["condemned"]["bytes"].as_u64().unwrap() > 3_000_000,
-        "{condemned}"
-    );
+    assert!(condemned["condemned"]["bytes"].as_u64().unwrap() > 3_000_000, "{condemned}");
     let patient = world.json(&["gc", "--delete"]);
     assert_eq!(patient["deleted"]["objects"], 0, "the wait is a day");
     let swept = world.json(&["gc", "--delete", "--wait", "0s"]);
-    assert!(
-        swept["deleted"]["bytes"].as_u64().unwrap() > 3_000_000,
-        "{swept}"
-    );
+    assert!(swept["deleted"]["bytes"].as_u64().unwrap() > 3_000_000, "{swept}");
     assert!(files() < before);
     assert_eq!(world.ok(["cat", "keep", "b"]), "kept");
     let out = world.path("out");
@@ -57,10 +48,7 @@ fn pushes_beside_gcs_without_a_wait_lose_nothing() {
         world.push(&dir, "again");
         world.ok(["rm", "again", "--dataset"]);
         world.ok(["gc", "--delete", "--wait", "0s"]);
-        let gc = world
-            .command(["gc", "--delete", "--wait", "0s"])
-            .spawn()
-            .unwrap();
+        let gc = world.command(["gc", "--delete", "--wait", "0s"]).spawn().unwrap();
         world.push(&dir, "again");
         let mut gc = gc;
         assert!(gc.wait().unwrap().success());

@@ -24,10 +24,7 @@ async fn drain(body: Body) -> Result<Vec<u8>, LakeError> {
 }
 
 fn body() -> Bytes {
-    (0..1_000_000u32)
-        .map(|n| (n / 7) as u8)
-        .collect::<Vec<u8>>()
-        .into()
+    (0..1_000_000u32).map(|n| (n / 7) as u8).collect::<Vec<u8>>().into()
 }
 
 struct Setup {
@@ -39,16 +36,9 @@ struct Setup {
 fn setup() -> Setup {
     let s3 = TestS3::start();
     let proxy = Proxy::start(s3.addr());
-    let config = S3Config {
-        read_timeout: Duration::from_millis(500),
-        attempts_max: 1,
-        ..config_at(&proxy.endpoint(), "p")
-    };
-    Setup {
-        proxy,
-        config,
-        _s3: s3,
-    }
+    let config =
+        S3Config { read_timeout: Duration::from_millis(500), attempts_max: 1, ..config_at(&proxy.endpoint(), "p") };
+    Setup { proxy, config, _s3: s3 }
 }
 
 async fn client(setup: &Setup) -> S3Lake {
@@ -81,11 +71,7 @@ fn every_fault_of_the_wire_is_passing_and_none_gives_wrong_lengths() {
             let error = got.expect_err("the fault shows");
             assert!(error.is_passing(), "{fault:?}: {error:?}");
             setup.proxy.heal();
-            assert_eq!(
-                get_all(&lake, "big", 1 << 20).await.unwrap(),
-                body(),
-                "{fault:?}"
-            );
+            assert_eq!(get_all(&lake, "big", 1 << 20).await.unwrap(), body(), "{fault:?}");
         }
     });
 }
@@ -97,9 +83,7 @@ fn a_body_shorter_than_the_range_is_refused() {
         let lake = client(&setup).await;
         setup.proxy.rule(Rule::next("GET", Fault::ShortBody(50)));
         assert!(lake.get("big", Some(100..200)).await.is_err());
-        let right = drain(lake.get("big", Some(100..200)).await.unwrap())
-            .await
-            .unwrap();
+        let right = drain(lake.get("big", Some(100..200)).await.unwrap()).await.unwrap();
         assert_eq!(right, &body()[100..200]);
     });
 }
@@ -110,11 +94,7 @@ fn retries_ride_over_a_store_that_is_down_for_a_moment() {
     crate::kit::runtime().block_on(async {
         let lake = client(&setup).await;
         setup.proxy.set_down(true);
-        assert!(
-            lake.get("big", None)
-                .await
-                .is_err_and(|error| error.is_passing())
-        );
+        assert!(lake.get("big", None).await.is_err_and(|error| error.is_passing()));
         let healing = tokio::task::spawn_blocking({
             let begun = Instant::now();
             move || {
@@ -134,10 +114,7 @@ fn retries_ride_over_a_store_that_is_down_for_a_moment() {
 fn a_lost_answer_to_the_end_of_an_upload_is_made_good() {
     let setup = setup();
     crate::kit::runtime().block_on(async {
-        let config = S3Config {
-            attempts_max: 3,
-            ..setup.config.clone()
-        };
+        let config = S3Config { attempts_max: 3, ..setup.config.clone() };
         let lake = S3Lake::connect(config).await.unwrap();
         let upload = lake.upload_begin("data/x").await.unwrap();
         let part = lake.upload_part(&upload, 1, body()).await.unwrap();
@@ -151,10 +128,7 @@ fn a_lost_answer_to_the_end_of_an_upload_is_made_good() {
 fn a_wrong_key_is_denied_and_not_tried_again() {
     let setup = setup();
     crate::kit::runtime().block_on(async {
-        let mut config = S3Config {
-            attempts_max: 3,
-            ..setup.config.clone()
-        };
+        let mut config = S3Config { attempts_max: 3, ..setup.config.clone() };
         if let Some(keys) = &mut config.keys {
             keys.secret_key = "wrong".into();
         }
@@ -171,18 +145,11 @@ fn the_proxy_counts_requests_and_bytes() {
     crate::kit::runtime().block_on(async {
         let lake = client(&setup).await;
         drain(lake.get("big", None).await.unwrap()).await.unwrap();
-        drain(lake.get("big", Some(10..20)).await.unwrap())
-            .await
-            .unwrap();
+        drain(lake.get("big", Some(10..20)).await.unwrap()).await.unwrap();
         let counters = setup.proxy.counters();
         assert_eq!(counters.bytes_down.get("GET"), Some(&1_000_010));
         assert_eq!(counters.requests.get("GET"), Some(&2));
-        assert!(
-            counters
-                .bytes_up
-                .get("PUT")
-                .is_some_and(|bytes| *bytes >= 1_000_000)
-        );
+        assert!(counters.bytes_up.get("PUT").is_some_and(|bytes| *bytes >= 1_000_000));
     });
 }
 
@@ -204,27 +171,15 @@ impl Drop for Served {
 impl Served {
     /// Starts it and reads from its output what a shell would `eval`.
     fn start(world: &World) -> Self {
-        let args = [
-            "lake",
-            "serve",
-            "served",
-            "--listen",
-            "127.0.0.1:0",
-            "--quiet",
-        ];
+        let args = ["lake", "serve", "served", "--listen", "127.0.0.1:0", "--quiet"];
         let mut command = world.command(args);
-        let mut child = command
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("starts larder");
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("starts larder");
         let stdout = BufReader::new(child.stdout.take().expect("is piped"));
         let mut found = std::collections::BTreeMap::new();
         for line in stdout.lines().take(4) {
             let line = line.expect("is text");
-            let (name, value) = line
-                .strip_prefix("export ")
-                .and_then(|rest| rest.split_once('='))
-                .expect("is an export");
+            let (name, value) =
+                line.strip_prefix("export ").and_then(|rest| rest.split_once('=')).expect("is an export");
             found.insert(name.to_owned(), value.to_owned());
         }
         assert_eq!(found["LARDER_LAKE"], "s3://larder");
@@ -233,11 +188,7 @@ impl Served {
             secret_key: found["AWS_SECRET_ACCESS_KEY"].clone(),
         };
         let endpoint = found["LARDER_ENDPOINT"].clone();
-        Self {
-            child,
-            endpoint,
-            keys,
-        }
+        Self { child, endpoint, keys }
     }
 
     async fn lake(&self) -> S3Lake {
@@ -279,8 +230,7 @@ fn a_served_lake_that_is_killed_keeps_what_it_acknowledged_and_shows_nothing_by_
         let mut served = Served::start(&world);
         let acknowledged = crate::kit::runtime().block_on(async {
             let lake = served.lake().await;
-            let writers =
-                (0..4).map(|n| tokio::spawn(put_until_killed(lake.clone(), round * 10 + n)));
+            let writers = (0..4).map(|n| tokio::spawn(put_until_killed(lake.clone(), round * 10 + n)));
             let writers: Vec<_> = writers.collect();
             tokio::time::sleep(Duration::from_millis(300)).await;
             served.child.kill().expect("kills it");
@@ -314,11 +264,7 @@ fn a_lake_is_made_once_shown_as_json_and_its_mode_never_changes() {
     world.set_all(s3.env("team/lake"));
     let missing = world.run(["lake", "info"]);
     assert_eq!(missing.code, 1);
-    assert!(
-        missing.stderr.contains("larder lake init"),
-        "{}",
-        missing.stderr
-    );
+    assert!(missing.stderr.contains("larder lake init"), "{}", missing.stderr);
     let made = world.run(["lake", "init", "--refs", "log", "--json"]);
     assert_eq!(made.code, 0, "{}", made.stderr);
     let made: serde_json::Value = serde_json::from_str(&made.stdout).expect("is JSON");
@@ -329,18 +275,11 @@ fn a_lake_is_made_once_shown_as_json_and_its_mode_never_changes() {
     assert!(other.stderr.contains("never changes"), "{}", other.stderr);
     let shown = world.run(["lake", "info", "--probe", "--json"]);
     let shown: serde_json::Value = serde_json::from_str(&shown.stdout).expect("is JSON");
-    assert_eq!(
-        (&shown["lake_id"], &shown["refs"]),
-        (&made["lake_id"], &"log".into())
-    );
+    assert_eq!((&shown["lake_id"], &shown["refs"]), (&made["lake_id"], &"log".into()));
     assert_eq!(shown["conditional_writes"], true);
     world.set("LARDER_LAKE", "s3://no-such-bucket/x");
     let refused = world.run(["lake", "init"]);
-    assert!(
-        refused.stderr.contains("--create-bucket"),
-        "{}",
-        refused.stderr
-    );
+    assert!(refused.stderr.contains("--create-bucket"), "{}", refused.stderr);
     assert_eq!(world.run(["lake", "init", "--create-bucket"]).code, 0);
     assert_eq!(world.run(["lake", "serve", "d", "--bucket", "NO"]).code, 2);
 }

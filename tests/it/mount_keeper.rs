@@ -18,9 +18,7 @@ fn byte_at(at: usize) -> u8 {
 
 fn has_passthrough() -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let mut numbers = release
-        .split(['.', '-'])
-        .map_while(|word| word.parse::<u32>().ok());
+    let mut numbers = release.split(['.', '-']).map_while(|word| word.parse::<u32>().ok());
     let has = (numbers.next(), numbers.next()) >= (Some(6), Some(9))
         && nix::unistd::geteuid().is_root()
         && Path::new("/dev/fuse").exists();
@@ -46,9 +44,7 @@ fn a_file_that_the_kernel_reads_itself_is_read_on_without_a_daemon() {
     // The daemon counts what it reads itself: nothing, once the kernel has the file.
     wait_for("the kernel to have the file", || {
         let metrics = world.ok(["daemon", "metrics"]);
-        let has = metrics
-            .lines()
-            .any(|line| line.contains("passthrough") && line.ends_with(" 1"));
+        let has = metrics.lines().any(|line| line.contains("passthrough") && line.ends_with(" 1"));
         if !has {
             file = File::open(mounted.join("large")).expect("opens again");
         }
@@ -58,22 +54,13 @@ fn a_file_that_the_kernel_reads_itself_is_read_on_without_a_daemon() {
     posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).expect("advises");
     let mut read = vec![0; 1 << 20];
     for at in [0, 33 << 20, LEN - (1 << 20)] {
-        file.read_exact_at(&mut read, at as u64)
-            .expect("reads without a daemon");
+        file.read_exact_at(&mut read, at as u64).expect("reads without a daemon");
         assert!(read == bytes[at..at + (1 << 20)], "at {at}");
     }
-    assert_eq!(
-        file.metadata().expect("stats without a daemon").len(),
-        LEN as u64
-    );
+    assert_eq!(file.metadata().expect("stats without a daemon").len(), LEN as u64);
     drop(file);
     // The next command starts a daemon, which makes the mount again.
     let other = world.mount("large", "m2", &[]);
-    assert_eq!(
-        fs::metadata(other.join("large")).expect("stats").len(),
-        LEN as u64
-    );
-    wait_for("the first mount", || {
-        fs::read(mounted.join("large")).is_ok_and(|read| read == bytes)
-    });
+    assert_eq!(fs::metadata(other.join("large")).expect("stats").len(), LEN as u64);
+    wait_for("the first mount", || fs::read(mounted.join("large")).is_ok_and(|read| read == bytes));
 }

@@ -73,49 +73,22 @@ USER
         home = home.display(),
     );
     let output = Command::new("unshare")
-        .args([
-            "--mount",
-            "--propagation",
-            "private",
-            "sh",
-            "-e",
-            "-c",
-            &script,
-        ])
+        .args(["--mount", "--propagation", "private", "sh", "-e", "-c", &script])
         .output()
         .expect("runs");
-    let said = format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let line = |word: &str| {
-        said.lines()
-            .find(|line| line.starts_with(word))
-            .unwrap_or_else(|| panic!("no {word}: {said}"))
-    };
-    assert!(
-        line("MOUNT").contains(" - fuse.larder larder:own"),
-        "{said}"
-    );
-    assert!(
-        line("MOUNT").contains(&format!("user_id={UID},group_id={UID},default_permissions")),
-        "{said}"
-    );
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let line =
+        |word: &str| said.lines().find(|line| line.starts_with(word)).unwrap_or_else(|| panic!("no {word}: {said}"));
+    assert!(line("MOUNT").contains(" - fuse.larder larder:own"), "{said}");
+    assert!(line("MOUNT").contains(&format!("user_id={UID},group_id={UID},default_permissions")), "{said}");
     assert!(!line("MOUNT").contains("allow_other"), "{said}");
     for flag in ["ro", "nosuid", "nodev"] {
-        assert!(
-            line("FLAGS").split([' ', ',']).any(|word| word == flag),
-            "{flag}: {said}"
-        );
+        assert!(line("FLAGS").split([' ', ',']).any(|word| word == flag), "{flag}: {said}");
     }
     assert_eq!(line("BYTES"), "BYTES of a user too");
     assert_eq!(line("OWNER"), format!("OWNER {UID} {UID} 2"));
     assert!(line("TOUCH").contains("Read-only file system"), "{said}");
-    assert!(
-        line("ROOT").contains("Permission denied"),
-        "not even root looks into a user's mount: {said}"
-    );
+    assert!(line("ROOT").contains("Permission denied"), "not even root looks into a user's mount: {said}");
     assert_eq!(line("LEFT"), "LEFT 0");
     assert_eq!(line("GONE"), "GONE 0");
     assert!(output.status.success(), "{said}");

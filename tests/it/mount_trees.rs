@@ -20,11 +20,7 @@ fn tool(program: &str, args: &[&OsStr]) -> Option<Output> {
 }
 
 fn text(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 fn with_slash(path: &Path) -> PathBuf {
@@ -33,10 +29,7 @@ fn with_slash(path: &Path) -> PathBuf {
 
 /// Sets a time of modification, also of directories.
 fn set_mtime(path: &Path, time: SystemTime) {
-    fs::File::open(path)
-        .expect("opens")
-        .set_modified(time)
-        .expect("sets the time");
+    fs::File::open(path).expect("opens").set_modified(time).expect("sets the time");
 }
 
 /// Makes a tree of everything that file systems get wrong.
@@ -72,54 +65,31 @@ fn hostile(dir: &Path) {
     let linked = put(b"links/one", &[3; 10_000]);
     fs::hard_link(&linked, dir.join("links/two")).expect("links");
     fs::hard_link(&linked, dir.join("a link elsewhere")).expect("links");
-    for (name, target) in [
-        ("dangling", "no/such"),
-        ("absolute", "/etc/hostname"),
-        ("up", "../../.."),
-        ("self", "self"),
-    ] {
+    for (name, target) in [("dangling", "no/such"), ("absolute", "/etc/hostname"), ("up", "../../.."), ("self", "self")]
+    {
         symlink(target, dir.join(name)).expect("links");
     }
     symlink("x".repeat(4000), dir.join("long target")).expect("links");
     symlink(OsStr::from_bytes(b"\xff/\n"), dir.join("odd target")).expect("links");
     let sparse = fs::File::create(dir.join("sparse")).expect("creates");
     sparse.set_len(5_000_000).expect("grows");
-    sparse
-        .write_all_at(b"in the middle", 2_500_000)
-        .expect("writes");
-    fs::File::create(dir.join("only holes"))
-        .expect("creates")
-        .set_len(1_000_000)
-        .expect("grows");
-    for (name, mode) in [
-        ("set ids", 0o6755),
-        ("sticky", 0o1777),
-        ("nothing", 0o000),
-        ("run", 0o755),
-        ("write only", 0o222),
-    ] {
-        fs::set_permissions(
-            put(name.as_bytes(), name.as_bytes()),
-            fs::Permissions::from_mode(mode),
-        )
-        .expect("chmods");
+    sparse.write_all_at(b"in the middle", 2_500_000).expect("writes");
+    fs::File::create(dir.join("only holes")).expect("creates").set_len(1_000_000).expect("grows");
+    for (name, mode) in
+        [("set ids", 0o6755), ("sticky", 0o1777), ("nothing", 0o000), ("run", 0o755), ("write only", 0o222)]
+    {
+        fs::set_permissions(put(name.as_bytes(), name.as_bytes()), fs::Permissions::from_mode(mode)).expect("chmods");
     }
     fs::set_permissions(dir.join("links"), fs::Permissions::from_mode(0o2750)).expect("chmods");
     let epoch = SystemTime::UNIX_EPOCH;
     set_mtime(&dir.join("empty"), epoch);
     set_mtime(&dir.join("run"), epoch - Duration::new(86_400 * 3650, 1));
-    set_mtime(
-        &dir.join("sticky"),
-        epoch + Duration::new(4_102_444_800, 999_999_999),
-    );
+    set_mtime(&dir.join("sticky"), epoch + Duration::new(4_102_444_800, 999_999_999));
     set_mtime(&dir.join("in"), epoch + Duration::new(1, 123_456_789));
     let deep = "d/".repeat(120);
     put(format!("{deep}bottom").as_bytes(), b"deep");
     for size in [1, 4095, 4096, 4097, 262_143, 262_144, 262_145, 3_000_000] {
-        put(
-            format!("sizes/{size}").as_bytes(),
-            &vec![size as u8 | 1; size],
-        );
+        put(format!("sizes/{size}").as_bytes(), &vec![size as u8 | 1; size]);
     }
 }
 
@@ -129,60 +99,31 @@ fn assert_same(source: &Path, mounted: &Path) {
     let args = ["-naciH", "--no-o", "--no-g", "--delete"].map(OsStr::new);
     let args = [&args[..], &[from.as_os_str(), to.as_os_str()]].concat();
     if let Some(output) = tool("rsync", &args) {
-        assert!(
-            output.status.success() && output.stdout.is_empty(),
-            "rsync: {}",
-            text(&output)
-        );
+        assert!(output.status.success() && output.stdout.is_empty(), "rsync: {}", text(&output));
     }
-    let args = [
-        OsStr::new("-r"),
-        OsStr::new("--no-dereference"),
-        from.as_os_str(),
-        to.as_os_str(),
-    ];
+    let args = [OsStr::new("-r"), OsStr::new("--no-dereference"), from.as_os_str(), to.as_os_str()];
     if let Some(output) = tool("diff", &args) {
-        assert!(
-            output.status.success() && output.stdout.is_empty(),
-            "diff: {}",
-            text(&output)
-        );
+        assert!(output.status.success() && output.stdout.is_empty(), "diff: {}", text(&output));
     }
     // Kind, mode, links (also of directories), size, time to the nanosecond, target.
     let list = |at: &Path| {
         let script = "find . -mindepth 1 \\( -type d -printf '%P %y %m %n %T@ %l\\0' -o -printf '%P %y %m %n %s %T@ %l\\0' \\) | sort -z";
-        let output = Command::new("sh")
-            .args(["-c", script])
-            .current_dir(at)
-            .env("LC_ALL", "C")
-            .output()
-            .expect("runs");
+        let output = Command::new("sh").args(["-c", script]).current_dir(at).env("LC_ALL", "C").output().expect("runs");
         assert!(output.status.success(), "find: {}", text(&output));
         output.stdout
     };
     let (expected, got) = (list(source), list(mounted));
     for (expected, got) in expected.split(|&b| b == 0).zip(got.split(|&b| b == 0)) {
-        assert_eq!(
-            String::from_utf8_lossy(got),
-            String::from_utf8_lossy(expected)
-        );
+        assert_eq!(String::from_utf8_lossy(got), String::from_utf8_lossy(expected));
     }
     assert_eq!(got.len(), expected.len());
     let pack = |at: &Path| {
         let script = "tar --sort=name --owner=0 --group=0 --numeric-owner --format=posix --pax-option=delete=atime,delete=ctime -cf - . | sha256sum";
-        let output = Command::new("sh")
-            .args(["-c", script])
-            .current_dir(at)
-            .output()
-            .expect("runs");
+        let output = Command::new("sh").args(["-c", script]).current_dir(at).output().expect("runs");
         assert!(output.stderr.is_empty(), "tar: {}", text(&output));
         output.stdout
     };
-    assert_eq!(
-        pack(source),
-        pack(mounted),
-        "tar makes another archive of the mount"
-    );
+    assert_eq!(pack(source), pack(mounted), "tar makes another archive of the mount");
 }
 
 fn can_mount_for_others() -> bool {
@@ -208,10 +149,7 @@ fn a_tree_of_everything_that_goes_wrong_comes_back_as_it_was() {
     assert_same(&source, &mounted);
     let second = world.mount("hostile", "m2", &[]);
     let numbers = |at: &Path| {
-        let output = Command::new("sh")
-            .args(["-c", "find . -printf '%i %P\\0' | sort -z"])
-            .current_dir(at)
-            .output();
+        let output = Command::new("sh").args(["-c", "find . -printf '%i %P\\0' | sort -z"]).current_dir(at).output();
         output.expect("runs").stdout
     };
     assert_eq!(numbers(&mounted), numbers(&second));
@@ -225,8 +163,7 @@ fn a_tree_of_programs_comes_back_as_it_was() {
     }
     let world = World::new();
     let source = world.make_dir("source");
-    let copied = tool("cp", &["-a".as_ref(), perl.as_os_str(), source.as_os_str()])
-        .expect("cp is everywhere");
+    let copied = tool("cp", &["-a".as_ref(), perl.as_os_str(), source.as_os_str()]).expect("cp is everywhere");
     assert!(copied.status.success(), "{}", text(&copied));
     world.push(&source, "perl");
     assert_same(&source, &world.mount("perl", "m", &[]));

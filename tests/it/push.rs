@@ -30,21 +30,8 @@ fn scan(dir: &Path) -> BTreeMap<Vec<u8>, String> {
                 let digest = blake3::hash(&std::fs::read(&path).unwrap());
                 format!("file {} {digest} {}", meta.len(), meta.nlink())
             };
-            let name = path
-                .strip_prefix(dir)
-                .unwrap()
-                .as_os_str()
-                .as_bytes()
-                .to_vec();
-            all.insert(
-                name,
-                format!(
-                    "{what} {:o} {}.{}",
-                    meta.mode(),
-                    meta.mtime(),
-                    meta.mtime_nsec()
-                ),
-            );
+            let name = path.strip_prefix(dir).unwrap().as_os_str().as_bytes().to_vec();
+            all.insert(name, format!("{what} {:o} {}.{}", meta.mode(), meta.mtime(), meta.mtime_nsec()));
         }
     }
     all
@@ -56,10 +43,7 @@ fn text(path: &Path) -> &str {
 
 fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
-    blake3::Hasher::new()
-        .update(&seed.to_le_bytes())
-        .finalize_xof()
-        .fill(&mut bytes);
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes
 }
 
@@ -76,33 +60,14 @@ fn a_directory_is_pushed_and_copied_out_again() {
     let world = World::new();
     let source = world.files(
         "source",
-        &[
-            ("a", b"1"),
-            ("dir/b", &noise(1, 100_000)),
-            ("dir/deep/c", b""),
-            ("run.sh", b"#!/bin/sh\n"),
-        ],
+        &[("a", b"1"), ("dir/b", &noise(1, 100_000)), ("dir/deep/c", b""), ("run.sh", b"#!/bin/sh\n")],
     );
     std::fs::set_permissions(source.join("run.sh"), PermissionsExt::from_mode(0o755)).unwrap();
     std::fs::hard_link(source.join("dir/b"), source.join("linked")).unwrap();
     std::os::unix::fs::symlink("a", source.join("symlink")).unwrap();
     std::fs::create_dir(source.join("void")).unwrap();
-    let said = world.json(&[
-        "push",
-        text(&source),
-        "photos",
-        "-m",
-        "first",
-        "--tag",
-        "v1",
-        "--meta",
-        "camera=k3",
-    ]);
-    assert_eq!(
-        (said["files"].as_u64(), said["unchanged"].as_bool()),
-        (Some(4), Some(false)),
-        "{said}"
-    );
+    let said = world.json(&["push", text(&source), "photos", "-m", "first", "--tag", "v1", "--meta", "camera=k3"]);
+    assert_eq!((said["files"].as_u64(), said["unchanged"].as_bool()), (Some(4), Some(false)), "{said}");
     assert_got(&world, "photos@v1", &source);
     // Again: nothing changed; the text says so.
     let again = world.ok(["push", text(&source), "photos"]);
@@ -134,25 +99,13 @@ fn what_this_user_cannot_read_is_listed_and_can_be_left_out() {
         return;
     }
     let world = World::of_user(65534);
-    let source = world.files(
-        "source",
-        &[
-            ("good", b"1"),
-            ("closed", b"2"),
-            ("dir/inner", b"3"),
-            ("dir/hidden/x", b"4"),
-        ],
-    );
+    let source =
+        world.files("source", &[("good", b"1"), ("closed", b"2"), ("dir/inner", b"3"), ("dir/hidden/x", b"4")]);
     for name in ["closed", "dir/hidden"] {
         std::fs::set_permissions(source.join(name), PermissionsExt::from_mode(0o000)).unwrap();
     }
     let said = world.fails(1, ["push", text(&source), "photos"]);
-    assert!(
-        said.contains("closed: ")
-            && said.contains("dir/hidden: ")
-            && said.contains("--skip-unreadable"),
-        "{said}"
-    );
+    assert!(said.contains("closed: ") && said.contains("dir/hidden: ") && said.contains("--skip-unreadable"), "{said}");
     let said = world.json(&["push", text(&source), "photos", "--skip-unreadable"]);
     assert_eq!(said["skipped"].as_array().map(Vec::len), Some(2), "{said}");
     assert_eq!(said["files"], Value::from(2));
@@ -160,14 +113,8 @@ fn what_this_user_cannot_read_is_listed_and_can_be_left_out() {
 
 #[test]
 fn a_push_that_is_killed_at_random_moments_is_finished_by_running_it_again() {
-    let rounds: u64 = std::env::var("LARDER_CAMPAIGN_ROUNDS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(3);
-    let seed: u64 = std::env::var("LARDER_CAMPAIGN_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1);
+    let rounds: u64 = std::env::var("LARDER_CAMPAIGN_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
+    let seed: u64 = std::env::var("LARDER_CAMPAIGN_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     eprintln!("rounds {rounds}, seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let world = World::new();
@@ -198,10 +145,7 @@ fn a_push_that_is_killed_at_random_moments_is_finished_by_running_it_again() {
             };
             match ended {
                 Some(status) => {
-                    assert!(
-                        status.success(),
-                        "round {round}, seed {seed}, after {kills} kills"
-                    );
+                    assert!(status.success(), "round {round}, seed {seed}, after {kills} kills");
                     break;
                 }
                 None => kills += 1,
@@ -228,9 +172,5 @@ fn change(source: &Path, version: &mut u64, random: &mut StdRng) {
     *version += 1;
     std::fs::write(source.join("large"), noise(*version, (68 << 20) + 12345)).unwrap();
     *version += 1;
-    std::fs::write(
-        source.join(format!("many/middle{}", *version % 3)),
-        noise(*version, 20 << 20),
-    )
-    .unwrap();
+    std::fs::write(source.join(format!("many/middle{}", *version % 3)), noise(*version, 20 << 20)).unwrap();
 }

@@ -39,18 +39,11 @@ impl PackIndex {
     /// [`super::PackPlanner`]).
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new(MAGIC, PACK_FORMAT);
-        w.u8(
-            if self
-                .contents
-                .last()
-                .is_some_and(|last| last.end() == self.len)
-                && self.contents.len() == 1
-            {
-                WHOLE
-            } else {
-                PACKED
-            },
-        );
+        w.u8(if self.contents.last().is_some_and(|last| last.end() == self.len) && self.contents.len() == 1 {
+            WHOLE
+        } else {
+            PACKED
+        });
         w.varint(self.contents.len() as u64);
         for content in &self.contents {
             let (pin, id) = match &content.content {
@@ -94,11 +87,7 @@ impl PackIndex {
         };
         let count = r.count("contents", 34)?;
         if count == 0 || (whole && count != 1) || u32::try_from(count).is_err() {
-            return Err(r.bad(
-                at,
-                "contents",
-                "a whole pack has one, a packed one has 1 to 2^32-1",
-            ));
+            return Err(r.bad(at, "contents", "a whole pack has one, a packed one has 1 to 2^32-1"));
         }
         let mut contents = Vec::with_capacity(count);
         let mut end = 0;
@@ -107,18 +96,13 @@ impl PackIndex {
             let content = read_content(&mut r, end)?;
             let exact = content.end();
             let aligned = align_up(exact).filter(|end| i64::try_from(*end).is_ok());
-            let aligned =
-                aligned.ok_or_else(|| r.bad(at, "size", "the pack is longer than 2^63 bytes"))?;
+            let aligned = aligned.ok_or_else(|| r.bad(at, "size", "the pack is longer than 2^63 bytes"))?;
             end = if whole { exact } else { aligned };
             contents.push(content);
         }
         // One content that ends on a boundary is the same pack either way: it has one encoding.
         if !whole && count == 1 && contents.first().is_some_and(|only| only.end() == end) {
-            return Err(r.bad(
-                at,
-                "kind",
-                "a pack of one content that needs no padding is whole",
-            ));
+            return Err(r.bad(at, "kind", "a pack of one content that needs no padding is whole"));
         }
         r.end()?;
         Ok(Self { len: end, contents })
@@ -126,10 +110,7 @@ impl PackIndex {
 
     /// Finds the content that holds the byte at `offset`, if any (padding has none).
     pub fn content_at(&self, offset: u64) -> Option<usize> {
-        let position = self
-            .contents
-            .partition_point(|content| content.place.start() <= offset)
-            .checked_sub(1)?;
+        let position = self.contents.partition_point(|content| content.place.start() <= offset).checked_sub(1)?;
         let content = self.contents.get(position)?;
         let holds = match &content.place {
             Place::Run { .. } => offset < content.end(),
@@ -174,11 +155,7 @@ fn read_content(r: &mut Reader<'_>, offset: u64) -> Result<PackedContent, Decode
         0 => Place::Run { offset },
         _ => read_extents(r, offset, size)?,
     };
-    Ok(PackedContent {
-        content,
-        size,
-        place,
-    })
+    Ok(PackedContent { content, size, place })
 }
 
 fn read_extents(r: &mut Reader<'_>, offset: u64, size: u64) -> Result<Place, DecodeError> {
@@ -193,16 +170,14 @@ fn read_extents(r: &mut Reader<'_>, offset: u64, size: u64) -> Result<Place, Dec
         let at = r.at();
         let logical = end.checked_add(r.varint()?);
         let len = r.varint()?;
-        let ends = logical
-            .and_then(|logical| logical.checked_add(len))
-            .filter(|ends| *ends <= size && len > 0);
+        let ends = logical.and_then(|logical| logical.checked_add(len)).filter(|ends| *ends <= size && len > 0);
         let (Some(logical), Some(ends)) = (logical, ends) else {
             return Err(r.bad(at, "extent", "it is empty or ends behind the content"));
         };
         end = ends;
         data.push((logical, len));
     }
-    let (place, _) = place_extents(offset, &data)
-        .map_err(|_| r.bad(start, "extents", "the pack is longer than 2^63 bytes"))?;
+    let (place, _) =
+        place_extents(offset, &data).map_err(|_| r.bad(start, "extents", "the pack is longer than 2^63 bytes"))?;
     Ok(place)
 }

@@ -63,11 +63,7 @@ impl PackIndex {
     /// Sparse contents above one block are cut at block boundaries of their logical bytes.
     pub fn pieces(&self, target: u64) -> Vec<Piece> {
         // An index that nobody trusts may speak of exabytes: the list stays bounded.
-        let target = target
-            .max(self.len / PIECES_MAX)
-            .max(1)
-            .checked_next_multiple_of(BLOCK_LEN)
-            .unwrap_or(1 << 62);
+        let target = target.max(self.len / PIECES_MAX).max(1).checked_next_multiple_of(BLOCK_LEN).unwrap_or(1 << 62);
         let mut pieces = Vec::new();
         let mut open: Option<Piece> = None;
         for (position, content) in self.contents.iter().enumerate() {
@@ -112,41 +108,24 @@ impl PackIndex {
             return None;
         }
         let stored = clip(&content.extents(), piece).last()?;
-        let end = stored
-            .logical
-            .saturating_add(stored.len)
-            .div_ceil(BLOCK_LEN)
-            .min(block_count(content.size));
+        let end = stored.logical.saturating_add(stored.len).div_ceil(BLOCK_LEN).min(block_count(content.size));
         Some(piece.logical / BLOCK_LEN..end)
     }
 
     /// Checks the bytes of a piece: every content or block in it, and that the padding is zeros.
-    pub fn check_piece(
-        &self,
-        piece: &Piece,
-        bytes: &[u8],
-        known: &dyn Known,
-    ) -> Result<(), PieceFault> {
-        let contents = self
-            .contents
-            .get(piece.first as usize..=piece.last as usize)
-            .ok_or(PieceFault::Shape)?;
+    pub fn check_piece(&self, piece: &Piece, bytes: &[u8], known: &dyn Known) -> Result<(), PieceFault> {
+        let contents = self.contents.get(piece.first as usize..=piece.last as usize).ok_or(PieceFault::Shape)?;
         if bytes.len() as u64 != piece.len || piece.end() > self.len || contents.is_empty() {
             return Err(PieceFault::Shape);
         }
         check_padding(contents, piece, bytes)?;
         if let Some(blocks) = self.blocks_of(piece) {
             let content = contents.first().ok_or(PieceFault::Shape)?;
-            return blocks
-                .into_iter()
-                .try_for_each(|block| check_block(content, piece, bytes, block, known));
+            return blocks.into_iter().try_for_each(|block| check_block(content, piece, bytes, block, known));
         }
         for (position, content) in (piece.first..).zip(contents) {
-            let expected = known
-                .digest(position)
-                .ok_or(PieceFault::Unproven { position })?;
-            let logical =
-                assemble(content, piece, bytes, 0, content.size).ok_or(PieceFault::Shape)?;
+            let expected = known.digest(position).ok_or(PieceFault::Unproven { position })?;
+            let logical = assemble(content, piece, bytes, 0, content.size).ok_or(PieceFault::Shape)?;
             if digest(&logical) != expected {
                 return Err(PieceFault::Content { position });
             }
@@ -156,9 +135,7 @@ impl PackIndex {
 
     /// Gives where the next content starts, or the pack ends.
     fn boundary_behind(&self, position: usize) -> u64 {
-        self.contents
-            .get(position + 1)
-            .map_or(self.len, |next| next.place.start())
+        self.contents.get(position + 1).map_or(self.len, |next| next.place.start())
     }
 }
 
@@ -167,26 +144,14 @@ fn is_large_sparse(content: &PackedContent) -> bool {
 }
 
 /// Cuts one content; `end` is where the next one starts.
-fn cut_large(
-    pieces: &mut Vec<Piece>,
-    content: &PackedContent,
-    position: u32,
-    end: u64,
-    target: u64,
-) {
+fn cut_large(pieces: &mut Vec<Piece>, content: &PackedContent, position: u32, end: u64, target: u64) {
     let extents = content.extents();
     let mut start = content.place.start();
     let mut logical = extents.first().map_or(0, |first| first.logical) / BLOCK_LEN * BLOCK_LEN;
     loop {
         let next = next_cut(&extents, start, logical, target);
         let stop = next.map_or(end, |(offset, _)| offset);
-        pieces.push(Piece {
-            offset: start,
-            len: stop.saturating_sub(start),
-            first: position,
-            last: position,
-            logical,
-        });
+        pieces.push(Piece { offset: start, len: stop.saturating_sub(start), first: position, last: position, logical });
         match next {
             Some((offset, at)) => (start, logical) = (offset, at),
             None => return,
@@ -200,19 +165,12 @@ fn next_cut(extents: &[Extent], offset: u64, logical: u64, target: u64) -> Optio
     let goal = offset.checked_add(target)?;
     let at = extents.partition_point(|e| e.offset.saturating_add(e.len) <= goal);
     let extent = extents.get(at)?;
-    let reached = extent
-        .logical
-        .checked_add(goal.saturating_sub(extent.offset))?;
-    let cut = reached
-        .max(logical + BLOCK_LEN)
-        .checked_next_multiple_of(BLOCK_LEN)?;
+    let reached = extent.logical.checked_add(goal.saturating_sub(extent.offset))?;
+    let cut = reached.max(logical + BLOCK_LEN).checked_next_multiple_of(BLOCK_LEN)?;
     let at = extents.partition_point(|e| e.logical.saturating_add(e.len) <= cut);
     let extent = extents.get(at)?;
     let skipped = cut.saturating_sub(extent.logical);
-    Some((
-        extent.offset + skipped,
-        extent.logical.max(cut) / BLOCK_LEN * BLOCK_LEN,
-    ))
+    Some((extent.offset + skipped, extent.logical.max(cut) / BLOCK_LEN * BLOCK_LEN))
 }
 
 /// Gives the parts of extents that lie in a piece.
@@ -223,19 +181,11 @@ fn clip<'a>(extents: &'a [Extent], piece: &'a Piece) -> impl Iterator<Item = Ext
         let skip = piece.offset.saturating_sub(e.offset);
         let end = e.offset.saturating_add(e.len).min(piece.end());
         let offset = e.offset + skip;
-        Extent {
-            logical: e.logical + skip,
-            offset,
-            len: end.saturating_sub(offset),
-        }
+        Extent { logical: e.logical + skip, offset, len: end.saturating_sub(offset) }
     })
 }
 
-fn check_padding(
-    contents: &[PackedContent],
-    piece: &Piece,
-    bytes: &[u8],
-) -> Result<(), PieceFault> {
+fn check_padding(contents: &[PackedContent], piece: &Piece, bytes: &[u8]) -> Result<(), PieceFault> {
     let mut at = piece.offset;
     for content in contents {
         for extent in clip(&content.extents(), piece) {
@@ -249,9 +199,7 @@ fn check_padding(
 fn check_zeros(piece: &Piece, bytes: &[u8], from: u64, to: u64) -> Result<(), PieceFault> {
     let gap = slice(bytes, piece, from, to.saturating_sub(from)).ok_or(PieceFault::Shape)?;
     match gap.iter().position(|byte| *byte != 0) {
-        Some(bad) => Err(PieceFault::Padding {
-            offset: from + bad as u64,
-        }),
+        Some(bad) => Err(PieceFault::Padding { offset: from + bad as u64 }),
         None => Ok(()),
     }
 }
@@ -264,9 +212,7 @@ fn check_block(
     known: &dyn Known,
 ) -> Result<(), PieceFault> {
     let position = piece.first;
-    let expected = known
-        .block(position, block)
-        .ok_or(PieceFault::Unproven { position })?;
+    let expected = known.block(position, block).ok_or(PieceFault::Unproven { position })?;
     let start = block * BLOCK_LEN;
     let len = content.size.saturating_sub(start).min(BLOCK_LEN);
     let logical = assemble(content, piece, bytes, start, len).ok_or(PieceFault::Shape)?;
@@ -290,22 +236,11 @@ fn assemble<'a>(
     let mut logical = vec![0; usize::try_from(len).ok()?];
     let extents = content.extents();
     let first = extents.partition_point(|e| e.logical.saturating_add(e.len) <= start);
-    for extent in extents
-        .get(first..)?
-        .iter()
-        .take_while(|e| e.logical < start + len)
-    {
+    for extent in extents.get(first..)?.iter().take_while(|e| e.logical < start + len) {
         let from = extent.logical.max(start);
         let to = (extent.logical + extent.len).min(start + len);
-        let stored = slice(
-            bytes,
-            piece,
-            extent.offset + (from - extent.logical),
-            to - from,
-        )?;
-        logical
-            .get_mut((from - start) as usize..(to - start) as usize)?
-            .copy_from_slice(stored);
+        let stored = slice(bytes, piece, extent.offset + (from - extent.logical), to - from)?;
+        logical.get_mut((from - start) as usize..(to - start) as usize)?.copy_from_slice(stored);
     }
     Some(logical.into())
 }

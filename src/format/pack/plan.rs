@@ -24,10 +24,7 @@ impl Layout {
     /// Chooses by the bytes of the whole tree: at most 1,000 packs that are full, and at most
     /// 2,000 files that are packs of their own.
     pub fn for_bytes(total: u64) -> Self {
-        Self {
-            pack_len: (total / 1000).max(PACK_LEN_MIN),
-            whole_len: (total / 2000).max(WHOLE_LEN_MIN),
-        }
+        Self { pack_len: (total / 1000).max(PACK_LEN_MIN), whole_len: (total / 2000).max(WHOLE_LEN_MIN) }
     }
 }
 
@@ -71,17 +68,11 @@ pub fn coalesce(data: &mut Vec<(u64, u64)>, max: usize) {
     };
     let mut holes: Vec<(u64, usize)> = data.windows(2).map(hole).zip(1..).collect();
     holes.sort_unstable();
-    let joined: std::collections::HashSet<usize> = holes
-        .iter()
-        .take(data.len() - max)
-        .map(|(_, at)| *at)
-        .collect();
+    let joined: std::collections::HashSet<usize> = holes.iter().take(data.len() - max).map(|(_, at)| *at).collect();
     let mut kept: Vec<(u64, u64)> = Vec::with_capacity(max);
     for (at, &(start, len)) in data.iter().enumerate() {
         match kept.last_mut() {
-            Some(last) if joined.contains(&at) => {
-                last.1 = start.saturating_add(len).saturating_sub(last.0)
-            }
+            Some(last) if joined.contains(&at) => last.1 = start.saturating_add(len).saturating_sub(last.0),
             _ => kept.push((start, len)),
         }
     }
@@ -113,30 +104,19 @@ pub struct PackPlanner {
 
 impl PackPlanner {
     pub fn new(layout: Layout) -> Self {
-        Self {
-            layout,
-            next: 0,
-            open: None,
-        }
+        Self { layout, next: 0, open: None }
     }
 
     /// Places a content of `size` bytes, all of them stored.
     pub fn push(&mut self, size: u64) -> Result<Slot, PlanError> {
-        self.place(size, |offset| {
-            Ok((
-                Place::Run { offset },
-                offset.checked_add(size).ok_or(PlanError::TooLong)?,
-            ))
-        })
+        self.place(size, |offset| Ok((Place::Run { offset }, offset.checked_add(size).ok_or(PlanError::TooLong)?)))
     }
 
     /// Places a sparse content of `size` bytes: `data` has (position, length) of what is not a hole.
     pub fn push_sparse(&mut self, size: u64, data: &[(u64, u64)]) -> Result<Slot, PlanError> {
         let mut end = 0_u64;
         for &(logical, len) in data {
-            let ends = logical
-                .checked_add(len)
-                .filter(|ends| len > 0 && logical >= end && *ends <= size);
+            let ends = logical.checked_add(len).filter(|ends| len > 0 && logical >= end && *ends <= size);
             end = ends.ok_or(PlanError::Extents)?;
         }
         if data.len() > EXTENTS_MAX {
@@ -151,52 +131,25 @@ impl PackPlanner {
         self.open.take()
     }
 
-    fn place(
-        &mut self,
-        stored: u64,
-        at: impl Fn(u64) -> Result<(Place, u64), PlanError>,
-    ) -> Result<Slot, PlanError> {
+    fn place(&mut self, stored: u64, at: impl Fn(u64) -> Result<(Place, u64), PlanError>) -> Result<Slot, PlanError> {
         if stored == 0 {
             return Err(PlanError::Empty);
         }
         if stored > self.layout.whole_len {
             let (place, len) = at(0)?;
-            let closed = Closed {
-                pack: self.take_number(),
-                len: checked(len)?,
-                contents: 1,
-            };
-            return Ok(Slot {
-                pack: closed.pack,
-                position: 0,
-                place,
-                whole: true,
-                closed: Some(closed),
-            });
+            let closed = Closed { pack: self.take_number(), len: checked(len)?, contents: 1 };
+            return Ok(Slot { pack: closed.pack, position: 0, place, whole: true, closed: Some(closed) });
         }
         let mut open = match self.open.take() {
             Some(open) => open,
-            None => Closed {
-                pack: self.take_number(),
-                len: 0,
-                contents: 0,
-            },
+            None => Closed { pack: self.take_number(), len: 0, contents: 0 },
         };
         let (place, end) = at(open.len)?;
-        let slot = Slot {
-            pack: open.pack,
-            position: open.contents,
-            place,
-            whole: false,
-            closed: None,
-        };
+        let slot = Slot { pack: open.pack, position: open.contents, place, whole: false, closed: None };
         open.len = checked(align_up(end).ok_or(PlanError::TooLong)?)?;
         open.contents += 1;
         if open.len >= self.layout.pack_len || open.contents == u32::MAX {
-            return Ok(Slot {
-                closed: Some(open),
-                ..slot
-            });
+            return Ok(Slot { closed: Some(open), ..slot });
         }
         self.open = Some(open);
         Ok(slot)
@@ -210,11 +163,7 @@ impl PackPlanner {
 
 /// Keeps lengths below what any reader's sums can hold.
 fn checked(len: u64) -> Result<u64, PlanError> {
-    if len <= i64::MAX as u64 {
-        Ok(len)
-    } else {
-        Err(PlanError::TooLong)
-    }
+    if len <= i64::MAX as u64 { Ok(len) } else { Err(PlanError::TooLong) }
 }
 
 /// Lays extents out from `offset` on, each on the next boundary; gives the end of the last.
@@ -224,11 +173,7 @@ pub(super) fn place_extents(offset: u64, data: &[(u64, u64)]) -> Result<(Place, 
     for &(logical, len) in data {
         let offset = align_up(end).ok_or(PlanError::TooLong)?;
         end = offset.checked_add(len).ok_or(PlanError::TooLong)?;
-        extents.push(Extent {
-            logical,
-            offset,
-            len,
-        });
+        extents.push(Extent { logical, offset, len });
     }
     debug_assert!(offset.is_multiple_of(ALIGN));
     Ok((Place::Sparse { extents }, end))
@@ -244,14 +189,7 @@ pub struct PackDraft {
 impl PackDraft {
     /// Notes a content at its slot, once its id is known.
     pub fn fill(&mut self, slot: &Slot, size: u64, content: ContentId) {
-        self.contents.insert(
-            slot.position,
-            PackedContent {
-                content,
-                size,
-                place: slot.place.clone(),
-            },
-        );
+        self.contents.insert(slot.position, PackedContent { content, size, place: slot.place.clone() });
     }
 
     /// Notes that the pack gets no more contents.
@@ -261,16 +199,12 @@ impl PackDraft {
 
     /// Says whether the pack is closed and the id of every content is known.
     pub fn is_complete(&self) -> bool {
-        self.closed
-            .is_some_and(|closed| self.contents.len() == closed.contents as usize)
+        self.closed.is_some_and(|closed| self.contents.len() == closed.contents as usize)
     }
 
     /// Gives the index, where the draft is complete.
     pub fn finish(self) -> Option<PackIndex> {
         let len = self.closed.filter(|_| self.is_complete())?.len;
-        Some(PackIndex {
-            len,
-            contents: self.contents.into_values().collect(),
-        })
+        Some(PackIndex { len, contents: self.contents.into_values().collect() })
     }
 }

@@ -55,9 +55,7 @@ impl Recipe {
         let (len, index_len, outboard_len) = (r.varint()?, r.varint()?, r.varint()?);
         let at = r.at();
         let source = match r.u8()? {
-            NATIVE => Source::Native {
-                key: read_key(&mut r)?,
-            },
+            NATIVE => Source::Native { key: read_key(&mut r)? },
             ASSEMBLED => {
                 let count = r.count("pins", 6)?;
                 let mut pins = Vec::with_capacity(count);
@@ -71,13 +69,7 @@ impl Recipe {
             _ => return Err(r.bad(at, "source", "it is not one of 0 and 1")),
         };
         r.end()?;
-        Ok(Self {
-            pack,
-            len,
-            index_len,
-            outboard_len,
-            source,
-        })
+        Ok(Self { pack, len, index_len, outboard_len, source })
     }
 }
 
@@ -87,8 +79,7 @@ fn read_key(r: &mut Reader<'_>) -> Result<String, DecodeError> {
     let at = r.at();
     let key = r.text("key", KEY_LEN_MAX)?;
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    let good =
-        |part: &str| !part.is_empty() && part != "." && part != ".." && part.bytes().all(allowed);
+    let good = |part: &str| !part.is_empty() && part != "." && part != ".." && part.bytes().all(allowed);
     match key.split('/').all(good) {
         true => Ok(key.to_owned()),
         false => Err(r.bad(at, "key", "it is not a key below data/")),
@@ -106,11 +97,7 @@ impl PackOutboard {
             w.u64(outboard.size);
         }
         for (_, outboard) in &self.contents {
-            outboard
-                .groups
-                .iter()
-                .chain(&outboard.blocks)
-                .for_each(|value| w.raw(value));
+            outboard.groups.iter().chain(&outboard.blocks).for_each(|value| w.raw(value));
         }
         w.finish()
     }
@@ -128,11 +115,7 @@ impl PackOutboard {
             let at = r.at();
             let row = (r.u32()?, r.u64()?);
             if row.1 <= BLOCK_LEN || rows.last().is_some_and(|last| last.0 >= row.0) {
-                return Err(r.bad(
-                    at,
-                    "contents",
-                    "they are out of order, or one needs no values",
-                ));
+                return Err(r.bad(at, "contents", "they are out of order, or one needs no values"));
             }
             rows.push(row);
         }
@@ -140,14 +123,7 @@ impl PackOutboard {
         for (position, size) in rows {
             let groups = read_values(&mut r, group_values(size))?;
             let blocks = read_values(&mut r, block_count(size))?;
-            contents.push((
-                position,
-                Outboard {
-                    size,
-                    blocks,
-                    groups,
-                },
-            ));
+            contents.push((position, Outboard { size, blocks, groups }));
         }
         r.end()?;
         Ok(Self { contents })
@@ -155,10 +131,7 @@ impl PackOutboard {
 
     /// Gives the values of the content at `position`.
     pub fn get(&self, position: u32) -> Option<&Outboard> {
-        let at = self
-            .contents
-            .binary_search_by_key(&position, |(position, _)| *position)
-            .ok()?;
+        let at = self.contents.binary_search_by_key(&position, |(position, _)| *position).ok()?;
         self.contents.get(at).map(|(_, outboard)| outboard)
     }
 }
@@ -166,9 +139,7 @@ impl PackOutboard {
 fn read_values(r: &mut Reader<'_>, count: u64) -> Result<Vec<ChainingValue>, DecodeError> {
     let at = r.at();
     match usize::try_from(count) {
-        Ok(count) if count <= r.left() / VALUE_LEN as usize => {
-            (0..count).map(|_| r.array()).collect()
-        }
+        Ok(count) if count <= r.left() / VALUE_LEN as usize => (0..count).map(|_| r.array()).collect(),
         _ => Err(r.bad(at, "values", "there are not so many bytes left")),
     }
 }
@@ -185,11 +156,7 @@ impl OutboardLayout {
     /// Computes the layout from the pack's index: every content above 256 KiB has values.
     /// None where they would take more than 64 bits can count.
     pub fn of(index: &PackIndex) -> Option<Self> {
-        let large = || {
-            (0_u32..)
-                .zip(&index.contents)
-                .filter(|(_, content)| content.size > BLOCK_LEN)
-        };
+        let large = || (0_u32..).zip(&index.contents).filter(|(_, content)| content.size > BLOCK_LEN);
         let mut at = OUTBOARD_HEADER_LEN + large().count() as u64 * OUTBOARD_ROW_LEN;
         let mut rows = Vec::new();
         for (position, content) in large() {
@@ -227,17 +194,11 @@ impl OutboardLayout {
 
     /// Splits bytes that were read by range into values.
     pub fn values(bytes: &[u8]) -> Option<Vec<ChainingValue>> {
-        bytes
-            .chunks(VALUE_LEN as usize)
-            .map(|value| value.try_into().ok())
-            .collect()
+        bytes.chunks(VALUE_LEN as usize).map(|value| value.try_into().ok()).collect()
     }
 
     fn row(&self, position: u32) -> Option<(u64, u64)> {
-        let at = self
-            .rows
-            .binary_search_by_key(&position, |(position, ..)| *position)
-            .ok()?;
+        let at = self.rows.binary_search_by_key(&position, |(position, ..)| *position).ok()?;
         self.rows.get(at).map(|(_, size, at)| (*size, *at))
     }
 }

@@ -24,10 +24,7 @@ impl Sample {
     fn logical(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.size as usize];
         for (start, len) in self.data.clone().unwrap_or_else(|| vec![(0, self.size)]) {
-            for (i, byte) in bytes[start as usize..(start + len) as usize]
-                .iter_mut()
-                .enumerate()
-            {
+            for (i, byte) in bytes[start as usize..(start + len) as usize].iter_mut().enumerate() {
                 *byte = (i as u8).wrapping_mul(31).wrapping_add(self.seed) | 1;
             }
         }
@@ -48,18 +45,13 @@ impl Known for Made {
         self.digests.get(position as usize).copied()
     }
     fn block(&self, position: u32, block: u64) -> Option<ChainingValue> {
-        self.outboard
-            .get(position)?
-            .blocks
-            .get(block as usize)
-            .copied()
+        self.outboard.get(position)?.blocks.get(block as usize).copied()
     }
 }
 
 fn make(samples: &[Sample], layout: Layout) -> Vec<Made> {
     let mut planner = PackPlanner::new(layout);
-    let mut drafts: BTreeMap<u64, (PackDraft, Vec<u8>, PackOutboard, Vec<ContentDigest>)> =
-        BTreeMap::new();
+    let mut drafts: BTreeMap<u64, (PackDraft, Vec<u8>, PackOutboard, Vec<ContentDigest>)> = BTreeMap::new();
     for sample in samples {
         let slot = match &sample.data {
             None => planner.push(sample.size),
@@ -71,55 +63,31 @@ fn make(samples: &[Sample], layout: Layout) -> Vec<Made> {
         let mut hasher = ContentHasher::new();
         hasher.update(&logical);
         let (found, values) = hasher.finish();
-        outboard
-            .contents
-            .extend(values.map(|values| (slot.position, values)));
+        outboard.contents.extend(values.map(|values| (slot.position, values)));
         digests.push(found);
         draft.fill(&slot, sample.size, ContentId::Digest(found));
-        let content = PackedContent {
-            content: ContentId::Digest(found),
-            size: sample.size,
-            place: slot.place.clone(),
-        };
+        let content = PackedContent { content: ContentId::Digest(found), size: sample.size, place: slot.place.clone() };
         for extent in content.extents().iter() {
             bytes.resize(extent.offset as usize, 0);
             bytes.extend(&logical[extent.logical as usize..(extent.logical + extent.len) as usize]);
         }
         if let Some(closed) = slot.closed {
-            drafts
-                .get_mut(&closed.pack)
-                .expect("it was opened")
-                .0
-                .close(closed);
+            drafts.get_mut(&closed.pack).expect("it was opened").0.close(closed);
         }
     }
     if let Some(closed) = planner.finish() {
-        drafts
-            .get_mut(&closed.pack)
-            .expect("it was opened")
-            .0
-            .close(closed);
+        drafts.get_mut(&closed.pack).expect("it was opened").0.close(closed);
     }
-    let made = drafts
-        .into_values()
-        .map(|(draft, mut bytes, outboard, digests)| {
-            let index = draft.finish().expect("all are filled");
-            bytes.resize(index.len as usize, 0);
-            Made {
-                index,
-                bytes,
-                outboard,
-                digests,
-            }
-        });
+    let made = drafts.into_values().map(|(draft, mut bytes, outboard, digests)| {
+        let index = draft.finish().expect("all are filled");
+        bytes.resize(index.len as usize, 0);
+        Made { index, bytes, outboard, digests }
+    });
     made.collect()
 }
 
 fn small_layout() -> Layout {
-    Layout {
-        pack_len: 700 * KIB,
-        whole_len: 900 * KIB,
-    }
+    Layout { pack_len: 700 * KIB, whole_len: 900 * KIB }
 }
 
 fn sample() -> impl Strategy<Value = Sample> {
@@ -131,11 +99,7 @@ fn sample() -> impl Strategy<Value = Sample> {
         Just(BLOCK_LEN),
         Just(4 * BLOCK_LEN)
     ];
-    let plain = (plain, any::<u8>()).prop_map(|(size, seed)| Sample {
-        size,
-        data: None,
-        seed,
-    });
+    let plain = (plain, any::<u8>()).prop_map(|(size, seed)| Sample { size, data: None, seed });
     let parts = prop::collection::vec((0..400 * KIB, 1..120 * KIB), 1..12);
     let sparse = (parts, 0..300 * KIB, any::<u8>()).prop_map(|(parts, tail, seed)| {
         let mut at = 0;
@@ -144,11 +108,7 @@ fn sample() -> impl Strategy<Value = Sample> {
             data.push((at + gap, len));
             at += gap + len;
         }
-        Sample {
-            size: at + tail,
-            data: Some(data),
-            seed,
-        }
+        Sample { size: at + tail, data: Some(data), seed }
     });
     prop_oneof![3 => plain, 1 => sparse]
 }
@@ -219,11 +179,7 @@ fn a_placement_has_at_most_two_thousand_packs_whatever_the_size() {
 
 #[test]
 fn large_contents_are_packs_of_their_own_with_their_exact_length() {
-    let samples = [100, 1001 * KIB + 1, 200].map(|size| Sample {
-        size,
-        data: None,
-        seed: 3,
-    });
+    let samples = [100, 1001 * KIB + 1, 200].map(|size| Sample { size, data: None, seed: 3 });
     let made = make(&samples, small_layout());
     assert_eq!(made.len(), 2);
     assert_eq!(made[0].index.len, 8192);
@@ -237,17 +193,8 @@ fn what_cannot_be_laid_out_is_refused() {
     let mut planner = PackPlanner::new(small_layout());
     assert_eq!(planner.push(0), Err(PlanError::Empty));
     assert_eq!(planner.push(u64::MAX), Err(PlanError::TooLong));
-    for data in [
-        &[(0, 5), (4, 1)][..],
-        &[(0, 0)],
-        &[(9, 2)],
-        &[(u64::MAX, 2)],
-    ] {
-        assert_eq!(
-            planner.push_sparse(10, data),
-            Err(PlanError::Extents),
-            "{data:?}"
-        );
+    for data in [&[(0, 5), (4, 1)][..], &[(0, 0)], &[(9, 2)], &[(u64::MAX, 2)]] {
+        assert_eq!(planner.push_sparse(10, data), Err(PlanError::Extents), "{data:?}");
     }
     assert_eq!(planner.finish(), None);
 }
@@ -267,27 +214,13 @@ fn recipes_and_proofs_survive_a_round_trip() {
         pin("c", "x/10.png", None),
         pin("b", "ä", None),
     ];
-    for source in [
-        Source::Native {
-            key: "2026/ab-1".into(),
-        },
-        Source::Assembled { pins },
-    ] {
-        let recipe = Recipe {
-            pack: PackId([1; 32]),
-            len: 9,
-            index_len: 8,
-            outboard_len: 0,
-            source,
-        };
+    for source in [Source::Native { key: "2026/ab-1".into() }, Source::Assembled { pins }] {
+        let recipe = Recipe { pack: PackId([1; 32]), len: 9, index_len: 8, outboard_len: 0, source };
         let encoded = recipe.encode();
         assert_eq!(Recipe::decode(&encoded), Ok(recipe));
         (0..encoded.len()).for_each(|cut| assert!(Recipe::decode(&encoded[..cut]).is_err()));
     }
-    let proof = Proof {
-        pack: PackId([2; 32]),
-        digests: vec![None, Some(digest(b"x"))],
-    };
+    let proof = Proof { pack: PackId([2; 32]), digests: vec![None, Some(digest(b"x"))] };
     assert_eq!(Proof::decode(&proof.encode()), Ok(proof));
 }
 
@@ -295,13 +228,7 @@ fn recipes_and_proofs_survive_a_round_trip() {
 fn a_recipe_can_point_nowhere_but_below_data() {
     for key in ["", "/", "../commits/x", "a//b", "a/./b", "a b", "ä"] {
         let source = Source::Native { key: key.into() };
-        let recipe = Recipe {
-            pack: PackId([1; 32]),
-            len: 9,
-            index_len: 8,
-            outboard_len: 0,
-            source,
-        };
+        let recipe = Recipe { pack: PackId([1; 32]), len: 9, index_len: 8, outboard_len: 0, source };
         assert!(Recipe::decode(&recipe.encode()).is_err(), "{key}");
     }
 }

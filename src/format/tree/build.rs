@@ -48,11 +48,7 @@ pub struct Built {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
     #[error("entry {rank} `{name}`: {why}")]
-    Entry {
-        rank: u64,
-        name: String,
-        why: &'static str,
-    },
+    Entry { rank: u64, name: String, why: &'static str },
     #[error("{given} entries were given, the directories' counts promise {promised}")]
     Counts { given: u64, promised: u64 },
     #[error("pack {pack} has {len} bytes, but an entry lies up to {end}")]
@@ -157,13 +153,8 @@ impl TreeBuilder {
 
     /// Takes the next entry in tree order and where its bytes lie.
     pub fn push(&mut self, entry: Entry, location: Location) -> Result<(), BuildError> {
-        let fail = |rank, why| {
-            Err(BuildError::Entry {
-                rank,
-                name: String::from_utf8_lossy(&entry.name).into_owned(),
-                why,
-            })
-        };
+        let fail =
+            |rank, why| Err(BuildError::Entry { rank, name: String::from_utf8_lossy(&entry.name).into_owned(), why });
         if let Some(why) = entry.fault().or_else(|| location_fault(&entry, &location)) {
             return fail(self.rank, why);
         }
@@ -171,10 +162,7 @@ impl TreeBuilder {
             return fail(self.rank, why);
         }
         let Some(frame) = self.stack.last_mut() else {
-            return Err(BuildError::Counts {
-                given: self.rank + 1,
-                promised: self.rank,
-            });
+            return Err(BuildError::Counts { given: self.rank + 1, promised: self.rank });
         };
         if let Err(why) = frame.take(&entry) {
             return fail(self.rank, why);
@@ -184,10 +172,7 @@ impl TreeBuilder {
             return fail(self.rank, why);
         }
         let Some(counts) = self.open.counts.plus(&Counts::of(&entry)) else {
-            return fail(
-                self.rank,
-                "the sizes of the tree add up to more than 64 bits",
-            );
+            return fail(self.rank, "the sizes of the tree add up to more than 64 bits");
         };
         self.open.counts = counts;
         self.uses.add(&location, entry.size());
@@ -204,25 +189,14 @@ impl TreeBuilder {
     pub fn finish(mut self) -> Result<(Built, Vec<BuiltBlock>), BuildError> {
         let root_fault = super::entry::root_fault(self.mode, &self.mtime);
         if let Some(why) = root_fault.or(self.enter_next_dir().err()) {
-            return Err(BuildError::Entry {
-                rank: self.rank,
-                name: "/".into(),
-                why,
-            });
+            return Err(BuildError::Entry { rank: self.rank, name: "/".into(), why });
         }
         if !self.stack.is_empty() {
-            return Err(BuildError::Counts {
-                given: self.rank,
-                promised: self.promised(),
-            });
+            return Err(BuildError::Counts { given: self.rank, promised: self.promised() });
         }
         if let Some((path, (rank, _))) = self.links.iter().min_by_key(|(_, (rank, _))| *rank) {
             let why = "its hard-link group has fewer links than it says";
-            return Err(BuildError::Entry {
-                rank: *rank,
-                name: String::from_utf8_lossy(path).into_owned(),
-                why,
-            });
+            return Err(BuildError::Entry { rank: *rank, name: String::from_utf8_lossy(path).into_owned(), why });
         }
         self.close_segment()?;
         let (top, placed) = self.close_levels()?;
@@ -236,23 +210,9 @@ impl TreeBuilder {
             top,
         };
         let tree = root.id();
-        let packs = self
-            .uses
-            .finish()
-            .map_err(|(pack, len, end)| BuildError::Pack { pack, len, end })?;
-        let placement = PlacementRoot {
-            tree,
-            packs,
-            top: placed,
-        };
-        Ok((
-            Built {
-                tree,
-                root,
-                placement,
-            },
-            self.ready,
-        ))
+        let packs = self.uses.finish().map_err(|(pack, len, end)| BuildError::Pack { pack, len, end })?;
+        let placement = PlacementRoot { tree, packs, top: placed };
+        Ok((Built { tree, root, placement }, self.ready))
     }
 
     /// Leaves directories that are complete and enters the next one that has entries, so that the
@@ -275,8 +235,7 @@ impl TreeBuilder {
                 None => {
                     let name_len = frame.name.len();
                     self.stack.pop();
-                    self.path
-                        .truncate(self.path.len().saturating_sub(name_len + 1));
+                    self.path.truncate(self.path.len().saturating_sub(name_len + 1));
                 }
             }
         }
@@ -285,10 +244,7 @@ impl TreeBuilder {
 
     /// Counts the entries that the directories seen so far promise.
     fn promised(&self) -> u64 {
-        let missing = self
-            .stack
-            .iter()
-            .map(|frame| frame.left.saturating_add(frame.waiting_entries()));
+        let missing = self.stack.iter().map(|frame| frame.left.saturating_add(frame.waiting_entries()));
         missing.fold(self.rank, u64::saturating_add)
     }
 
@@ -303,7 +259,10 @@ impl TreeBuilder {
                 Ok(())
             }
             EntryKind::HardLink { first } => {
-                let (_, left) = self.links.get_mut(first).ok_or("the first entry of its hard-link group does not come before it, or has fewer links")?;
+                let (_, left) = self
+                    .links
+                    .get_mut(first)
+                    .ok_or("the first entry of its hard-link group does not come before it, or has fewer links")?;
                 *left -= 1;
                 if *left == 0 {
                     self.links.remove(first);
@@ -314,22 +273,14 @@ impl TreeBuilder {
         }
     }
 
-    fn append(
-        &mut self,
-        dir_name: &[u8],
-        entry: Entry,
-        location: Location,
-    ) -> Result<(), BuildError> {
+    fn append(&mut self, dir_name: &[u8], entry: Entry, location: Location) -> Result<(), BuildError> {
         let open = &mut self.open;
         if open.locations.is_empty() {
             open.first_name = entry.name.clone();
         }
         entry.write(&mut open.body, &mut open.pins);
         open.locations.push(location);
-        match self
-            .cuts
-            .ends_segment(dir_name, &entry, open.locations.len(), open.body.len())
-        {
+        match self.cuts.ends_segment(dir_name, &entry, open.locations.len(), open.body.len()) {
             true => self.close_segment(),
             false => Ok(()),
         }
@@ -347,12 +298,7 @@ impl TreeBuilder {
     }
 
     /// Adds a block to the index `level` steps above the segments' own (0 indexes segments).
-    fn add_child(
-        &mut self,
-        level: usize,
-        child: ChildRef,
-        placed: BlockId,
-    ) -> Result<(), BuildError> {
+    fn add_child(&mut self, level: usize, child: ChildRef, placed: BlockId) -> Result<(), BuildError> {
         if self.levels.len() <= level {
             if level >= usize::from(LEVEL_MAX) {
                 return Err(BuildError::Entry {
@@ -372,38 +318,21 @@ impl TreeBuilder {
             return Ok(());
         };
         child.write(&mut open.body);
-        let ends = self
-            .cuts
-            .ends_index(&child.id, open.children.len() + 1, open.body.len());
+        let ends = self.cuts.ends_index(&child.id, open.children.len() + 1, open.body.len());
         open.children.push(child);
         open.placed.push(placed);
-        if ends {
-            self.close_index(level)
-        } else {
-            Ok(())
-        }
+        if ends { self.close_index(level) } else { Ok(()) }
     }
 
     fn close_index(&mut self, level: usize) -> Result<(), BuildError> {
-        let Some(open) = self
-            .levels
-            .get_mut(level)
-            .filter(|open| !open.children.is_empty())
-        else {
+        let Some(open) = self.levels.get_mut(level).filter(|open| !open.children.is_empty()) else {
             return Ok(());
         };
         open.closed = true;
         let body = std::mem::take(&mut open.body).finish();
-        let (children, placed) = (
-            std::mem::take(&mut open.children),
-            std::mem::take(&mut open.placed),
-        );
+        let (children, placed) = (std::mem::take(&mut open.children), std::mem::take(&mut open.placed));
         let index = IndexBlock::new(level as u8 + 1, children);
-        let first_name = index
-            .children
-            .first()
-            .map(|child| child.first_name.clone())
-            .unwrap_or_default();
+        let first_name = index.children.first().map(|child| child.first_name.clone()).unwrap_or_default();
         let bytes = encode_block(index.level, index.children.len(), &body);
         let placed = self.emit_placed(&PlacedBlock::Index(placed));
         let child = self.emit_tree(bytes, *index.counts(), first_name);
@@ -418,39 +347,24 @@ impl TreeBuilder {
             self.close_index(level)?;
             level += 1;
         }
-        let top = self.levels.get_mut(level).map(|open| {
-            (
-                std::mem::take(&mut open.children),
-                std::mem::take(&mut open.placed),
-            )
-        });
+        let top = self
+            .levels
+            .get_mut(level)
+            .map(|open| (std::mem::take(&mut open.children), std::mem::take(&mut open.placed)));
         let (children, placed) = top.unwrap_or_default();
         Ok((IndexBlock::new(level as u8 + 1, children), placed))
     }
 
     fn emit_tree(&mut self, bytes: Vec<u8>, counts: Counts, first_name: Box<[u8]>) -> ChildRef {
         let (id, encoded_len) = (Block::id_of(&bytes), bytes.len() as u32);
-        self.ready.push(BuiltBlock {
-            id,
-            bytes,
-            of: BlockOf::Tree,
-        });
-        ChildRef {
-            id,
-            encoded_len,
-            counts,
-            first_name,
-        }
+        self.ready.push(BuiltBlock { id, bytes, of: BlockOf::Tree });
+        ChildRef { id, encoded_len, counts, first_name }
     }
 
     fn emit_placed(&mut self, block: &PlacedBlock) -> BlockId {
         let bytes = block.encode();
         let id = PlacedBlock::id_of(&bytes);
-        self.ready.push(BuiltBlock {
-            id,
-            bytes,
-            of: BlockOf::Placement,
-        });
+        self.ready.push(BuiltBlock { id, bytes, of: BlockOf::Placement });
         id
     }
 }
@@ -482,21 +396,12 @@ impl Frame {
         self.last.extend_from_slice(&entry.name);
         self.left -= 1;
         self.found = self.found.saturating_add(1);
-        if let EntryKind::Dir {
-            children,
-            descendants,
-            subdirs,
-        } = entry.kind
-        {
-            self.subdirs_left = self
-                .subdirs_left
-                .checked_sub(1)
-                .ok_or("its directory has more directories than it says")?;
+        if let EntryKind::Dir { children, descendants, subdirs } = entry.kind {
+            self.subdirs_left =
+                self.subdirs_left.checked_sub(1).ok_or("its directory has more directories than it says")?;
             self.found = self.found.saturating_add(descendants);
             if children > 0 {
-                [children, descendants, subdirs]
-                    .into_iter()
-                    .for_each(|count| self.waiting.varint(count));
+                [children, descendants, subdirs].into_iter().for_each(|count| self.waiting.varint(count));
                 self.waiting.bytes(&entry.name);
             }
         }
@@ -509,9 +414,7 @@ impl Frame {
             return Err("the directory before it has fewer directories than it says");
         }
         if self.promised != u64::MAX && self.found != self.promised {
-            return Err(
-                "the directory before it does not hold as many entries below it as it says",
-            );
+            return Err("the directory before it does not hold as many entries below it as it says");
         }
         Ok(())
     }
@@ -519,8 +422,7 @@ impl Frame {
     /// Takes the next directory that is to be entered.
     fn next_dir(&mut self) -> Option<Self> {
         let mut r = Reader::bare("waiting directory", self.waiting.as_slice().get(self.at..)?);
-        let (children, descendants, subdirs) =
-            (r.varint().ok()?, r.varint().ok()?, r.varint().ok()?);
+        let (children, descendants, subdirs) = (r.varint().ok()?, r.varint().ok()?, r.varint().ok()?);
         let name = r.bytes("name", NAME_LEN_MAX).ok()?.into();
         self.at += r.at();
         Some(Self::new(name, children, descendants, subdirs))
@@ -528,17 +430,11 @@ impl Frame {
 
     /// Sums the entries of the directories that were not entered yet.
     fn waiting_entries(&self) -> u64 {
-        let mut r = Reader::bare(
-            "waiting directory",
-            self.waiting.as_slice().get(self.at..).unwrap_or_default(),
-        );
+        let mut r = Reader::bare("waiting directory", self.waiting.as_slice().get(self.at..).unwrap_or_default());
         let mut sum = 0_u64;
-        while let (Ok(_), Ok(descendants), Ok(_), Ok(_)) = (
-            r.varint(),
-            r.varint(),
-            r.varint(),
-            r.bytes("name", NAME_LEN_MAX),
-        ) {
+        while let (Ok(_), Ok(descendants), Ok(_), Ok(_)) =
+            (r.varint(), r.varint(), r.varint(), r.bytes("name", NAME_LEN_MAX))
+        {
             sum = sum.saturating_add(descendants);
         }
         sum
@@ -553,11 +449,7 @@ fn location_fault(entry: &Entry, location: &Location) -> Option<&'static str> {
         (EntryKind::File { size: 1.., .. }, _) => entry.size(),
         _ => return Some("only a file that is not empty has a place in a pack"),
     };
-    let fits = |offset: u64, len: u64| {
-        offset
-            .checked_add(len)
-            .is_some_and(|end| end <= FILE_LEN_MAX)
-    };
+    let fits = |offset: u64, len: u64| offset.checked_add(len).is_some_and(|end| end <= FILE_LEN_MAX);
     match location {
         Location::Run { offset, .. } if !fits(*offset, size) || offset % ALIGN != 0 => {
             Some("its place does not start on 4 KiB or ends behind 2^63 bytes")
@@ -569,12 +461,13 @@ fn location_fault(entry: &Entry, location: &Location) -> Option<&'static str> {
         Location::Sparse { extents, .. } => {
             let mut end = 0;
             let good = extents.iter().all(|extent| {
-                let in_order =
-                    extent.logical >= end && extent.len > 0 && extent.offset % ALIGN == 0;
+                let in_order = extent.logical >= end && extent.len > 0 && extent.offset % ALIGN == 0;
                 end = extent.logical.saturating_add(extent.len);
                 in_order && end <= size && fits(extent.offset, extent.len)
             });
-            (!good).then_some("its extents are out of order, overlap, reach behind its end, or do not start on 4 KiB in the pack")
+            (!good).then_some(
+                "its extents are out of order, overlap, reach behind its end, or do not start on 4 KiB in the pack",
+            )
         }
     }
 }

@@ -44,35 +44,19 @@ pub(super) struct Bounds {
 impl Cuts {
     /// What the format says.
     pub(super) const FORMAT: Self = Self {
-        entries: Bounds {
-            min: ENTRIES_MIN,
-            mean: ENTRIES_MEAN,
-            max: ENTRIES_CUT,
-        },
-        children: Bounds {
-            min: CHILDREN_MIN,
-            mean: CHILDREN_MEAN,
-            max: CHILDREN_CUT,
-        },
+        entries: Bounds { min: ENTRIES_MIN, mean: ENTRIES_MEAN, max: ENTRIES_CUT },
+        children: Bounds { min: CHILDREN_MIN, mean: CHILDREN_MEAN, max: CHILDREN_CUT },
     };
 
     /// Says whether a segment ends behind `entry`, with which it has `count` entries in `len` bytes.
-    pub(super) fn ends_segment(
-        &self,
-        dir_name: &[u8],
-        entry: &Entry,
-        count: usize,
-        len: usize,
-    ) -> bool {
-        self.entries
-            .ends(count, len, || entry_hash(dir_name, entry))
+    pub(super) fn ends_segment(&self, dir_name: &[u8], entry: &Entry, count: usize, len: usize) -> bool {
+        self.entries.ends(count, len, || entry_hash(dir_name, entry))
     }
 
     /// Says whether an index block ends behind `child`, with which it has `count` children in `len`
     /// bytes.
     pub(super) fn ends_index(&self, child: &BlockId, count: usize, len: usize) -> bool {
-        self.children
-            .ends(count, len, || first_word(child.as_bytes()))
+        self.children.ends(count, len, || first_word(child.as_bytes()))
     }
 }
 
@@ -88,18 +72,11 @@ impl Bounds {
 /// with the first eight bytes of a file's content id.
 fn entry_hash(dir_name: &[u8], entry: &Entry) -> u64 {
     let bytes = dir_name.iter().chain(b"/").chain(entry.name.iter());
-    let named = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let named = bytes
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
     let content = match &entry.kind {
-        EntryKind::File {
-            content: ContentId::Digest(digest),
-            ..
-        } => first_word(digest.as_bytes()),
-        EntryKind::File {
-            content: ContentId::Pin(pin),
-            ..
-        } => first_word(pin.as_bytes()),
+        EntryKind::File { content: ContentId::Digest(digest), .. } => first_word(digest.as_bytes()),
+        EntryKind::File { content: ContentId::Pin(pin), .. } => first_word(pin.as_bytes()),
         EntryKind::Dir { .. } | EntryKind::Symlink { .. } | EntryKind::HardLink { .. } => 0,
     };
     mix(named ^ content)

@@ -95,20 +95,9 @@ struct Frame {
 
 impl Differ {
     pub fn new(before: TreeRoot, after: TreeRoot) -> Self {
-        let gap = Gap {
-            before: children_of(&before.top, 0),
-            after: children_of(&after.top, 0),
-            even: false,
-        };
+        let gap = Gap { before: children_of(&before.top, 0), after: children_of(&after.top, 0), even: false };
         let frame = Frame::new(Vec::new(), Some(root_dir(&before)), Some(root_dir(&after)));
-        Self {
-            before,
-            after,
-            gaps: vec![gap],
-            runs: Vec::new(),
-            aligned: false,
-            stack: vec![frame],
-        }
+        Self { before, after, gaps: vec![gap], runs: Vec::new(), aligned: false, stack: vec![frame] }
     }
 
     /// Gives the next change, or None at the end. On `Need`, fetch and call again.
@@ -126,10 +115,7 @@ impl Differ {
                 Step::Again => {}
                 Step::Enter(next) => {
                     if self.stack.len() > DEPTH_MAX {
-                        return Err(NavError::Damaged {
-                            rank: 0,
-                            why: "directories are nested deeper than 4096",
-                        });
+                        return Err(NavError::Damaged { rank: 0, why: "directories are nested deeper than 4096" });
                     }
                     self.stack.push(next);
                 }
@@ -181,11 +167,7 @@ impl Differ {
 
     /// Counts the equal entries from a pair of ranks on, as far as the runs tell.
     fn same_len(&self, before: u64, after: u64) -> u64 {
-        let run = self
-            .runs
-            .partition_point(|run| run.before <= before)
-            .checked_sub(1)
-            .and_then(|at| self.runs.get(at));
+        let run = self.runs.partition_point(|run| run.before <= before).checked_sub(1).and_then(|at| self.runs.get(at));
         let left = run.and_then(|run| {
             let into = before - run.before;
             (run.after.checked_add(into) == Some(after)).then(|| run.len.saturating_sub(into))
@@ -249,16 +231,8 @@ impl Differ {
         let start = sum_before(root, blocks, rank)?;
         let end = sum_before(root, blocks, rank.saturating_add(len))?;
         match (start.checked_sub(base), end.checked_sub(start)) {
-            (Some(skipped), Some(held)) => Ok((
-                dir.first
-                    .saturating_add(dir.children)
-                    .saturating_add(skipped),
-                held,
-            )),
-            _ => Err(NavError::Damaged {
-                rank,
-                why: "sums go down",
-            }),
+            (Some(skipped), Some(held)) => Ok((dir.first.saturating_add(dir.children).saturating_add(skipped), held)),
+            _ => Err(NavError::Damaged { rank, why: "sums go down" }),
         }
     }
 
@@ -268,26 +242,20 @@ impl Differ {
         let (here, there) = (dir(before), dir(after));
         let same = match (&here, &there) {
             (None, None) => true,
-            (Some(a), Some(b)) => {
-                a.descendants == b.descendants && self.is_same(a.first, b.first, a.descendants)
-            }
+            (Some(a), Some(b)) => a.descendants == b.descendants && self.is_same(a.first, b.first, a.descendants),
             _ => false,
         };
         if let (false, Some(at)) = (same, before.or(after)) {
-            frame
-                .waiting
-                .push_back((at.entry.name.clone(), here, there));
+            frame.waiting.push_back((at.entry.name.clone(), here, there));
         }
     }
 
     fn next_dir(&self, frame: &mut Frame) -> Step {
         match frame.waiting.pop_front() {
             None => Step::Leave,
-            Some((name, before, after)) => Step::Enter(Frame::new(
-                [&*frame.path, &*name, b"/"].concat(),
-                before,
-                after,
-            )),
+            Some((name, before, after)) => {
+                Step::Enter(Frame::new([&*frame.path, &*name, b"/"].concat(), before, after))
+            }
         }
     }
 }
@@ -301,26 +269,14 @@ enum Step {
 
 impl Frame {
     fn new(path: Vec<u8>, before: Option<DirAt>, after: Option<DirAt>) -> Self {
-        let side = |dir| Side {
-            dir,
-            from: 0,
-            batch: VecDeque::new(),
-        };
-        Self {
-            path,
-            before: before.map(side),
-            after: after.map(side),
-            waiting: VecDeque::new(),
-        }
+        let side = |dir| Side { dir, from: 0, batch: VecDeque::new() };
+        Self { path, before: before.map(side), after: after.map(side), waiting: VecDeque::new() }
     }
 
     /// Takes the entries of the lower name: both where it is the same.
     fn take_pair(&mut self) -> (Option<EntryAt>, Option<EntryAt>) {
-        let name = |side: &Option<Side>| {
-            side.as_ref()
-                .and_then(|side| side.batch.front())
-                .map(|at| at.entry.name.clone())
-        };
+        let name =
+            |side: &Option<Side>| side.as_ref().and_then(|side| side.batch.front()).map(|at| at.entry.name.clone());
         let (before, after) = (name(&self.before), name(&self.after));
         let mut take_before = before.is_some();
         let mut take_after = after.is_some();
@@ -329,14 +285,9 @@ impl Frame {
             take_after = after <= before;
         }
         let take = |side: &mut Option<Side>, wanted: bool| {
-            side.as_mut()
-                .filter(|_| wanted)
-                .and_then(|side| side.batch.pop_front())
+            side.as_mut().filter(|_| wanted).and_then(|side| side.batch.pop_front())
         };
-        (
-            take(&mut self.before, take_before),
-            take(&mut self.after, take_after),
-        )
+        (take(&mut self.before, take_before), take(&mut self.after, take_after))
     }
 }
 
@@ -362,8 +313,7 @@ impl Side {
 impl Run {
     /// Says whether the other run goes on where this one ends, on both sides.
     fn touches(&self, next: &Self) -> bool {
-        self.before.checked_add(self.len) == Some(next.before)
-            && self.after.checked_add(self.len) == Some(next.after)
+        self.before.checked_add(self.len) == Some(next.before) && self.after.checked_add(self.len) == Some(next.after)
     }
 }
 
@@ -379,21 +329,11 @@ impl Gap {
         let level = self.level();
         let empty = self.before.is_empty() || self.after.is_empty();
         if level == 0 || empty {
-            return Ok(Self {
-                before: Vec::new(),
-                after: Vec::new(),
-                even: true,
-            });
+            return Ok(Self { before: Vec::new(), after: Vec::new(), even: true });
         }
-        let (before, after) = (
-            open_above(&self.before, level - 1, blocks)?,
-            open_above(&self.after, level - 1, blocks)?,
-        );
-        Ok(Self {
-            before,
-            after,
-            even: true,
-        })
+        let (before, after) =
+            (open_above(&self.before, level - 1, blocks)?, open_above(&self.after, level - 1, blocks)?);
+        Ok(Self { before, after, even: true })
     }
 }
 
@@ -428,20 +368,13 @@ fn open_above(nodes: &[Node], level: u8, blocks: &dyn Blocks) -> Result<Vec<Node
                 opened.push(node);
                 continue;
             }
-            let block = blocks
-                .tree_block(node.id)
-                .ok_or(NavError::Need(Need::Tree(node.id)))?;
+            let block = blocks.tree_block(node.id).ok_or(NavError::Need(Need::Tree(node.id)))?;
             match &*block {
-                Block::Index(index)
-                    if index.level == node.level && index.counts().entries == node.len =>
-                {
+                Block::Index(index) if index.level == node.level && index.counts().entries == node.len => {
                     opened.extend(children_of(index, node.rank));
                 }
                 _ => {
-                    return Err(NavError::Damaged {
-                        rank: node.rank,
-                        why: "a block is not what its index says",
-                    });
+                    return Err(NavError::Damaged { rank: node.rank, why: "a block is not what its index says" });
                 }
             }
         }
@@ -457,49 +390,25 @@ fn pair(gap: &Gap) -> (Vec<Run>, Vec<Gap>) {
     let same = |(a, b): &(&Node, &Node)| a.id == b.id;
     let head = gap.before.iter().zip(&gap.after).take_while(same).count();
     let rest = gap.before.len().min(gap.after.len()) - head;
-    let tail = gap
-        .before
-        .iter()
-        .rev()
-        .zip(gap.after.iter().rev())
-        .take(rest)
-        .take_while(same)
-        .count();
+    let tail = gap.before.iter().rev().zip(gap.after.iter().rev()).take(rest).take_while(same).count();
     let (before_end, after_end) = (gap.before.len() - tail, gap.after.len() - tail);
     let mut pairs: Vec<(usize, usize)> = (0..head).map(|at| (at, at)).collect();
     let inner = |nodes: &'_ [Node], end: usize| nodes.get(head..end).unwrap_or_default().to_vec();
     let (before, after) = (inner(&gap.before, before_end), inner(&gap.after, after_end));
-    pairs.extend(
-        anchors(&before, &after)
-            .into_iter()
-            .map(|(a, b)| (a + head, b + head)),
-    );
+    pairs.extend(anchors(&before, &after).into_iter().map(|(a, b)| (a + head, b + head)));
     pairs.extend((0..tail).map(|at| (before_end + at, after_end + at)));
 
     let mut runs = Vec::with_capacity(pairs.len());
     let mut gaps = Vec::new();
     let (mut a_from, mut b_from) = (0, 0);
-    for (a, b) in pairs
-        .into_iter()
-        .chain([(gap.before.len(), gap.after.len())])
-    {
-        let part = |nodes: &[Node], from: usize, to: usize| {
-            nodes.get(from..to).unwrap_or_default().to_vec()
-        };
-        let between = Gap {
-            before: part(&gap.before, a_from, a),
-            after: part(&gap.after, b_from, b),
-            even: true,
-        };
+    for (a, b) in pairs.into_iter().chain([(gap.before.len(), gap.after.len())]) {
+        let part = |nodes: &[Node], from: usize, to: usize| nodes.get(from..to).unwrap_or_default().to_vec();
+        let between = Gap { before: part(&gap.before, a_from, a), after: part(&gap.after, b_from, b), even: true };
         if !between.before.is_empty() && !between.after.is_empty() {
             gaps.push(between);
         }
         if let (Some(x), Some(y)) = (gap.before.get(a), gap.after.get(b)) {
-            runs.push(Run {
-                before: x.rank,
-                after: y.rank,
-                len: x.len.min(y.len),
-            });
+            runs.push(Run { before: x.rank, after: y.rank, len: x.len.min(y.len) });
         }
         (a_from, b_from) = (a + 1, b + 1);
     }
@@ -518,11 +427,8 @@ fn anchors(before: &[Node], after: &[Node]) -> Vec<(usize, usize)> {
         let place = places.entry(node.id).or_default();
         (place.2, place.3) = (place.2 + 1, at);
     }
-    let mut unique: Vec<(usize, usize)> = places
-        .into_values()
-        .filter(|p| p.0 == 1 && p.2 == 1)
-        .map(|p| (p.1, p.3))
-        .collect();
+    let mut unique: Vec<(usize, usize)> =
+        places.into_values().filter(|p| p.0 == 1 && p.2 == 1).map(|p| (p.1, p.3)).collect();
     unique.sort_unstable();
     longest_ascending(&unique)
 }
@@ -535,11 +441,7 @@ fn longest_ascending(pairs: &[(usize, usize)]) -> Vec<(usize, usize)> {
     let second = |at: usize| pairs.get(at).map_or(usize::MAX, |pair| pair.1);
     for (at, pair) in pairs.iter().enumerate() {
         let len = ends.partition_point(|end| second(*end) < pair.1);
-        links.push(
-            len.checked_sub(1)
-                .and_then(|before| ends.get(before))
-                .copied(),
-        );
+        links.push(len.checked_sub(1).and_then(|before| ends.get(before)).copied());
         match ends.get_mut(len) {
             Some(end) => *end = at,
             None => ends.push(at),
@@ -558,22 +460,13 @@ fn longest_ascending(pairs: &[(usize, usize)]) -> Vec<(usize, usize)> {
 /// Says what a pair of entries of one name is as a change, if it is one.
 fn change_of(dir: &[u8], before: Option<EntryAt>, after: Option<EntryAt>) -> Option<Change> {
     let (before, after) = (before.map(|at| at.entry), after.map(|at| at.entry));
-    let name = before
-        .as_ref()
-        .or(after.as_ref())
-        .map(|entry| entry.name.clone())?;
+    let name = before.as_ref().or(after.as_ref()).map(|entry| entry.name.clone())?;
     let same = match (&before, &after) {
         (Some(a), Some(b)) => match (&a.kind, &b.kind) {
-            (EntryKind::Dir { .. }, EntryKind::Dir { .. }) => {
-                a.mode == b.mode && a.mtime == b.mtime
-            }
+            (EntryKind::Dir { .. }, EntryKind::Dir { .. }) => a.mode == b.mode && a.mtime == b.mtime,
             _ => a == b,
         },
         _ => false,
     };
-    (!same).then(|| Change {
-        path: [dir, &*name].concat(),
-        before,
-        after,
-    })
+    (!same).then(|| Change { path: [dir, &*name].concat(), before, after })
 }

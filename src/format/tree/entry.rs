@@ -54,11 +54,7 @@ impl Pin {
         if empty_or_long(&self.bucket, PIN_TEXT_MAX) || empty_or_long(&self.key, PIN_TEXT_MAX) {
             return Some("a pin's bucket and key have 1 to 1024 bytes");
         }
-        if self
-            .version
-            .as_ref()
-            .is_some_and(|version| empty_or_long(version, PIN_TEXT_MAX))
-        {
+        if self.version.as_ref().is_some_and(|version| empty_or_long(version, PIN_TEXT_MAX)) {
             return Some("a pin's version id has 1 to 1024 bytes");
         }
         (self.etag.len() > PIN_TEXT_MAX).then_some("a pin's ETag has at most 1024 bytes")
@@ -93,11 +89,7 @@ pub(crate) struct PinWriter {
 impl PinWriter {
     pub(crate) fn write(&mut self, w: &mut Writer, pin: &Pin) {
         let same = pin.bucket == self.bucket;
-        let version = if pin.version.is_some() {
-            PIN_VERSION
-        } else {
-            0
-        };
+        let version = if pin.version.is_some() { PIN_VERSION } else { 0 };
         w.u8(version | if same { PIN_SAME_BUCKET } else { 0 });
         if !same {
             w.bytes(pin.bucket.as_bytes());
@@ -141,13 +133,7 @@ impl PinReader {
             _ => Some(r.text("pin's version id", PIN_TEXT_MAX)?.to_owned()),
         };
         let etag = r.text("pin's ETag", PIN_TEXT_MAX)?.to_owned();
-        let pin = Pin {
-            bucket: self.bucket.clone(),
-            key: self.key.clone(),
-            version,
-            etag,
-            size,
-        };
+        let pin = Pin { bucket: self.bucket.clone(), key: self.key.clone(), version, etag, size };
         match pin.fault() {
             Some(why) => Err(r.bad(at, "pin", why)),
             None => Ok(pin),
@@ -159,18 +145,9 @@ impl PinReader {
         let shared = usize::try_from(r.varint()?).unwrap_or(usize::MAX);
         let rest = r.bytes("pin's key", PIN_TEXT_MAX)?;
         let before = self.key.as_bytes();
-        let start = before
-            .get(..shared)
-            .ok_or_else(|| r.bad(at, "pin's key", "the one before is not as long"))?;
-        if before
-            .get(shared)
-            .is_some_and(|byte| rest.first() == Some(byte))
-        {
-            return Err(r.bad(
-                at,
-                "pin's key",
-                "it has more in common with the one before than is said",
-            ));
+        let start = before.get(..shared).ok_or_else(|| r.bad(at, "pin's key", "the one before is not as long"))?;
+        if before.get(shared).is_some_and(|byte| rest.first() == Some(byte)) {
+            return Err(r.bad(at, "pin's key", "it has more in common with the one before than is said"));
         }
         let key = String::from_utf8([start, rest].concat());
         self.key = key.map_err(|_| r.bad(at, "pin's key", "it is not UTF-8"))?;
@@ -207,11 +184,7 @@ pub enum EntryKind {
     },
     /// A directory: entries of its own, of its whole subtree (`descendants >= children`), and how
     /// many of its own entries are directories (its link count is `2 + subdirs`).
-    Dir {
-        children: u64,
-        descendants: u64,
-        subdirs: u64,
-    },
+    Dir { children: u64, descendants: u64, subdirs: u64 },
     /// A symbolic link: 1 to 4095 bytes without NUL.
     Symlink { target: Box<[u8]> },
     /// A later entry of a hard-link group: the first one's path from the root, `/` between names.
@@ -244,9 +217,7 @@ const FLAG_LINKS: u8 = 8;
 impl Entry {
     /// Says which rule the entry breaks by itself, if any.
     pub fn fault(&self) -> Option<&'static str> {
-        name_fault(&self.name)
-            .or_else(|| self.attribute_fault())
-            .or_else(|| self.kind_fault())
+        name_fault(&self.name).or_else(|| self.attribute_fault()).or_else(|| self.kind_fault())
     }
 
     /// Says whether the entry is a directory.
@@ -268,9 +239,7 @@ impl Entry {
         let kind = match &self.kind {
             EntryKind::File { pin, .. } => pin.as_ref().map_or(0, |pin| pin.heap_bytes()),
             EntryKind::Dir { .. } => 0,
-            EntryKind::Symlink { target: bytes } | EntryKind::HardLink { first: bytes } => {
-                bytes.len()
-            }
+            EntryKind::Symlink { target: bytes } | EntryKind::HardLink { first: bytes } => bytes.len(),
         };
         self.name.len() + kind
     }
@@ -278,15 +247,9 @@ impl Entry {
     fn attribute_fault(&self) -> Option<&'static str> {
         match self {
             entry if entry.mode > 0o7777 => Some("its mode has more than permission bits"),
-            entry if entry.mtime.nanos >= 1_000_000_000 => {
-                Some("its nanoseconds are a second or more")
-            }
+            entry if entry.mtime.nanos >= 1_000_000_000 => Some("its nanoseconds are a second or more"),
             Entry { nlink: 0, .. } => Some("it has no link"),
-            Entry { nlink: 1, .. }
-            | Entry {
-                kind: EntryKind::File { .. },
-                ..
-            } => None,
+            Entry { nlink: 1, .. } | Entry { kind: EntryKind::File { .. }, .. } => None,
             _ => Some("only the first file of a hard-link group has more than one link"),
         }
     }
@@ -294,11 +257,7 @@ impl Entry {
     fn kind_fault(&self) -> Option<&'static str> {
         match &self.kind {
             EntryKind::File { size, content, pin } => file_fault(*size, content, pin.as_deref()),
-            EntryKind::Dir {
-                children,
-                descendants,
-                subdirs,
-            } => dir_fault(*children, *descendants, *subdirs),
+            EntryKind::Dir { children, descendants, subdirs } => dir_fault(*children, *descendants, *subdirs),
             EntryKind::Symlink { target } => match target.len() {
                 1..=TARGET_LEN_MAX if !target.contains(&0) => None,
                 _ => Some("a symbolic link's target has 1 to 4095 bytes, none of them NUL"),
@@ -308,10 +267,10 @@ impl Entry {
             }
             EntryKind::HardLink { first } => {
                 let good = first.len() <= LINK_PATH_LEN_MAX
-                    && first
-                        .split(|b| *b == b'/')
-                        .all(|part| name_fault(part).is_none());
-                (!good).then_some("the path of a hard-link group's first entry is not a path of valid names, or above 32 KiB")
+                    && first.split(|b| *b == b'/').all(|part| name_fault(part).is_none());
+                (!good).then_some(
+                    "the path of a hard-link group's first entry is not a path of valid names, or above 32 KiB",
+                )
             }
         }
     }
@@ -339,14 +298,8 @@ impl Entry {
                     }
                 }
             }
-            EntryKind::Dir {
-                children,
-                descendants,
-                subdirs,
-            } => {
-                [children, descendants, subdirs]
-                    .into_iter()
-                    .for_each(|count| w.varint(*count));
+            EntryKind::Dir { children, descendants, subdirs } => {
+                [children, descendants, subdirs].into_iter().for_each(|count| w.varint(*count));
             }
             EntryKind::Symlink { target } => w.bytes(target),
             EntryKind::HardLink { first } => w.bytes(first),
@@ -372,47 +325,25 @@ impl Entry {
             return Err(r.bad(at, "links", "one link or none is not written"));
         }
         let kind = match kind {
-            KIND_FILE => EntryKind::File {
-                size: r.varint()?,
-                content: ContentId::Digest(ContentDigest(r.array()?)),
-                pin: None,
-            },
+            KIND_FILE => {
+                EntryKind::File { size: r.varint()?, content: ContentId::Digest(ContentDigest(r.array()?)), pin: None }
+            }
             KIND_PINNED => {
                 let size = r.varint()?;
                 let pin = pins.read(r, size)?;
-                EntryKind::File {
-                    size,
-                    content: ContentId::Pin(pin.id()),
-                    pin: Some(Box::new(pin)),
-                }
+                EntryKind::File { size, content: ContentId::Pin(pin.id()), pin: Some(Box::new(pin)) }
             }
-            KIND_DIR => EntryKind::Dir {
-                children: r.varint()?,
-                descendants: r.varint()?,
-                subdirs: r.varint()?,
-            },
-            KIND_SYMLINK => EntryKind::Symlink {
-                target: r.bytes("target", TARGET_LEN_MAX)?.into(),
-            },
-            KIND_HARD_LINK => EntryKind::HardLink {
-                first: r.bytes("first", LINK_PATH_LEN_MAX)?.into(),
-            },
+            KIND_DIR => EntryKind::Dir { children: r.varint()?, descendants: r.varint()?, subdirs: r.varint()? },
+            KIND_SYMLINK => EntryKind::Symlink { target: r.bytes("target", TARGET_LEN_MAX)?.into() },
+            KIND_HARD_LINK => EntryKind::HardLink { first: r.bytes("first", LINK_PATH_LEN_MAX)?.into() },
             _ => return Err(r.bad(at, "entry", "it is of an unknown kind")),
         };
-        let entry = Self {
-            name,
-            mode,
-            mtime,
-            nlink,
-            kind,
-        };
+        let entry = Self { name, mode, mtime, nlink, kind };
         // A pin's id was just computed from it; asking again would digest it twice.
         let fault = match &entry.kind {
-            EntryKind::File {
-                pin: Some(_), size, ..
-            } => name_fault(&entry.name)
-                .or_else(|| entry.attribute_fault())
-                .or_else(|| size_fault(*size)),
+            EntryKind::File { pin: Some(_), size, .. } => {
+                name_fault(&entry.name).or_else(|| entry.attribute_fault()).or_else(|| size_fault(*size))
+            }
             _ => entry.fault(),
         };
         match fault {
@@ -423,14 +354,8 @@ impl Entry {
 
     fn kind_code(&self) -> u8 {
         match &self.kind {
-            EntryKind::File {
-                content: ContentId::Digest(_),
-                ..
-            } => KIND_FILE,
-            EntryKind::File {
-                content: ContentId::Pin(_),
-                ..
-            } => KIND_PINNED,
+            EntryKind::File { content: ContentId::Digest(_), .. } => KIND_FILE,
+            EntryKind::File { content: ContentId::Pin(_), .. } => KIND_PINNED,
             EntryKind::Dir { .. } => KIND_DIR,
             EntryKind::Symlink { .. } => KIND_SYMLINK,
             EntryKind::HardLink { .. } => KIND_HARD_LINK,
@@ -445,10 +370,7 @@ impl Mtime {
     }
 
     pub(super) fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self {
-            secs: r.signed()?,
-            nanos: read_u32(r, "nanoseconds")?,
-        })
+        Ok(Self { secs: r.signed()?, nanos: read_u32(r, "nanoseconds")? })
     }
 }
 
@@ -471,8 +393,7 @@ pub fn name_fault(name: &[u8]) -> Option<&'static str> {
 
 /// Says what is wrong with the root directory's own attributes, if anything is.
 pub(super) fn root_fault(mode: u32, mtime: &Mtime) -> Option<&'static str> {
-    (mode > 0o7777 || mtime.nanos >= 1_000_000_000)
-        .then_some("the root's mode or time is out of range")
+    (mode > 0o7777 || mtime.nanos >= 1_000_000_000).then_some("the root's mode or time is out of range")
 }
 
 fn size_fault(size: u64) -> Option<&'static str> {
@@ -485,12 +406,8 @@ fn file_fault(size: u64, content: &ContentId, pin: Option<&Pin>) -> Option<&'sta
             Some("an empty file, and no other, has the digest of no bytes")
         }
         (ContentId::Digest(_), None) => size_fault(size),
-        (ContentId::Pin(id), Some(pin)) if pin.id() != *id => {
-            Some("a pinned file's content is not its pin")
-        }
-        (ContentId::Pin(_), Some(pin)) if pin.size != size => {
-            Some("a pinned file has another size than its pin")
-        }
+        (ContentId::Pin(id), Some(pin)) if pin.id() != *id => Some("a pinned file's content is not its pin"),
+        (ContentId::Pin(_), Some(pin)) if pin.size != size => Some("a pinned file has another size than its pin"),
         (ContentId::Pin(_), Some(pin)) => pin.fault().or_else(|| size_fault(size)),
         _ => Some("a pin is there exactly where the content is one"),
     }
@@ -501,17 +418,15 @@ fn dir_fault(children: u64, descendants: u64, subdirs: u64) -> Option<&'static s
         return Some("a directory has more than 2^48 entries below it");
     }
     // Nothing below subdirectories that are not there; without this, navigation could go in circles.
-    let good =
-        subdirs <= children && children <= descendants && (subdirs > 0 || descendants == children);
+    let good = subdirs <= children && children <= descendants && (subdirs > 0 || descendants == children);
     (!good).then_some("a directory's counts contradict each other")
 }
 
 /// The digest of no bytes.
 pub fn empty_digest() -> ContentDigest {
     const EMPTY: [u8; 32] = [
-        0xaf, 0x13, 0x49, 0xb9, 0xf5, 0xf9, 0xa1, 0xa6, 0xa0, 0x40, 0x4d, 0xea, 0x36, 0xdc, 0xc9,
-        0x49, 0x9b, 0xcb, 0x25, 0xc9, 0xad, 0xc1, 0x12, 0xb7, 0xcc, 0x9a, 0x93, 0xca, 0xe4, 0x1f,
-        0x32, 0x62,
+        0xaf, 0x13, 0x49, 0xb9, 0xf5, 0xf9, 0xa1, 0xa6, 0xa0, 0x40, 0x4d, 0xea, 0x36, 0xdc, 0xc9, 0x49, 0x9b, 0xcb,
+        0x25, 0xc9, 0xad, 0xc1, 0x12, 0xb7, 0xcc, 0x9a, 0x93, 0xca, 0xe4, 0x1f, 0x32, 0x62,
     ];
     ContentDigest(EMPTY)
 }

@@ -15,47 +15,19 @@ use crate::format::ids::{BlockId, ContentDigest, ContentId, PackId};
 use crate::format::placement::{Extent, Location, PlacedBlock};
 
 /// Cuts so narrow that a hundred entries make an index of several levels.
-pub(super) const NARROW: Cuts = Cuts {
-    entries: Bounds {
-        min: 2,
-        mean: 5,
-        max: 9,
-    },
-    children: Bounds {
-        min: 2,
-        mean: 4,
-        max: 6,
-    },
-};
+pub(super) const NARROW: Cuts =
+    Cuts { entries: Bounds { min: 2, mean: 5, max: 9 }, children: Bounds { min: 2, mean: 4, max: 6 } };
 
 /// Cuts that make some hundred blocks of a few thousand entries.
-pub(super) const MIDDLE: Cuts = Cuts {
-    entries: Bounds {
-        min: 8,
-        mean: 32,
-        max: 128,
-    },
-    children: Bounds {
-        min: 4,
-        mean: 12,
-        max: 40,
-    },
-};
+pub(super) const MIDDLE: Cuts =
+    Cuts { entries: Bounds { min: 8, mean: 32, max: 128 }, children: Bounds { min: 4, mean: 12, max: 40 } };
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Node {
-    File {
-        mode: u32,
-        mtime: Mtime,
-        size: u64,
-        seed: u8,
-    },
+    File { mode: u32, mtime: Mtime, size: u64, seed: u8 },
     Pinned(Pin),
     Symlink(Vec<u8>),
-    Dir {
-        mode: u32,
-        nodes: BTreeMap<Vec<u8>, Node>,
-    },
+    Dir { mode: u32, nodes: BTreeMap<Vec<u8>, Node> },
 }
 
 /// A tree and the groups of paths that are one file.
@@ -78,22 +50,14 @@ impl Model {
     pub(super) fn entries(&self) -> Vec<Expected> {
         let mut listed = Vec::new();
         list_dir(&self.nodes, &[], &mut listed);
-        let ranks: HashMap<Vec<u8>, usize> = listed
-            .iter()
-            .enumerate()
-            .map(|(rank, e)| (e.path.clone(), rank))
-            .collect();
+        let ranks: HashMap<Vec<u8>, usize> =
+            listed.iter().enumerate().map(|(rank, e)| (e.path.clone(), rank)).collect();
         for group in &self.groups {
-            let mut members: Vec<usize> = group
-                .iter()
-                .filter_map(|path| ranks.get(path))
-                .copied()
-                .collect();
+            let mut members: Vec<usize> = group.iter().filter_map(|path| ranks.get(path)).copied().collect();
             members.sort_unstable();
             members.dedup();
             members.retain(|rank| {
-                matches!(listed[*rank].entry.kind, EntryKind::File { pin: None, .. })
-                    && listed[*rank].entry.nlink == 1
+                matches!(listed[*rank].entry.kind, EntryKind::File { pin: None, .. }) && listed[*rank].entry.nlink == 1
             });
             let [first, later @ ..] = members.as_slice() else {
                 continue;
@@ -106,9 +70,7 @@ impl Model {
             for rank in later {
                 let entry = &mut listed[*rank].entry;
                 (entry.mode, entry.mtime) = (0, Mtime::default());
-                entry.kind = EntryKind::HardLink {
-                    first: path.clone().into(),
-                };
+                entry.kind = EntryKind::HardLink { first: path.clone().into() };
                 listed[*rank].location = Location::None;
             }
         }
@@ -120,12 +82,7 @@ impl Model {
     }
 
     pub(super) fn builder(&self) -> TreeBuilder {
-        TreeBuilder::new(
-            0o755,
-            Mtime { secs: -5, nanos: 7 },
-            self.nodes.len() as u64,
-            self.subdirs(),
-        )
+        TreeBuilder::new(0o755, Mtime { secs: -5, nanos: 7 }, self.nodes.len() as u64, self.subdirs())
     }
 
     /// Builds, taking blocks out every `drain_every` entries.
@@ -133,9 +90,7 @@ impl Model {
         let mut builder = self.builder().with_cuts(cuts);
         let store = Store::default();
         for (rank, expected) in self.entries().into_iter().enumerate() {
-            builder
-                .push(expected.entry, expected.location)
-                .expect("the model is a tree");
+            builder.push(expected.entry, expected.location).expect("the model is a tree");
             if rank % drain_every == 0 {
                 store.keep(builder.drain());
             }
@@ -147,19 +102,12 @@ impl Model {
 }
 
 fn subdirs(nodes: &BTreeMap<Vec<u8>, Node>) -> u64 {
-    nodes
-        .values()
-        .filter(|node| matches!(node, Node::Dir { .. }))
-        .count() as u64
+    nodes.values().filter(|node| matches!(node, Node::Dir { .. })).count() as u64
 }
 
 fn count(nodes: &BTreeMap<Vec<u8>, Node>) -> u64 {
     let below = |node: &Node| {
-        if let Node::Dir { nodes, .. } = node {
-            count(nodes)
-        } else {
-            0
-        }
+        if let Node::Dir { nodes, .. } = node { count(nodes) } else { 0 }
     };
     nodes.values().map(|node| 1 + below(node)).sum()
 }
@@ -167,11 +115,7 @@ fn count(nodes: &BTreeMap<Vec<u8>, Node>) -> u64 {
 fn list_dir(nodes: &BTreeMap<Vec<u8>, Node>, path: &[u8], listed: &mut Vec<Expected>) {
     for (name, node) in nodes {
         let (entry, location) = entry_of(name, node);
-        listed.push(Expected {
-            path: [path, name].concat(),
-            entry,
-            location,
-        });
+        listed.push(Expected { path: [path, name].concat(), entry, location });
     }
     for (name, node) in nodes {
         if let Node::Dir { nodes, .. } = node {
@@ -181,63 +125,25 @@ fn list_dir(nodes: &BTreeMap<Vec<u8>, Node>, path: &[u8], listed: &mut Vec<Expec
 }
 
 fn entry_of(name: &[u8], node: &Node) -> (Entry, Location) {
-    let entry = |mode, mtime, kind| Entry {
-        name: name.into(),
-        mode,
-        mtime,
-        nlink: 1,
-        kind,
-    };
+    let entry = |mode, mtime, kind| Entry { name: name.into(), mode, mtime, nlink: 1, kind };
     match node {
-        Node::File {
-            mode,
-            mtime,
-            size,
-            seed,
-        } => {
-            let digest = if *size == 0 {
-                empty_digest()
-            } else {
-                ContentDigest(*blake3::hash(&[*seed]).as_bytes())
-            };
-            let kind = EntryKind::File {
-                size: *size,
-                content: ContentId::Digest(digest),
-                pin: None,
-            };
+        Node::File { mode, mtime, size, seed } => {
+            let digest = if *size == 0 { empty_digest() } else { ContentDigest(*blake3::hash(&[*seed]).as_bytes()) };
+            let kind = EntryKind::File { size: *size, content: ContentId::Digest(digest), pin: None };
             (entry(*mode, *mtime, kind), location_of(*size, *seed))
         }
         Node::Pinned(pin) => {
-            let kind = EntryKind::File {
-                size: pin.size,
-                content: ContentId::Pin(pin.id()),
-                pin: Some(Box::new(pin.clone())),
-            };
-            (
-                entry(0o444, Mtime::default(), kind),
-                location_of(pin.size, 1),
-            )
+            let kind =
+                EntryKind::File { size: pin.size, content: ContentId::Pin(pin.id()), pin: Some(Box::new(pin.clone())) };
+            (entry(0o444, Mtime::default(), kind), location_of(pin.size, 1))
         }
-        Node::Symlink(target) => (
-            entry(
-                0o777,
-                Mtime::default(),
-                EntryKind::Symlink {
-                    target: target.as_slice().into(),
-                },
-            ),
-            Location::None,
-        ),
+        Node::Symlink(target) => {
+            (entry(0o777, Mtime::default(), EntryKind::Symlink { target: target.as_slice().into() }), Location::None)
+        }
         Node::Dir { mode, nodes } => {
-            let kind = EntryKind::Dir {
-                children: nodes.len() as u64,
-                descendants: count(nodes),
-                subdirs: subdirs(nodes),
-            };
-            (
-                entry(*mode, Mtime { secs: 1, nanos: 2 }, kind),
-                Location::None,
-            )
+            let kind =
+                EntryKind::Dir { children: nodes.len() as u64, descendants: count(nodes), subdirs: subdirs(nodes) };
+            (entry(*mode, Mtime { secs: 1, nanos: 2 }, kind), Location::None)
         }
     }
 }
@@ -248,14 +154,7 @@ fn location_of(size: u64, seed: u8) -> Location {
     let offset = u64::from(seed) << 40;
     match (size, seed % 5) {
         (0, _) => Location::None,
-        (2.., 4) => Location::Sparse {
-            pack,
-            extents: vec![Extent {
-                logical: 1,
-                offset,
-                len: size - 1,
-            }],
-        },
+        (2.., 4) => Location::Sparse { pack, extents: vec![Extent { logical: 1, offset, len: size - 1 }] },
         _ => Location::Run { pack, offset },
     }
 }
@@ -299,23 +198,13 @@ impl Store {
     }
 
     /// Calls again and again, bringing what is needed, with nothing at hand at the start.
-    pub(super) fn from_nothing<T>(
-        &self,
-        mut f: impl FnMut() -> Result<T, NavError>,
-    ) -> Result<T, NavError> {
+    pub(super) fn from_nothing<T>(&self, mut f: impl FnMut() -> Result<T, NavError>) -> Result<T, NavError> {
         *self.at_hand.lock() = Some(std::collections::HashSet::new());
         let result = loop {
             match f() {
                 Err(NavError::Need(need)) => {
-                    assert!(
-                        self.blocks.lock().contains_key(&need),
-                        "{need:?} is no block of this tree"
-                    );
-                    let new = self
-                        .at_hand
-                        .lock()
-                        .as_mut()
-                        .is_some_and(|at_hand| at_hand.insert(need));
+                    assert!(self.blocks.lock().contains_key(&need), "{need:?} is no block of this tree");
+                    let new = self.at_hand.lock().as_mut().is_some_and(|at_hand| at_hand.insert(need));
                     assert!(new, "{need:?} is asked for twice");
                 }
                 other => break other,
@@ -327,10 +216,7 @@ impl Store {
 
     fn is_at_hand(&self, need: Need) -> bool {
         self.asked.lock().insert(need);
-        self.at_hand
-            .lock()
-            .as_ref()
-            .is_none_or(|at_hand| at_hand.contains(&need))
+        self.at_hand.lock().as_ref().is_none_or(|at_hand| at_hand.contains(&need))
     }
 }
 
@@ -343,9 +229,7 @@ impl Blocks for Store {
         if let Some(block) = decoded.get(&id) {
             return Some(block.clone());
         }
-        let block = Arc::new(
-            Block::decode(self.blocks.lock().get(&Need::Tree(id))?).expect("it was built"),
-        );
+        let block = Arc::new(Block::decode(self.blocks.lock().get(&Need::Tree(id))?).expect("it was built"));
         decoded.insert(id, block.clone());
         Some(block)
     }
@@ -354,9 +238,7 @@ impl Blocks for Store {
         if !self.is_at_hand(Need::Placed(id)) {
             return None;
         }
-        Some(Arc::new(
-            PlacedBlock::decode(self.blocks.lock().get(&Need::Placed(id))?).expect("it was built"),
-        ))
+        Some(Arc::new(PlacedBlock::decode(self.blocks.lock().get(&Need::Placed(id))?).expect("it was built")))
     }
 }
 
@@ -380,30 +262,16 @@ pub(super) fn name() -> impl Strategy<Value = Vec<u8>> {
 
 fn leaf() -> impl Strategy<Value = Node> {
     let size = prop_oneof![Just(0_u64), 1..10_000_u64, Just(1 << 35)];
-    let mtime =
-        (any::<i64>(), 0..1_000_000_000_u32).prop_map(|(secs, nanos)| Mtime { secs, nanos });
-    let file = (0..=0o7777_u32, mtime, size, any::<u8>()).prop_map(|(mode, mtime, size, seed)| {
-        Node::File {
-            mode,
-            mtime,
-            size,
-            seed,
-        }
+    let mtime = (any::<i64>(), 0..1_000_000_000_u32).prop_map(|(secs, nanos)| Mtime { secs, nanos });
+    let file = (0..=0o7777_u32, mtime, size, any::<u8>()).prop_map(|(mode, mtime, size, seed)| Node::File {
+        mode,
+        mtime,
+        size,
+        seed,
     });
-    let pin = (
-        "[a-c]",
-        "[a-c]/[a-z]{1,9}",
-        prop::option::of("v[0-9]"),
-        0..9_u64,
-    )
-        .prop_map(|(bucket, key, version, size)| {
-            Node::Pinned(Pin {
-                bucket,
-                key,
-                version,
-                etag: "\"e\"".into(),
-                size,
-            })
+    let pin =
+        ("[a-c]", "[a-c]/[a-z]{1,9}", prop::option::of("v[0-9]"), 0..9_u64).prop_map(|(bucket, key, version, size)| {
+            Node::Pinned(Pin { bucket, key, version, etag: "\"e\"".into(), size })
         });
     let link = prop::collection::vec(1..=255_u8, 1..40).prop_map(Node::Symlink);
     prop_oneof![6 => file, 1 => pin, 1 => link]
@@ -411,36 +279,20 @@ fn leaf() -> impl Strategy<Value = Node> {
 
 fn dir(size: usize) -> impl Strategy<Value = BTreeMap<Vec<u8>, Node>> {
     let tree = leaf().prop_recursive(5, size as u32, 24, move |inner| {
-        (
-            0..=0o7777_u32,
-            prop::collection::btree_map(name(), inner, 0..24),
-        )
+        (0..=0o7777_u32, prop::collection::btree_map(name(), inner, 0..24))
             .prop_map(|(mode, nodes)| Node::Dir { mode, nodes })
     });
     prop::collection::btree_map(name(), tree, 0..32)
 }
 
 pub(super) fn model(size: usize) -> impl Strategy<Value = Model> {
-    let groups = prop::collection::vec(
-        prop::collection::vec(any::<prop::sample::Index>(), 2..5),
-        0..4,
-    );
+    let groups = prop::collection::vec(prop::collection::vec(any::<prop::sample::Index>(), 2..5), 0..4);
     (dir(size), groups).prop_map(|(nodes, groups)| {
-        let plain = Model {
-            nodes,
-            groups: Vec::new(),
-        };
+        let plain = Model { nodes, groups: Vec::new() };
         let paths: Vec<Vec<u8>> = plain.entries().into_iter().map(|e| e.path).collect();
         let pick = |group: Vec<prop::sample::Index>| {
-            group
-                .iter()
-                .filter(|_| !paths.is_empty())
-                .map(|i| i.get(&paths).clone())
-                .collect()
+            group.iter().filter(|_| !paths.is_empty()).map(|i| i.get(&paths).clone()).collect()
         };
-        Model {
-            groups: groups.into_iter().map(pick).collect(),
-            nodes: plain.nodes,
-        }
+        Model { groups: groups.into_iter().map(pick).collect(), nodes: plain.nodes }
     })
 }

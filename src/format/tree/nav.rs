@@ -140,9 +140,7 @@ impl Goal<'_> {
                 // Children that begin inside the directory begin with one of its names.
                 let last_rank = dir.first.checked_add(dir.children)?.checked_sub(1)?;
                 let low = index.child_at(dir.first.saturating_sub(rank));
-                let high = index
-                    .child_at(last_rank.checked_sub(rank)?)
-                    .min(index.children.len().checked_sub(1)?);
+                let high = index.child_at(last_rank.checked_sub(rank)?).min(index.children.len().checked_sub(1)?);
                 let inside = index.children.get(low + 1..=high).unwrap_or_default();
                 low + inside.partition_point(|child| &*child.first_name <= name)
             }
@@ -158,27 +156,16 @@ impl Seat {
         let mut trail = Trail::default();
         loop {
             let index = index_of(root, &parent).ok_or(damaged(rank, "an index block is none"))?;
-            let child = goal.choose(index, rank, sum).ok_or(damaged(
-                rank,
-                "an index has fewer entries than its counts say",
-            ))?;
+            let child =
+                goal.choose(index, rank, sum).ok_or(damaged(rank, "an index has fewer entries than its counts say"))?;
             let (entries, descendants) = index.before(child);
             rank = rank.saturating_add(entries);
             sum = sum.saturating_add(descendants);
             trail.push(child);
             if index.level == 1 {
-                return Ok(Self {
-                    rank,
-                    sum,
-                    parent,
-                    child,
-                    trail,
-                });
+                return Ok(Self { rank, sum, parent, child, trail });
             }
-            let child = index
-                .children
-                .get(child)
-                .ok_or(damaged(rank, "an index has no such child"))?;
+            let child = index.children.get(child).ok_or(damaged(rank, "an index has no such child"))?;
             let next = load(blocks, child, index.level.saturating_sub(1), rank)?;
             parent = Some(next);
         }
@@ -191,11 +178,7 @@ impl Seat {
 
     fn load(self, root: &TreeRoot, blocks: &dyn Blocks) -> Result<Leaf, NavError> {
         let block = load(blocks, self.child(root)?, 0, self.rank)?;
-        Ok(Leaf {
-            rank: self.rank,
-            sum: self.sum,
-            block,
-        })
+        Ok(Leaf { rank: self.rank, sum: self.sum, block })
     }
 }
 
@@ -213,22 +196,14 @@ impl Leaf {
 
     /// Gives the entry of a rank, with its position.
     fn entry(&self, rank: u64) -> Result<(usize, &Entry), NavError> {
-        let position = rank
-            .checked_sub(self.rank)
-            .and_then(|position| usize::try_from(position).ok());
-        let entry = position
-            .and_then(|position| Some((position, self.segment().ok()?.entries.get(position)?)));
-        entry.ok_or(damaged(
-            rank,
-            "a segment has fewer entries than its counts say",
-        ))
+        let position = rank.checked_sub(self.rank).and_then(|position| usize::try_from(position).ok());
+        let entry = position.and_then(|position| Some((position, self.segment().ok()?.entries.get(position)?)));
+        entry.ok_or(damaged(rank, "a segment has fewer entries than its counts say"))
     }
 
     /// Gives `D` of the entry at a position.
     fn sum_at(&self, position: usize) -> Result<u64, NavError> {
-        Ok(self
-            .sum
-            .saturating_add(self.segment()?.descendants_before(position)))
+        Ok(self.sum.saturating_add(self.segment()?.descendants_before(position)))
     }
 }
 
@@ -241,23 +216,11 @@ fn index_of<'a>(root: &'a TreeRoot, parent: &'a Option<Arc<Block>>) -> Option<&'
 }
 
 /// Takes a block and checks that it is what its index says.
-fn load(
-    blocks: &dyn Blocks,
-    child: &ChildRef,
-    level: u8,
-    rank: u64,
-) -> Result<Arc<Block>, NavError> {
-    let block = blocks
-        .tree_block(child.id)
-        .ok_or(NavError::Need(Need::Tree(child.id)))?;
-    let same = block.level() == level
-        && *block.counts() == child.counts
-        && block.first_name() == Some(&*child.first_name);
-    if same {
-        Ok(block)
-    } else {
-        Err(damaged(rank, "a block is not what its index says"))
-    }
+fn load(blocks: &dyn Blocks, child: &ChildRef, level: u8, rank: u64) -> Result<Arc<Block>, NavError> {
+    let block = blocks.tree_block(child.id).ok_or(NavError::Need(Need::Tree(child.id)))?;
+    let same =
+        block.level() == level && *block.counts() == child.counts && block.first_name() == Some(&*child.first_name);
+    if same { Ok(block) } else { Err(damaged(rank, "a block is not what its index says")) }
 }
 
 fn damaged(rank: u64, why: &'static str) -> NavError {
@@ -296,32 +259,14 @@ pub fn root_dir(root: &TreeRoot) -> DirAt {
 /// Locates the directory entry of rank `rank` in `parent`; `skipped` is how much its directories
 /// before that one hold.
 fn dir_below(parent: &DirAt, rank: u64, entry: &Entry, skipped: u64) -> Result<DirAt, NavError> {
-    let EntryKind::Dir {
-        children,
-        descendants,
-        subdirs,
-    } = entry.kind
-    else {
+    let EntryKind::Dir { children, descendants, subdirs } = entry.kind else {
         return Err(NavError::NotDir);
     };
-    let first = parent
-        .first
-        .saturating_add(parent.children)
-        .saturating_add(skipped);
+    let first = parent.first.saturating_add(parent.children).saturating_add(skipped);
     if first.saturating_add(descendants) > parent.first.saturating_add(parent.descendants) {
-        return Err(damaged(
-            rank,
-            "a directory ends behind the one that it lies in",
-        ));
+        return Err(damaged(rank, "a directory ends behind the one that it lies in"));
     }
-    Ok(DirAt {
-        rank: Some(rank),
-        first,
-        children,
-        descendants,
-        subdirs,
-        parent: parent.rank,
-    })
+    Ok(DirAt { rank: Some(rank), first, children, descendants, subdirs, parent: parent.rank })
 }
 
 /// Puts an entry together with its place; `sum` is `D` of its rank. Goes to where its directory
@@ -338,28 +283,14 @@ fn located(
         false => None,
         true => {
             let skipped = sum.checked_sub(sum_before(root, blocks, dir.first)?);
-            Some(dir_below(
-                dir,
-                rank,
-                entry,
-                skipped.ok_or(damaged(rank, "sums go down"))?,
-            )?)
+            Some(dir_below(dir, rank, entry, skipped.ok_or(damaged(rank, "sums go down"))?)?)
         }
     };
-    Ok(EntryAt {
-        rank,
-        entry: entry.clone(),
-        dir: place,
-    })
+    Ok(EntryAt { rank, entry: entry.clone(), dir: place })
 }
 
 /// Finds a name in a directory.
-pub fn lookup(
-    root: &TreeRoot,
-    blocks: &dyn Blocks,
-    dir: &DirAt,
-    name: &[u8],
-) -> Result<EntryAt, NavError> {
+pub fn lookup(root: &TreeRoot, blocks: &dyn Blocks, dir: &DirAt, name: &[u8]) -> Result<EntryAt, NavError> {
     if dir.children == 0 {
         return Err(NavError::NotFound);
     }
@@ -367,46 +298,23 @@ pub fn lookup(
     let entries = &leaf.segment()?.entries;
     let (low, high) = clip(&leaf, entries.len(), dir);
     let inside = entries.get(low..high).unwrap_or_default();
-    let found = inside
-        .binary_search_by(|entry| (*entry.name).cmp(name))
-        .map_err(|_| NavError::NotFound)?;
+    let found = inside.binary_search_by(|entry| (*entry.name).cmp(name)).map_err(|_| NavError::NotFound)?;
     let entry = inside.get(found).ok_or(NavError::NotFound)?;
     let position = low + found;
-    located(
-        root,
-        blocks,
-        dir,
-        leaf.rank + position as u64,
-        entry,
-        leaf.sum_at(position)?,
-    )
+    located(root, blocks, dir, leaf.rank + position as u64, entry, leaf.sum_at(position)?)
 }
 
 /// Gives the positions in a segment between which a directory's own entries lie.
 fn clip(leaf: &Leaf, len: usize, dir: &DirAt) -> (usize, usize) {
-    let position = |rank: u64| {
-        usize::try_from(rank.saturating_sub(leaf.rank))
-            .unwrap_or(usize::MAX)
-            .min(len)
-    };
-    (
-        position(dir.first),
-        position(dir.first.saturating_add(dir.children)),
-    )
+    let position = |rank: u64| usize::try_from(rank.saturating_sub(leaf.rank)).unwrap_or(usize::MAX).min(len);
+    (position(dir.first), position(dir.first.saturating_add(dir.children)))
 }
 
 /// Finds a path from the root (names separated by `/`; empty, `.` and leading `/` mean the root).
 /// The root itself answers `None`.
-pub fn resolve(
-    root: &TreeRoot,
-    blocks: &dyn Blocks,
-    path: &[u8],
-) -> Result<Option<EntryAt>, NavError> {
+pub fn resolve(root: &TreeRoot, blocks: &dyn Blocks, path: &[u8]) -> Result<Option<EntryAt>, NavError> {
     let mut found: Option<EntryAt> = None;
-    for name in path
-        .split(|byte| *byte == b'/')
-        .filter(|name| !matches!(*name, b"" | b"."))
-    {
+    for name in path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")) {
         let dir = match &found {
             None => root_dir(root),
             Some(entry) => entry.dir.ok_or(NavError::NotDir)?,
@@ -418,20 +326,13 @@ pub fn resolve(
 
 /// Gives the directory that has the entry of a rank as its own; `visit` sees the directories on the
 /// way, from the root's down.
-fn walk_to(
-    root: &TreeRoot,
-    blocks: &dyn Blocks,
-    rank: u64,
-    visit: &mut dyn FnMut(&Entry),
-) -> Result<DirAt, NavError> {
+fn walk_to(root: &TreeRoot, blocks: &dyn Blocks, rank: u64, visit: &mut dyn FnMut(&Entry)) -> Result<DirAt, NavError> {
     if rank >= root.counts.entries {
         return Err(NavError::NotFound);
     }
     let mut dir = root_dir(root);
     for _ in 0..=DEPTH_MAX {
-        let offset = rank
-            .checked_sub(dir.first)
-            .ok_or(damaged(rank, "a directory starts behind its entries"))?;
+        let offset = rank.checked_sub(dir.first).ok_or(damaged(rank, "a directory starts behind its entries"))?;
         let Some(below) = offset.checked_sub(dir.children) else {
             return Ok(dir);
         };
@@ -445,16 +346,10 @@ fn walk_to(
         let position = position.ok_or(damaged(rank, "an entry lies in no directory"))?;
         let found = leaf.rank.saturating_add(position as u64);
         if found < dir.first || found - dir.first >= dir.children {
-            return Err(damaged(
-                rank,
-                "an entry lies below a directory of another one",
-            ));
+            return Err(damaged(rank, "an entry lies below a directory of another one"));
         }
         let (_, entry) = leaf.entry(found)?;
-        let skipped = leaf
-            .sum_at(position)?
-            .checked_sub(base)
-            .ok_or(damaged(found, "sums go down"))?;
+        let skipped = leaf.sum_at(position)?.checked_sub(base).ok_or(damaged(found, "sums go down"))?;
         dir = dir_below(&dir, found, entry, skipped)?;
         visit(entry);
     }
@@ -505,15 +400,7 @@ pub fn list(
     let (low, high) = clip(&leaf, entries.len(), dir);
     let (at, _) = leaf.entry(start)?;
     let high = high.min(at.saturating_add(limit));
-    check_order(
-        root,
-        blocks,
-        dir,
-        start,
-        entries
-            .get(at.saturating_sub(1).max(low)..high)
-            .unwrap_or_default(),
-    )?;
+    check_order(root, blocks, dir, start, entries.get(at.saturating_sub(1).max(low)..high).unwrap_or_default())?;
     let given = entries.get(at..high).unwrap_or_default();
     let ends = from.saturating_add(given.len() as u64) >= dir.children;
     // Only directories, and the sum behind the last entry, need to know where the directory starts.
@@ -522,15 +409,9 @@ pub fn list(
         false => 0,
     };
     if ends {
-        let below = leaf
-            .sum_at(high)?
-            .checked_sub(base)
-            .and_then(|sum| sum.checked_add(dir.children));
+        let below = leaf.sum_at(high)?.checked_sub(base).and_then(|sum| sum.checked_add(dir.children));
         if below != Some(dir.descendants) {
-            return Err(damaged(
-                start,
-                "a directory does not hold as many entries as it says",
-            ));
+            return Err(damaged(start, "a directory does not hold as many entries as it says"));
         }
     }
     let mut listed = Vec::with_capacity(given.len());
@@ -539,18 +420,11 @@ pub fn list(
         let place = match entry.is_dir() {
             false => None,
             true => {
-                let skipped = leaf
-                    .sum_at(position)?
-                    .checked_sub(base)
-                    .ok_or(damaged(rank, "sums go down"))?;
+                let skipped = leaf.sum_at(position)?.checked_sub(base).ok_or(damaged(rank, "sums go down"))?;
                 Some(dir_below(dir, rank, entry, skipped)?)
             }
         };
-        listed.push(EntryAt {
-            rank,
-            entry: entry.clone(),
-            dir: place,
-        });
+        listed.push(EntryAt { rank, entry: entry.clone(), dir: place });
     }
     Ok(listed)
 }
@@ -583,11 +457,7 @@ fn check_order(
 
 /// Gives all entries of the segment that holds `rank`, with the rank of its first: for scans in
 /// tree order (push --onto, get, prefetch, diff) that do not care for directories.
-pub fn segment_at(
-    root: &TreeRoot,
-    blocks: &dyn Blocks,
-    rank: u64,
-) -> Result<(u64, Arc<Block>), NavError> {
+pub fn segment_at(root: &TreeRoot, blocks: &dyn Blocks, rank: u64) -> Result<(u64, Arc<Block>), NavError> {
     if rank >= root.counts.entries {
         return Err(NavError::NotFound);
     }
@@ -607,14 +477,9 @@ pub fn location(
     let PlacedBlock::Segment(locations) = &*block else {
         return Err(damaged(rank, "a placed segment is an index block"));
     };
-    let position = rank
-        .checked_sub(first)
-        .and_then(|position| usize::try_from(position).ok());
+    let position = rank.checked_sub(first).and_then(|position| usize::try_from(position).ok());
     let location = position.and_then(|position| locations.get(position));
-    location.cloned().ok_or(damaged(
-        rank,
-        "a placed segment has fewer entries than its tree's",
-    ))
+    location.cloned().ok_or(damaged(rank, "a placed segment has fewer entries than its tree's"))
 }
 
 /// Gives the placed segment (always [`PlacedBlock::Segment`]) that mirrors the tree segment which
@@ -636,21 +501,15 @@ pub fn placed_at(
     }
     let mut id = *placement.top.get(*top).ok_or(fault.clone())?;
     for child in below {
-        let block = blocks
-            .placed_block(id)
-            .ok_or(NavError::Need(Need::Placed(id)))?;
+        let block = blocks.placed_block(id).ok_or(NavError::Need(Need::Placed(id)))?;
         id = match &*block {
             PlacedBlock::Index(children) => *children.get(*child).ok_or(fault.clone())?,
             PlacedBlock::Segment(_) => return Err(fault),
         };
     }
-    let block = blocks
-        .placed_block(id)
-        .ok_or(NavError::Need(Need::Placed(id)))?;
+    let block = blocks.placed_block(id).ok_or(NavError::Need(Need::Placed(id)))?;
     match &*block {
-        PlacedBlock::Segment(locations)
-            if locations.len() as u64 == seat.child(root)?.counts.entries =>
-        {
+        PlacedBlock::Segment(locations) if locations.len() as u64 == seat.child(root)?.counts.entries => {
             Ok((seat.rank, block))
         }
         _ => Err(fault),
@@ -659,11 +518,7 @@ pub fn placed_at(
 
 /// Gives the entry that a later hard link stands for: a file of a lower rank that says it has more
 /// links than one. An entry that is no such link is given back as it is.
-pub fn resolve_link(
-    root: &TreeRoot,
-    blocks: &dyn Blocks,
-    entry: &EntryAt,
-) -> Result<EntryAt, NavError> {
+pub fn resolve_link(root: &TreeRoot, blocks: &dyn Blocks, entry: &EntryAt) -> Result<EntryAt, NavError> {
     let EntryKind::HardLink { first } = &entry.entry.kind else {
         return Ok(entry.clone());
     };
@@ -671,24 +526,15 @@ pub fn resolve_link(
         Err(NavError::NotFound | NavError::NotDir) => None,
         other => other?,
     };
-    let is_first = |found: &EntryAt| {
-        matches!(found.entry.kind, EntryKind::File { .. }) && found.entry.nlink > 1
-    };
+    let is_first = |found: &EntryAt| matches!(found.entry.kind, EntryKind::File { .. }) && found.entry.nlink > 1;
     match found {
         Some(found) if found.rank < entry.rank && is_first(&found) => Ok(found),
-        _ => Err(damaged(
-            entry.rank,
-            "the first entry of a hard-link group is not a file before it",
-        )),
+        _ => Err(damaged(entry.rank, "the first entry of a hard-link group is not a file before it")),
     }
 }
 
 /// Sums what a directory holds, in its whole subtree: two ways down, whatever its size.
-pub fn subtree_counts(
-    root: &TreeRoot,
-    blocks: &dyn Blocks,
-    dir: &DirAt,
-) -> Result<Counts, NavError> {
+pub fn subtree_counts(root: &TreeRoot, blocks: &dyn Blocks, dir: &DirAt) -> Result<Counts, NavError> {
     let end = counts_before(root, blocks, dir.first.saturating_add(dir.descendants))?;
     let start = counts_before(root, blocks, dir.first)?;
     end.minus(&start).ok_or(damaged(dir.first, "sums go down"))
@@ -706,17 +552,11 @@ fn counts_before(root: &TreeRoot, blocks: &dyn Blocks, rank: u64) -> Result<Coun
         let index = index_of(root, &parent).ok_or(damaged(rank, "an index block is none"))?;
         let child = Goal::Rank(rank)
             .choose(index, sum.entries, 0)
-            .ok_or(damaged(
-                rank,
-                "an index has fewer entries than its counts say",
-            ))?;
+            .ok_or(damaged(rank, "an index has fewer entries than its counts say"))?;
         for before in index.children.iter().take(child) {
             sum = sum.plus(&before.counts).ok_or(overflow.clone())?;
         }
-        let child = index
-            .children
-            .get(child)
-            .ok_or(damaged(rank, "an index has no such child"))?;
+        let child = index.children.get(child).ok_or(damaged(rank, "an index has no such child"))?;
         let next = load(blocks, child, index.level.saturating_sub(1), sum.entries)?;
         if let Block::Segment(segment) = &*next {
             let position = usize::try_from(rank - sum.entries).unwrap_or(usize::MAX);

@@ -9,9 +9,7 @@
 use crate::format::codec::{DecodeError, Reader, Writer};
 use crate::format::ids::{BlockId, TreeId};
 
-use super::entry::{
-    ENTRIES_MAX, Entry, EntryKind, Mtime, NAME_LEN_MAX, PinReader, name_fault, read_u32, root_fault,
-};
+use super::entry::{ENTRIES_MAX, Entry, EntryKind, Mtime, NAME_LEN_MAX, PinReader, name_fault, read_u32, root_fault};
 
 /// Version of trees that this larder writes, and the newest it reads.
 pub const TREE_FORMAT: u32 = 1;
@@ -100,21 +98,10 @@ pub struct TreeRoot {
 impl Counts {
     /// Counts one entry.
     pub fn of(entry: &Entry) -> Self {
-        let one = Self {
-            entries: 1,
-            ..Self::default()
-        };
+        let one = Self { entries: 1, ..Self::default() };
         match &entry.kind {
-            EntryKind::File { size, .. } => Self {
-                files: 1,
-                bytes: *size,
-                ..one
-            },
-            EntryKind::Dir { descendants, .. } => Self {
-                dirs: 1,
-                descendants: *descendants,
-                ..one
-            },
+            EntryKind::File { size, .. } => Self { files: 1, bytes: *size, ..one },
+            EntryKind::Dir { descendants, .. } => Self { dirs: 1, descendants: *descendants, ..one },
             EntryKind::Symlink { .. } => Self { symlinks: 1, ..one },
             EntryKind::HardLink { .. } => one,
         }
@@ -146,26 +133,13 @@ impl Counts {
 
     /// Says whether the counts can be those of some entries.
     fn is_possible(&self) -> bool {
-        let kinds = self
-            .files
-            .checked_add(self.dirs)
-            .and_then(|sum| sum.checked_add(self.symlinks));
-        (1..=ENTRIES_MAX).contains(&self.entries)
-            && kinds.is_some_and(|kinds| kinds <= self.entries)
+        let kinds = self.files.checked_add(self.dirs).and_then(|sum| sum.checked_add(self.symlinks));
+        (1..=ENTRIES_MAX).contains(&self.entries) && kinds.is_some_and(|kinds| kinds <= self.entries)
     }
 
     fn write(&self, w: &mut Writer) {
-        let Self {
-            entries,
-            descendants,
-            files,
-            dirs,
-            symlinks,
-            bytes,
-        } = *self;
-        [entries, descendants, files, dirs, symlinks, bytes]
-            .into_iter()
-            .for_each(|count| w.varint(count));
+        let Self { entries, descendants, files, dirs, symlinks, bytes } = *self;
+        [entries, descendants, files, dirs, symlinks, bytes].into_iter().for_each(|count| w.varint(count));
     }
 
     fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -189,11 +163,7 @@ impl Segment {
     /// Makes a segment of entries. Sums that overflow (which no tree has) stop at the maximum.
     pub fn new(entries: Vec<Entry>) -> Self {
         let (counts, dirs) = sum_entries(&entries).unwrap_or_default();
-        Self {
-            entries,
-            counts,
-            dirs,
-        }
+        Self { entries, counts, dirs }
     }
 
     /// Gives the sums over the entries.
@@ -203,12 +173,8 @@ impl Segment {
 
     /// Sums `descendants` over the entries before `position`.
     pub fn descendants_before(&self, position: usize) -> u64 {
-        let dirs = self
-            .dirs
-            .partition_point(|(at, _)| (*at as usize) < position);
-        dirs.checked_sub(1)
-            .and_then(|last| self.dirs.get(last))
-            .map_or(0, |(_, sum)| *sum)
+        let dirs = self.dirs.partition_point(|(at, _)| (*at as usize) < position);
+        dirs.checked_sub(1).and_then(|last| self.dirs.get(last)).map_or(0, |(_, sum)| *sum)
     }
 
     /// Finds the first entry with which the sum of `descendants` grows above `sum`.
@@ -222,12 +188,7 @@ impl IndexBlock {
     /// Makes an index of children. Sums that overflow (which no tree has) stop at the maximum.
     pub fn new(level: u8, children: Vec<ChildRef>) -> Self {
         let (counts, ends) = sum_children(&children).unwrap_or_default();
-        Self {
-            level,
-            children,
-            counts,
-            ends,
-        }
+        Self { level, children, counts, ends }
     }
 
     /// Gives the sums over the children.
@@ -237,23 +198,17 @@ impl IndexBlock {
 
     /// Counts the entries before a child, and sums their `descendants`.
     pub fn before(&self, child: usize) -> (u64, u64) {
-        child
-            .checked_sub(1)
-            .and_then(|last| self.ends.get(last))
-            .copied()
-            .unwrap_or_default()
+        child.checked_sub(1).and_then(|last| self.ends.get(last)).copied().unwrap_or_default()
     }
 
     /// Finds the child that holds the entry at `position`, counted from the block's first.
     pub fn child_at(&self, position: u64) -> usize {
-        self.ends
-            .partition_point(|(entries, _)| *entries <= position)
+        self.ends.partition_point(|(entries, _)| *entries <= position)
     }
 
     /// Finds the first child with which the sum of `descendants` grows above `sum`.
     pub fn child_above(&self, sum: u64) -> usize {
-        self.ends
-            .partition_point(|(_, descendants)| *descendants <= sum)
+        self.ends.partition_point(|(_, descendants)| *descendants <= sum)
     }
 }
 
@@ -277,10 +232,7 @@ impl TreeRoot {
         w.varint(self.subdirs);
         w.u8(self.top.level);
         w.varint(self.top.children.len() as u64);
-        self.top
-            .children
-            .iter()
-            .for_each(|child| child.write(&mut w));
+        self.top.children.iter().for_each(|child| child.write(&mut w));
         w.finish()
     }
 
@@ -306,10 +258,7 @@ impl TreeRoot {
         let bad = |why| DecodeError {
             object: "tree root",
             offset: at,
-            problem: crate::format::codec::Problem::Field {
-                field: "root directory",
-                why,
-            },
+            problem: crate::format::codec::Problem::Field { field: "root directory", why },
         };
         if children > counts.entries
             || subdirs > counts.dirs
@@ -321,14 +270,7 @@ impl TreeRoot {
         if counts.entries == 0 && level != 1 {
             return Err(bad("an empty tree has an index of level 1"));
         }
-        Ok(Self {
-            mode,
-            mtime,
-            children,
-            subdirs,
-            counts,
-            top,
-        })
+        Ok(Self { mode, mtime, children, subdirs, counts, top })
     }
 
     /// Estimates the bytes that the decoded root takes in memory.
@@ -349,17 +291,11 @@ impl Block {
         match self {
             Self::Segment(segment) => {
                 let mut pins = Default::default();
-                segment
-                    .entries
-                    .iter()
-                    .for_each(|entry| entry.write(&mut body, &mut pins));
+                segment.entries.iter().for_each(|entry| entry.write(&mut body, &mut pins));
                 encode_block(LEVEL_SEGMENT, segment.entries.len(), &body.finish())
             }
             Self::Index(index) => {
-                index
-                    .children
-                    .iter()
-                    .for_each(|child| child.write(&mut body));
+                index.children.iter().for_each(|child| child.write(&mut body));
                 encode_block(index.level, index.children.len(), &body.finish())
             }
         }
@@ -414,14 +350,8 @@ impl Block {
         const OVERHEAD: usize = 16;
         match self {
             Self::Segment(segment) => {
-                let entries = segment
-                    .entries
-                    .iter()
-                    .map(|entry| entry.heap_bytes() + OVERHEAD)
-                    .sum::<usize>();
-                size_of_val(segment.entries.as_slice())
-                    + size_of_val(segment.dirs.as_slice())
-                    + entries
+                let entries = segment.entries.iter().map(|entry| entry.heap_bytes() + OVERHEAD).sum::<usize>();
+                size_of_val(segment.entries.as_slice()) + size_of_val(segment.dirs.as_slice()) + entries
             }
             Self::Index(index) => index.heap_bytes(),
         }
@@ -430,11 +360,7 @@ impl Block {
 
 impl IndexBlock {
     fn heap_bytes(&self) -> usize {
-        let names = self
-            .children
-            .iter()
-            .map(|child| child.first_name.len() + 16)
-            .sum::<usize>();
+        let names = self.children.iter().map(|child| child.first_name.len() + 16).sum::<usize>();
         size_of_val(self.children.as_slice()) + size_of_val(self.ends.as_slice()) + names
     }
 }
@@ -455,15 +381,8 @@ impl ChildRef {
         let first_name: Box<[u8]> = r.bytes("first name", NAME_LEN_MAX)?.into();
         match name_fault(&first_name) {
             Some(why) => Err(r.bad(at, "first name", why)),
-            None if encoded_len as usize > BLOCK_LEN_MAX => {
-                Err(r.bad(at, "child's length", "it is above the limit"))
-            }
-            None => Ok(Self {
-                id,
-                encoded_len,
-                counts,
-                first_name,
-            }),
+            None if encoded_len as usize > BLOCK_LEN_MAX => Err(r.bad(at, "child's length", "it is above the limit")),
+            None => Ok(Self { id, encoded_len, counts, first_name }),
         }
     }
 }
@@ -485,13 +404,8 @@ fn read_segment(r: &mut Reader<'_>) -> Result<Segment, DecodeError> {
     for _ in 0..count {
         entries.push(Entry::read(r, &mut pins)?);
     }
-    let (counts, dirs) =
-        sum_entries(&entries).ok_or_else(|| r.bad(at, "counts", "they are above 64 bits"))?;
-    Ok(Segment {
-        entries,
-        counts,
-        dirs,
-    })
+    let (counts, dirs) = sum_entries(&entries).ok_or_else(|| r.bad(at, "counts", "they are above 64 bits"))?;
+    Ok(Segment { entries, counts, dirs })
 }
 
 fn read_index(r: &mut Reader<'_>, level: u8, level_at: usize) -> Result<IndexBlock, DecodeError> {
@@ -506,12 +420,7 @@ fn read_index(r: &mut Reader<'_>, level: u8, level_at: usize) -> Result<IndexBlo
     }
     let sums = sum_children(&children).filter(|(counts, _)| counts.entries <= ENTRIES_MAX);
     let (counts, ends) = sums.ok_or_else(|| r.bad(at, "counts", "they are above 64 bits"))?;
-    Ok(IndexBlock {
-        level,
-        children,
-        counts,
-        ends,
-    })
+    Ok(IndexBlock { level, children, counts, ends })
 }
 
 fn sum_entries(entries: &[Entry]) -> Option<(Counts, Vec<(u32, u64)>)> {

@@ -20,12 +20,7 @@ fn parent(path: &[u8]) -> Option<&[u8]> {
 }
 
 /// Compares everything that navigation says with the model.
-fn check_all(
-    model: &Model,
-    root: &TreeRoot,
-    placement: &PlacementRoot,
-    store: &Store,
-) -> Result<(), TestCaseError> {
+fn check_all(model: &Model, root: &TreeRoot, placement: &PlacementRoot, store: &Store) -> Result<(), TestCaseError> {
     let expected = model.entries();
     prop_assert_eq!(root.counts.entries, expected.len() as u64);
     let mut found: BTreeMap<&[u8], EntryAt> = BTreeMap::new();
@@ -36,23 +31,15 @@ fn check_all(
         prop_assert_eq!((at.rank, &at.entry), (rank as u64, &e.entry));
         prop_assert_eq!(&nav::entry_at(root, store, rank as u64), &Ok(at.clone()));
         prop_assert_eq!(&nav::path_of(root, store, rank as u64), &Ok(e.path.clone()));
-        prop_assert_eq!(
-            nav::location(root, placement, store, rank as u64),
-            Ok(e.location.clone())
-        );
+        prop_assert_eq!(nav::location(root, placement, store, rank as u64), Ok(e.location.clone()));
         let up = parent(&e.path).map(|path| found[path].clone());
-        let dir = up.as_ref().map_or(nav::root_dir(root), |up| {
-            up.dir.expect("a parent is a directory")
-        });
+        let dir = up.as_ref().map_or(nav::root_dir(root), |up| up.dir.expect("a parent is a directory"));
         prop_assert_eq!(nav::dir_of(root, store, rank as u64), Ok(dir));
         if let Some(place) = at.dir {
             prop_assert_eq!(place.parent, up.map(|up| up.rank));
         }
         if let EntryKind::HardLink { first } = &at.entry.kind {
-            prop_assert_eq!(
-                &nav::resolve_link(root, store, &at).expect("it has a first"),
-                &found[&**first]
-            );
+            prop_assert_eq!(&nav::resolve_link(root, store, &at).expect("it has a first"), &found[&**first]);
         }
         found.insert(&e.path, at);
     }
@@ -61,31 +48,19 @@ fn check_all(
     }
     let mut walk = Walk::new(nav::root_dir(root), b"");
     for e in &expected {
-        let walked = walk
-            .next(root, store)
-            .expect("a good tree")
-            .expect("as many as the model has");
+        let walked = walk.next(root, store).expect("a good tree").expect("as many as the model has");
         prop_assert_eq!((&walked.path, &walked.at), (&e.path, &found[&*e.path]));
     }
     prop_assert_eq!(walk.next(root, store), Ok(None));
-    prop_assert_eq!(
-        nav::entry_at(root, store, expected.len() as u64),
-        Err(NavError::NotFound)
-    );
+    prop_assert_eq!(nav::entry_at(root, store, expected.len() as u64), Err(NavError::NotFound));
     Ok(())
 }
 
-fn check_dir(
-    root: &TreeRoot,
-    store: &Store,
-    dir: &DirAt,
-    expected: &[Expected],
-) -> Result<(), TestCaseError> {
+fn check_dir(root: &TreeRoot, store: &Store, dir: &DirAt, expected: &[Expected]) -> Result<(), TestCaseError> {
     for limit in [1, 3, 10_000] {
         let mut listed = Vec::new();
         loop {
-            let more =
-                nav::list(root, store, dir, listed.len() as u64, limit).expect("a good tree");
+            let more = nav::list(root, store, dir, listed.len() as u64, limit).expect("a good tree");
             if more.is_empty() {
                 break;
             }
@@ -99,9 +74,7 @@ fn check_dir(
         }
     }
     let range = &expected[dir.first as usize..(dir.first + dir.descendants) as usize];
-    let sum = range
-        .iter()
-        .try_fold(Counts::default(), |sum, e| sum.plus(&Counts::of(&e.entry)));
+    let sum = range.iter().try_fold(Counts::default(), |sum, e| sum.plus(&Counts::of(&e.entry)));
     prop_assert_eq!(nav::subtree_counts(root, store, dir).ok(), sum);
     Ok(())
 }
@@ -109,22 +82,11 @@ fn check_dir(
 /// What differs, the simple way.
 fn simple_diff(before: &Model, after: &Model) -> BTreeMap<Vec<u8>, (Option<Entry>, Option<Entry>)> {
     let mut all: BTreeMap<Vec<u8>, (Option<Entry>, Option<Entry>)> = BTreeMap::new();
-    before
-        .entries()
-        .into_iter()
-        .for_each(|e| all.entry(e.path).or_default().0 = Some(e.entry));
-    after
-        .entries()
-        .into_iter()
-        .for_each(|e| all.entry(e.path).or_default().1 = Some(e.entry));
+    before.entries().into_iter().for_each(|e| all.entry(e.path).or_default().0 = Some(e.entry));
+    after.entries().into_iter().for_each(|e| all.entry(e.path).or_default().1 = Some(e.entry));
     let plain = |entry: &Option<Entry>| {
         let mut entry = entry.clone()?;
-        if let EntryKind::Dir {
-            children,
-            descendants,
-            subdirs,
-        } = &mut entry.kind
-        {
+        if let EntryKind::Dir { children, descendants, subdirs } = &mut entry.kind {
             (*children, *descendants, *subdirs) = (0, 0, 0);
         }
         Some(entry)
@@ -140,10 +102,7 @@ fn diff(before: &TreeRoot, after: &TreeRoot, store: &Store) -> Vec<Change> {
 
 fn as_map(changes: Vec<Change>) -> BTreeMap<Vec<u8>, (Option<Entry>, Option<Entry>)> {
     let count = changes.len();
-    let map: BTreeMap<_, _> = changes
-        .into_iter()
-        .map(|c| (c.path, (c.before, c.after)))
-        .collect();
+    let map: BTreeMap<_, _> = changes.into_iter().map(|c| (c.path, (c.before, c.after))).collect();
     assert_eq!(map.len(), count, "a path is told once");
     map
 }
@@ -156,8 +115,7 @@ enum Edit {
 }
 
 fn edit() -> impl Strategy<Value = Edit> {
-    let put = (prop::collection::vec(name(), 1..4), any::<u8>())
-        .prop_map(|(path, seed)| Edit::Put(path, seed));
+    let put = (prop::collection::vec(name(), 1..4), any::<u8>()).prop_map(|(path, seed)| Edit::Put(path, seed));
     prop_oneof![2 => put, 1 => any::<prop::sample::Index>().prop_map(Edit::Remove)]
 }
 
@@ -167,10 +125,8 @@ fn apply(model: &mut Model, edit: &Edit) {
             let (name, dirs) = path.split_last().expect("it has a name");
             let mut nodes = &mut model.nodes;
             for dir in dirs {
-                let node = nodes.entry(dir.clone()).or_insert_with(|| Node::Dir {
-                    mode: 0o700,
-                    nodes: BTreeMap::new(),
-                });
+                let node =
+                    nodes.entry(dir.clone()).or_insert_with(|| Node::Dir { mode: 0o700, nodes: BTreeMap::new() });
                 match node {
                     Node::Dir { nodes: inner, .. } => nodes = inner,
                     _ => return,
@@ -178,12 +134,7 @@ fn apply(model: &mut Model, edit: &Edit) {
             }
             nodes.insert(
                 name.clone(),
-                Node::File {
-                    mode: 0o644,
-                    mtime: Mtime::default(),
-                    size: u64::from(*seed),
-                    seed: *seed,
-                },
+                Node::File { mode: 0o644, mtime: Mtime::default(), size: u64::from(*seed), seed: *seed },
             );
         }
         Edit::Remove(index) => {
@@ -282,28 +233,16 @@ proptest! {
 
 /// Files of one directory, or of many, with contents of their own.
 fn plain(dirs: usize, files: usize) -> Model {
-    let file = |seed: usize| Node::File {
-        mode: 0o644,
-        mtime: Mtime::default(),
-        size: 1 + seed as u64,
-        seed: seed as u8,
-    };
+    let file =
+        |seed: usize| Node::File { mode: 0o644, mtime: Mtime::default(), size: 1 + seed as u64, seed: seed as u8 };
     let names = |count: usize, node: &dyn Fn(usize) -> Node| {
-        (0..count)
-            .map(|i| (format!("{i:07}").into_bytes(), node(i)))
-            .collect()
+        (0..count).map(|i| (format!("{i:07}").into_bytes(), node(i))).collect()
     };
     let nodes = match dirs {
         0 => names(files, &file),
-        _ => names(dirs, &|d| Node::Dir {
-            mode: 0o755,
-            nodes: names(files, &|f| file(d * 31 + f)),
-        }),
+        _ => names(dirs, &|d| Node::Dir { mode: 0o755, nodes: names(files, &|f| file(d * 31 + f)) }),
     };
-    Model {
-        nodes,
-        groups: Vec::new(),
-    }
+    Model { nodes, groups: Vec::new() }
 }
 
 #[test]
@@ -315,28 +254,17 @@ fn a_change_of_few_files_changes_few_blocks_and_is_found_by_reading_few() {
         for at in [0, 1, 777, 3_990] {
             let mut after = before.clone();
             let dir = (dirs > 0).then(|| format!("{:07}", at % dirs).into_bytes());
-            let path = dir
-                .into_iter()
-                .chain([format!("{:07}x", at).into_bytes()])
-                .collect();
+            let path = dir.into_iter().chain([format!("{:07}x", at).into_bytes()]).collect();
             apply(&mut after, &Edit::Put(path, 9));
             let (b, more) = after.build(MIDDLE, 100);
             let new = more.ids().difference(&old).count();
-            assert!(
-                new <= 16,
-                "{dirs} directories, {files} files, {at}: {new} new blocks of {}",
-                more.len()
-            );
+            assert!(new <= 16, "{dirs} directories, {files} files, {at}: {new} new blocks of {}", more.len());
             store.absorb(&more);
             store.take_asked();
             let changes = diff(&a.root, &b.root, &store);
             assert_eq!(changes.len(), 1);
             let asked = store.take_asked();
-            assert!(
-                asked <= 40,
-                "{dirs} directories, {files} files, {at}: {asked} blocks read of {}",
-                store.len()
-            );
+            assert!(asked <= 40, "{dirs} directories, {files} files, {at}: {asked} blocks read of {}", store.len());
         }
     }
 }
@@ -345,25 +273,13 @@ fn a_change_of_few_files_changes_few_blocks_and_is_found_by_reading_few() {
 fn blocks_keep_within_their_limits_whatever_the_names() {
     let long = |i: usize| format!("{i:0255}").into_bytes();
     let link = |i: usize| Node::Symlink(vec![1 + (i % 200) as u8; 4095]);
-    let model = Model {
-        nodes: (0..9000).map(|i| (long(i), link(i))).collect(),
-        groups: Vec::new(),
-    };
+    let model = Model { nodes: (0..9000).map(|i| (long(i), link(i))).collect(), groups: Vec::new() };
     let (built, store) = model.build(Cuts::FORMAT, 10);
     check_sample(&built.root, &store, 9000);
     // Names and contents that give no natural cut: they are cut by force.
-    let same = |_| Node::File {
-        mode: 0o644,
-        mtime: Mtime::default(),
-        size: 1,
-        seed: 1,
-    };
-    let model = Model {
-        nodes: (0..20_000)
-            .map(|i| (format!("{i:05}").into_bytes(), same(i)))
-            .collect(),
-        groups: Vec::new(),
-    };
+    let same = |_| Node::File { mode: 0o644, mtime: Mtime::default(), size: 1, seed: 1 };
+    let model =
+        Model { nodes: (0..20_000).map(|i| (format!("{i:05}").into_bytes(), same(i))).collect(), groups: Vec::new() };
     let (built, store) = model.build(Cuts::FORMAT, 10);
     check_sample(&built.root, &store, 20_000);
 }
@@ -374,16 +290,11 @@ fn check_sample(root: &TreeRoot, store: &Store, entries: u64) {
     while rank < entries {
         let (first, block) = nav::segment_at(root, store, rank).expect("good");
         assert_eq!(first, rank);
-        let Block::Segment(segment) = &*block else {
-            panic!("not a segment")
-        };
+        let Block::Segment(segment) = &*block else { panic!("not a segment") };
         assert!(segment.entries.len() <= super::cut::ENTRIES_CUT);
         rank += segment.entries.len() as u64;
     }
-    assert_eq!(
-        nav::segment_at(root, store, entries).err(),
-        Some(NavError::NotFound)
-    );
+    assert_eq!(nav::segment_at(root, store, entries).err(), Some(NavError::NotFound));
 }
 
 #[test]
@@ -394,19 +305,9 @@ fn a_directory_nested_as_deep_as_allowed_is_found_and_one_deeper_is_refused() {
         for at in 0..depth as u64 {
             let below = depth as u64 - 1 - at;
             let (children, subdirs) = (u64::from(below > 0), u64::from(below > 0));
-            let kind = EntryKind::Dir {
-                children,
-                descendants: below,
-                subdirs,
-            };
+            let kind = EntryKind::Dir { children, descendants: below, subdirs };
             builder.push(
-                Entry {
-                    name: (*b"d").into(),
-                    mode: 0o755,
-                    mtime: Mtime::default(),
-                    nlink: 1,
-                    kind,
-                },
+                Entry { name: (*b"d").into(), mode: 0o755, mtime: Mtime::default(), nlink: 1, kind },
                 Location::None,
             )?;
             store.keep(builder.drain());
@@ -418,108 +319,42 @@ fn a_directory_nested_as_deep_as_allowed_is_found_and_one_deeper_is_refused() {
     let (built, store) = nested(4096).expect("4096 are allowed");
     let path = nav::path_of(&built.root, &store, 4095).expect("good");
     assert_eq!(path.len(), 2 * 4096 - 1);
-    assert_eq!(
-        nav::resolve(&built.root, &store, &path)
-            .expect("good")
-            .map(|at| at.rank),
-        Some(4095)
-    );
+    assert_eq!(nav::resolve(&built.root, &store, &path).expect("good").map(|at| at.rank), Some(4095));
     assert!(nested(4098).is_err());
 }
 
 fn file(name: &[u8]) -> Entry {
-    let kind = EntryKind::File {
-        size: 0,
-        content: ContentId::Digest(empty_digest()),
-        pin: None,
-    };
-    Entry {
-        name: name.into(),
-        mode: 0o644,
-        mtime: Mtime::default(),
-        nlink: 1,
-        kind,
-    }
+    let kind = EntryKind::File { size: 0, content: ContentId::Digest(empty_digest()), pin: None };
+    Entry { name: name.into(), mode: 0o644, mtime: Mtime::default(), nlink: 1, kind }
 }
 
 fn dir(name: &[u8], children: u64, descendants: u64, subdirs: u64) -> Entry {
-    Entry {
-        kind: EntryKind::Dir {
-            children,
-            descendants,
-            subdirs,
-        },
-        ..file(name)
-    }
+    Entry { kind: EntryKind::Dir { children, descendants, subdirs }, ..file(name) }
 }
 
 fn hard_link(name: &[u8], first: &[u8]) -> Entry {
-    Entry {
-        mode: 0,
-        kind: EntryKind::HardLink {
-            first: first.into(),
-        },
-        ..file(name)
-    }
+    Entry { mode: 0, kind: EntryKind::HardLink { first: first.into() }, ..file(name) }
 }
 
 fn build_list(children: u64, subdirs: u64, entries: &[Entry]) -> Result<(), String> {
     let mut builder = TreeBuilder::new(0o755, Mtime::default(), children, subdirs);
     for entry in entries {
-        builder
-            .push(entry.clone(), Location::None)
-            .map_err(|error| error.to_string())?;
+        builder.push(entry.clone(), Location::None).map_err(|error| error.to_string())?;
     }
-    builder
-        .finish()
-        .map(|_| ())
-        .map_err(|error| error.to_string())
+    builder.finish().map(|_| ()).map_err(|error| error.to_string())
 }
 
 #[test]
 fn lists_that_are_no_tree_are_refused_with_the_reason() {
-    let twice = Entry {
-        nlink: 2,
-        ..file(b"a")
-    };
+    let twice = Entry { nlink: 2, ..file(b"a") };
     let cases: Vec<(&str, u64, u64, Vec<Entry>, &str)> = vec![
         ("nothing at all", 0, 0, vec![], ""),
-        (
-            "a file and an empty directory",
-            2,
-            1,
-            vec![file(b"a"), dir(b"b", 0, 0, 0)],
-            "",
-        ),
+        ("a file and an empty directory", 2, 1, vec![file(b"a"), dir(b"b", 0, 0, 0)], ""),
         ("a name twice", 2, 0, vec![file(b"a"), file(b"a")], "twice"),
-        (
-            "names out of order",
-            2,
-            0,
-            vec![file(b"b"), file(b"a")],
-            "byte order",
-        ),
-        (
-            "fewer entries than promised",
-            2,
-            0,
-            vec![file(b"a")],
-            "promise 2",
-        ),
-        (
-            "more entries than promised",
-            1,
-            0,
-            vec![file(b"a"), file(b"b")],
-            "2 entries were given",
-        ),
-        (
-            "fewer below a directory",
-            1,
-            1,
-            vec![dir(b"a", 2, 2, 0), file(b"x")],
-            "promise 3",
-        ),
+        ("names out of order", 2, 0, vec![file(b"b"), file(b"a")], "byte order"),
+        ("fewer entries than promised", 2, 0, vec![file(b"a")], "promise 2"),
+        ("more entries than promised", 1, 0, vec![file(b"a"), file(b"b")], "2 entries were given"),
+        ("fewer below a directory", 1, 1, vec![dir(b"a", 2, 2, 0), file(b"x")], "promise 3"),
         (
             "directories that hold more than is said",
             1,
@@ -527,63 +362,18 @@ fn lists_that_are_no_tree_are_refused_with_the_reason() {
             vec![dir(b"a", 1, 5, 1), dir(b"b", 0, 0, 0)],
             "as many entries below",
         ),
-        (
-            "an unpromised directory",
-            1,
-            0,
-            vec![dir(b"a", 0, 0, 0)],
-            "more directories",
-        ),
-        (
-            "a promised directory that is none",
-            1,
-            1,
-            vec![file(b"a")],
-            "fewer directories",
-        ),
+        ("an unpromised directory", 1, 0, vec![dir(b"a", 0, 0, 0)], "more directories"),
+        ("a promised directory that is none", 1, 1, vec![file(b"a")], "fewer directories"),
         ("a name with a slash", 1, 0, vec![file(b"a/b")], "`/`"),
         ("a name that is dots", 1, 0, vec![file(b"..")], "`..`"),
         ("an empty name", 1, 0, vec![file(b"")], "empty"),
         ("a name with NUL", 1, 0, vec![file(b"a\0")], "NUL"),
         ("a name of 256 bytes", 1, 0, vec![file(&[b'n'; 256])], "255"),
-        (
-            "a mode with type bits",
-            1,
-            0,
-            vec![Entry {
-                mode: 0o100_644,
-                ..file(b"a")
-            }],
-            "permission bits",
-        ),
-        (
-            "counts that contradict each other",
-            1,
-            1,
-            vec![dir(b"a", 1, 0, 0)],
-            "contradict",
-        ),
-        (
-            "things below no directories",
-            1,
-            1,
-            vec![dir(b"a", 1, 2, 0)],
-            "contradict",
-        ),
-        (
-            "a group of two",
-            2,
-            0,
-            vec![twice.clone(), hard_link(b"b", b"a")],
-            "",
-        ),
-        (
-            "a group that lacks one",
-            1,
-            0,
-            vec![twice.clone()],
-            "fewer links",
-        ),
+        ("a mode with type bits", 1, 0, vec![Entry { mode: 0o100_644, ..file(b"a") }], "permission bits"),
+        ("counts that contradict each other", 1, 1, vec![dir(b"a", 1, 0, 0)], "contradict"),
+        ("things below no directories", 1, 1, vec![dir(b"a", 1, 2, 0)], "contradict"),
+        ("a group of two", 2, 0, vec![twice.clone(), hard_link(b"b", b"a")], ""),
+        ("a group that lacks one", 1, 0, vec![twice.clone()], "fewer links"),
         (
             "a group that has one too many",
             3,
@@ -591,53 +381,21 @@ fn lists_that_are_no_tree_are_refused_with_the_reason() {
             vec![twice.clone(), hard_link(b"b", b"a"), hard_link(b"c", b"a")],
             "does not come before",
         ),
-        (
-            "a hard link to nothing",
-            1,
-            0,
-            vec![hard_link(b"b", b"a")],
-            "does not come before",
-        ),
+        ("a hard link to nothing", 1, 0, vec![hard_link(b"b", b"a")], "does not come before"),
         (
             "a hard link to what comes later",
             2,
             0,
-            vec![
-                hard_link(b"a", b"b"),
-                Entry {
-                    nlink: 2,
-                    ..file(b"b")
-                },
-            ],
+            vec![hard_link(b"a", b"b"), Entry { nlink: 2, ..file(b"b") }],
             "does not come before",
         ),
-        (
-            "a hard link that climbs",
-            2,
-            0,
-            vec![twice, hard_link(b"b", b"../a")],
-            "path",
-        ),
-        (
-            "a directory with two links",
-            1,
-            1,
-            vec![Entry {
-                nlink: 2,
-                ..dir(b"a", 0, 0, 0)
-            }],
-            "more than one link",
-        ),
+        ("a hard link that climbs", 2, 0, vec![twice, hard_link(b"b", b"../a")], "path"),
+        ("a directory with two links", 1, 1, vec![Entry { nlink: 2, ..dir(b"a", 0, 0, 0) }], "more than one link"),
         (
             "an empty symbolic link",
             1,
             0,
-            vec![Entry {
-                kind: EntryKind::Symlink {
-                    target: (*b"").into(),
-                },
-                ..file(b"a")
-            }],
+            vec![Entry { kind: EntryKind::Symlink { target: (*b"").into() }, ..file(b"a") }],
             "target",
         ),
     ];
@@ -655,35 +413,18 @@ fn places_that_do_not_fit_their_entry_are_refused() {
     use crate::format::placement::Extent;
     let pack = PackId([1; 32]);
     let sized = Entry {
-        kind: EntryKind::File {
-            size: 10,
-            content: ContentId::Digest(ContentDigest([1; 32])),
-            pin: None,
-        },
+        kind: EntryKind::File { size: 10, content: ContentId::Digest(ContentDigest([1; 32])), pin: None },
         ..file(b"a")
     };
     let sparse = |extents: &[(u64, u64, u64)]| Location::Sparse {
         pack,
-        extents: extents
-            .iter()
-            .map(|&(logical, offset, len)| Extent {
-                logical,
-                offset,
-                len,
-            })
-            .collect(),
+        extents: extents.iter().map(|&(logical, offset, len)| Extent { logical, offset, len }).collect(),
     };
     let bad = [
         (file(b"a"), Location::Run { pack, offset: 0 }),
         (dir(b"a", 0, 0, 0), Location::Run { pack, offset: 0 }),
         (sized.clone(), Location::Run { pack, offset: 1 }),
-        (
-            sized.clone(),
-            Location::Run {
-                pack,
-                offset: u64::MAX / 4096 * 4096,
-            },
-        ),
+        (sized.clone(), Location::Run { pack, offset: u64::MAX / 4096 * 4096 }),
         (sized.clone(), sparse(&[])),
         (sized.clone(), sparse(&[(0, 0, 11)])),
         (sized.clone(), sparse(&[(0, 0, 5), (4, 4096, 2)])),
@@ -691,20 +432,11 @@ fn places_that_do_not_fit_their_entry_are_refused() {
     ];
     for (entry, location) in bad {
         let subdirs = u64::from(entry.is_dir());
-        let pushed =
-            TreeBuilder::new(0o755, Mtime::default(), 1, subdirs).push(entry, location.clone());
-        assert!(
-            matches!(pushed, Err(BuildError::Entry { .. })),
-            "{location:?}"
-        );
+        let pushed = TreeBuilder::new(0o755, Mtime::default(), 1, subdirs).push(entry, location.clone());
+        assert!(matches!(pushed, Err(BuildError::Entry { .. })), "{location:?}");
     }
     let mut builder = TreeBuilder::new(0o755, Mtime::default(), 1, 0);
-    builder
-        .push(sized, Location::Run { pack, offset: 4096 })
-        .expect("it fits");
+    builder.push(sized, Location::Run { pack, offset: 4096 }).expect("it fits");
     builder.declare_pack(pack, 4096);
-    assert!(matches!(
-        builder.finish(),
-        Err(BuildError::Pack { end: 4106, .. })
-    ));
+    assert!(matches!(builder.finish(), Err(BuildError::Pack { end: 4106, .. })));
 }

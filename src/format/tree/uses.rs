@@ -34,14 +34,10 @@ impl PackUses {
     pub(super) fn add(&mut self, location: &Location, size: u64) {
         match location {
             Location::None => {}
-            Location::Run { pack, offset } => {
-                self.packs.entry(*pack).or_default().add(*offset, size)
-            }
+            Location::Run { pack, offset } => self.packs.entry(*pack).or_default().add(*offset, size),
             Location::Sparse { pack, extents } => {
                 let uses = self.packs.entry(*pack).or_default();
-                extents
-                    .iter()
-                    .for_each(|extent| uses.add(extent.offset, extent.len));
+                extents.iter().for_each(|extent| uses.add(extent.offset, extent.len));
             }
         }
     }
@@ -55,11 +51,7 @@ impl PackUses {
             if len < uses.end {
                 return Err((*pack, len, uses.end));
             }
-            packs.push(PackUse {
-                pack: *pack,
-                len,
-                referenced: uses.referenced,
-            });
+            packs.push(PackUse { pack: *pack, len, referenced: uses.referenced });
         }
         packs.sort_unstable_by_key(|used| used.pack);
         Ok(packs)
@@ -99,29 +91,12 @@ mod tests {
         for offset in [0, 8192, 4096, 8192, 0, 1 << 20, 12288] {
             uses.add(&Location::Run { pack, offset }, 100);
         }
-        assert_eq!(
-            uses.packs[&pack].covered,
-            BTreeMap::from([(0, 16384), (1 << 20, (1 << 20) + 4096)])
-        );
-        assert_eq!(
-            uses.finish(),
-            Ok(vec![PackUse {
-                pack,
-                len: (1 << 20) + 100,
-                referenced: 500
-            }])
-        );
+        assert_eq!(uses.packs[&pack].covered, BTreeMap::from([(0, 16384), (1 << 20, (1 << 20) + 4096)]));
+        assert_eq!(uses.finish(), Ok(vec![PackUse { pack, len: (1 << 20) + 100, referenced: 500 }]));
         uses.declare(pack, 4096);
         assert_eq!(uses.finish(), Err((pack, 4096, (1 << 20) + 100)));
         uses.declare(pack, 1 << 21);
         uses.declare(PackId([2; 32]), 5);
-        assert_eq!(
-            uses.finish(),
-            Ok(vec![PackUse {
-                pack,
-                len: 1 << 21,
-                referenced: 500
-            }])
-        );
+        assert_eq!(uses.finish(), Ok(vec![PackUse { pack, len: 1 << 21, referenced: 500 }]));
     }
 }

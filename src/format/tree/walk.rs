@@ -44,17 +44,11 @@ impl Walk {
         if !path.is_empty() {
             path.push(b'/');
         }
-        Self {
-            stack: vec![Frame::new(dir, path)],
-        }
+        Self { stack: vec![Frame::new(dir, path)] }
     }
 
     /// Gives the next entry, or None at the end. On a need, fetch and call again.
-    pub fn next(
-        &mut self,
-        root: &TreeRoot,
-        blocks: &dyn Blocks,
-    ) -> Result<Option<Walked>, NavError> {
+    pub fn next(&mut self, root: &TreeRoot, blocks: &dyn Blocks) -> Result<Option<Walked>, NavError> {
         while let Some(frame) = self.stack.last_mut() {
             if let Some(at) = frame.batch.pop_front() {
                 let path = [&*frame.path, &*at.entry.name].concat();
@@ -83,10 +77,7 @@ impl Walk {
 
     fn enter(&mut self, dir: DirAt, path: Vec<u8>) -> Result<(), NavError> {
         if self.stack.len() > DEPTH_MAX {
-            return Err(NavError::Damaged {
-                rank: dir.first,
-                why: "directories are nested deeper than 4096",
-            });
+            return Err(NavError::Damaged { rank: dir.first, why: "directories are nested deeper than 4096" });
         }
         self.stack.push(Frame::new(dir, path));
         Ok(())
@@ -95,12 +86,6 @@ impl Walk {
 
 impl Frame {
     fn new(dir: DirAt, path: Vec<u8>) -> Self {
-        Self {
-            dir,
-            path,
-            from: 0,
-            batch: VecDeque::new(),
-            waiting: VecDeque::new(),
-        }
+        Self { dir, path, from: 0, batch: VecDeque::new(), waiting: VecDeque::new() }
     }
 }

@@ -29,11 +29,7 @@ pub(super) fn send_open(
     };
     // Outside of the lock: it may have to open a file.
     let undecided = shared.handles.latch(Ino(ino.0)).is_none();
-    let mut unused = if undecided {
-        shared.register(&content)
-    } else {
-        None
-    };
+    let mut unused = if undecided { shared.register(&content) } else { None };
     let opened = shared.handles.open(Ino(ino.0), fh, || unused.take());
     if let Some(id) = unused {
         // Another open was faster.
@@ -49,19 +45,10 @@ pub(super) fn close_backing(shared: &Shared, id: u32) {
 }
 
 /// Tells the kernel how a recorded open is read.
-pub(super) fn send_opened(
-    shared: &Shared,
-    ino: INodeNo,
-    fh: u64,
-    reply: ReplyOpen,
-    opened: Result<Latch, OpenError>,
-) {
+pub(super) fn send_opened(shared: &Shared, ino: INodeNo, fh: u64, reply: ReplyOpen, opened: Result<Latch, OpenError>) {
     match opened {
         Ok(Latch::Cached) => {
-            reply.opened(
-                FileHandle(fh),
-                FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
-            );
+            reply.opened(FileHandle(fh), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
         }
         Ok(Latch::Backed(id)) => {
             // SAFETY: the id was registered on this connection and stays so until the inode's last
@@ -105,10 +92,7 @@ pub(super) fn read_now(
         match shared.view.try_read(content, offset, room) {
             None => return Some(reply),
             Some(Ok(read)) if read == expected_len(content, offset, len) => {
-                shared
-                    .counters
-                    .read_bytes
-                    .fetch_add(read as u64, Ordering::Relaxed);
+                shared.counters.read_bytes.fetch_add(read as u64, Ordering::Relaxed);
                 reply.data(buffer.get(..read).unwrap_or_default());
             }
             Some(Ok(_)) => reply.error(short_read(shared, ino)),
@@ -120,10 +104,7 @@ pub(super) fn read_now(
 
 pub(super) fn short_read(shared: &Shared, ino: INodeNo) -> fuser::Errno {
     shared.counters.errors.fetch_add(1, Ordering::Relaxed);
-    tracing::error!(
-        ino = ino.0,
-        "answered with EIO: the fetcher gave fewer bytes than the file has"
-    );
+    tracing::error!(ino = ino.0, "answered with EIO: the fetcher gave fewer bytes than the file has");
     fuser::Errno::EIO
 }
 
@@ -138,10 +119,7 @@ pub(super) fn send_read(
 ) {
     match result {
         Ok(bytes) if bytes.len() == expected_len(content, offset, len as usize) => {
-            shared
-                .counters
-                .read_bytes
-                .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            shared.counters.read_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             reply.data(&bytes);
         }
         Ok(_) => reply.error(short_read(shared, ino)),

@@ -18,9 +18,7 @@ pub(super) fn time_of(mtime: Mtime) -> SystemTime {
         SystemTime::UNIX_EPOCH.checked_sub(Duration::from_secs(mtime.secs.unsigned_abs()))
     };
     let nanos = Duration::from_nanos(u64::from(mtime.nanos));
-    whole
-        .and_then(|whole| whole.checked_add(nanos))
-        .unwrap_or(SystemTime::UNIX_EPOCH)
+    whole.and_then(|whole| whole.checked_add(nanos)).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 pub(super) fn file_type(kind: Kind) -> FileType {
@@ -86,14 +84,7 @@ impl Listing {
         let ino = INodeNo(listed.attr.ino.0);
         match self {
             Self::Names(reply) => reply.add(ino, listed.next, file_type(listed.attr.kind), name),
-            Self::Plus(reply) => reply.add(
-                ino,
-                listed.next,
-                name,
-                &TTL,
-                &file_attr(&listed.attr),
-                GENERATION,
-            ),
+            Self::Plus(reply) => reply.add(ino, listed.next, name, &TTL, &file_attr(&listed.attr), GENERATION),
         }
     }
 
@@ -135,24 +126,9 @@ mod tests {
 
     #[test]
     fn times_before_1970_keep_their_nanoseconds() {
-        let time = time_of(Mtime {
-            secs: -2,
-            nanos: 800_000_000,
-        });
+        let time = time_of(Mtime { secs: -2, nanos: 800_000_000 });
         assert_eq!(time, SystemTime::UNIX_EPOCH - Duration::new(1, 200_000_000));
-        assert_eq!(
-            time_of(Mtime { secs: 1, nanos: 5 }),
-            SystemTime::UNIX_EPOCH + Duration::new(1, 5)
-        );
-        let _ = (
-            time_of(Mtime {
-                secs: i64::MAX,
-                nanos: 999_999_999,
-            }),
-            time_of(Mtime {
-                secs: i64::MIN,
-                nanos: 0,
-            }),
-        );
+        assert_eq!(time_of(Mtime { secs: 1, nanos: 5 }), SystemTime::UNIX_EPOCH + Duration::new(1, 5));
+        let _ = (time_of(Mtime { secs: i64::MAX, nanos: 999_999_999 }), time_of(Mtime { secs: i64::MIN, nanos: 0 }));
     }
 }

@@ -54,10 +54,7 @@ impl Slot {
             (0, self.fh.to_le_bytes().to_vec()),
             (8, self.ino.0.to_le_bytes().to_vec()),
             (16, self.id.to_le_bytes().to_vec()),
-            (
-                STATE_AT as usize,
-                (self.state as u32).to_le_bytes().to_vec(),
-            ),
+            (STATE_AT as usize, (self.state as u32).to_le_bytes().to_vec()),
         ];
         for (at, bytes) in fields {
             if let Some(room) = raw.get_mut(at..at + bytes.len()) {
@@ -75,12 +72,7 @@ impl Slot {
             2 => SlotState::Answered,
             _ => return None,
         };
-        Some(Self {
-            fh: u64_at(0)?,
-            ino: Ino(u64_at(8)?),
-            id: u32_at(16)?,
-            state,
-        })
+        Some(Self { fh: u64_at(0)?, ino: Ino(u64_at(8)?), id: u32_at(16)?, state })
     }
 }
 
@@ -117,11 +109,7 @@ impl Slots {
         file.set_len(0)?;
         file.set_len(SLOTS_AT)?;
         file.write_all_at(MAGIC, 0)?;
-        Ok(Self {
-            file,
-            free: Mutex::default(),
-            highest: AtomicU32::new(0),
-        })
+        Ok(Self { file, free: Mutex::default(), highest: AtomicU32::new(0) })
     }
 
     /// Takes a free slot. None: all are taken.
@@ -147,10 +135,7 @@ impl Slots {
     }
 
     pub fn mark_answered(&self, at: u32) -> io::Result<()> {
-        self.file.write_all_at(
-            &(SlotState::Answered as u32).to_le_bytes(),
-            slot_at(at) + STATE_AT,
-        )
+        self.file.write_all_at(&(SlotState::Answered as u32).to_le_bytes(), slot_at(at) + STATE_AT)
     }
 
     pub fn clear(&self, at: u32) -> io::Result<()> {
@@ -180,44 +165,23 @@ impl Slots {
     }
 
     /// Reads what a daemon left behind; empty where the file is not one of ours.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the takeover by a new daemon reads it")
-    )]
+    #[cfg_attr(not(test), expect(dead_code, reason = "the takeover by a new daemon reads it"))]
     pub fn load(file: &File) -> io::Result<Left> {
         let mut raw = vec![0; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];
         file.read_exact_at(&mut raw, 0)?;
-        let Some(head) = raw
-            .get(..SLOTS_AT as usize)
-            .filter(|head| head.starts_with(MAGIC))
-        else {
+        let Some(head) = raw.get(..SLOTS_AT as usize).filter(|head| head.starts_with(MAGIC)) else {
             return Ok(Left::default());
         };
         let words = |bytes: &[u8]| -> Vec<u32> {
-            bytes
-                .chunks_exact(4)
-                .filter_map(|word| Some(u32::from_le_bytes(word.try_into().ok()?)))
-                .collect()
+            bytes.chunks_exact(4).filter_map(|word| Some(u32::from_le_bytes(word.try_into().ok()?))).collect()
         };
-        let highest = words(head)
-            .get(HIGHEST_AT as usize / 4)
-            .copied()
-            .unwrap_or(0);
-        let closing = head
-            .get(CLOSING_AT as usize..)
-            .map(words)
-            .unwrap_or_default();
-        let slots = raw
-            .get(SLOTS_AT as usize..)
-            .unwrap_or_default()
-            .chunks_exact(SLOT_LEN as usize);
+        let highest = words(head).get(HIGHEST_AT as usize / 4).copied().unwrap_or(0);
+        let closing = head.get(CLOSING_AT as usize..).map(words).unwrap_or_default();
+        let slots = raw.get(SLOTS_AT as usize..).unwrap_or_default().chunks_exact(SLOT_LEN as usize);
         Ok(Left {
             highest,
             closing: closing.into_iter().filter(|&id| id != 0).collect(),
-            slots: (0..)
-                .zip(slots)
-                .filter_map(|(at, raw)| Some((at, Slot::decode(raw)?)))
-                .collect(),
+            slots: (0..).zip(slots).filter_map(|(at, raw)| Some((at, Slot::decode(raw)?))).collect(),
         })
     }
 }

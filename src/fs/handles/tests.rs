@@ -23,19 +23,10 @@ fn not_closed(id: u32) {
 #[test]
 fn the_first_open_decides_for_all_until_the_last_release() {
     let (handles, _) = handles();
-    assert_eq!(
-        handles.open(INO, 1, || Some(5)).expect("opens"),
-        Latch::Backed(5)
-    );
-    assert_eq!(
-        handles.open(INO, 2, never).expect("opens"),
-        Latch::Backed(5)
-    );
+    assert_eq!(handles.open(INO, 1, || Some(5)).expect("opens"), Latch::Backed(5));
+    assert_eq!(handles.open(INO, 2, never).expect("opens"), Latch::Backed(5));
     handles.release(INO, 1, not_closed);
-    assert_eq!(
-        handles.open(INO, 3, never).expect("opens"),
-        Latch::Backed(5)
-    );
+    assert_eq!(handles.open(INO, 3, never).expect("opens"), Latch::Backed(5));
     handles.release(INO, 2, not_closed);
     let closed = RefCell::new(Vec::new());
     handles.release(INO, 3, |id| closed.borrow_mut().push(id));
@@ -45,10 +36,7 @@ fn the_first_open_decides_for_all_until_the_last_release() {
     assert_eq!(handles.open(INO, 5, never).expect("opens"), Latch::Cached);
     handles.release(INO, 4, not_closed);
     handles.release(INO, 5, not_closed);
-    assert_eq!(
-        handles.open(INO, 6, || Some(6)).expect("opens"),
-        Latch::Backed(6)
-    );
+    assert_eq!(handles.open(INO, 6, || Some(6)).expect("opens"), Latch::Backed(6));
 }
 
 #[test]
@@ -60,10 +48,7 @@ fn a_read_that_is_not_answered_keeps_the_inode_in_the_page_cache() {
     assert_eq!(handles.open(INO, 2, never).expect("opens"), Latch::Cached);
     handles.release(INO, 2, not_closed);
     drop(reading);
-    assert_eq!(
-        handles.open(INO, 3, || Some(9)).expect("opens"),
-        Latch::Backed(9)
-    );
+    assert_eq!(handles.open(INO, 3, || Some(9)).expect("opens"), Latch::Backed(9));
 }
 
 #[test]
@@ -89,40 +74,19 @@ fn every_open_is_recorded_before_it_is_answered_and_until_it_is_released() {
     handles.answered(INO, 1);
     let left = Slots::load(&file).expect("loads");
     let slots: Vec<Slot> = left.slots.iter().map(|(_, slot)| *slot).collect();
-    let backed = Slot {
-        fh: 1,
-        ino: INO,
-        id: 5,
-        state: SlotState::Answered,
-    };
-    let cached = Slot {
-        fh: 2,
-        ino: Ino(8),
-        id: 0,
-        state: SlotState::Prepared,
-    };
+    let backed = Slot { fh: 1, ino: INO, id: 5, state: SlotState::Answered };
+    let cached = Slot { fh: 2, ino: Ino(8), id: 0, state: SlotState::Prepared };
     assert_eq!(slots, [backed, cached]);
     assert_eq!((left.highest, left.closing), (5, vec![]));
     handles.release(INO, 1, |_| {
         let left = Slots::load(&file).expect("loads");
-        assert_eq!(
-            left.closing,
-            [5],
-            "the id is recorded while it is being closed"
-        );
-        assert_eq!(
-            left.slots.len(),
-            1,
-            "the slot is gone before the id is closed"
-        );
+        assert_eq!(left.closing, [5], "the id is recorded while it is being closed");
+        assert_eq!(left.slots.len(), 1, "the slot is gone before the id is closed");
     });
     handles.answered(INO, 1);
     handles.release(Ino(8), 2, not_closed);
     let left = Slots::load(&file).expect("loads");
-    assert_eq!(
-        (left.highest, left.closing, left.slots),
-        (5, vec![], vec![])
-    );
+    assert_eq!((left.highest, left.closing, left.slots), (5, vec![], vec![]));
 }
 
 #[test]
@@ -130,9 +94,7 @@ fn slots_are_used_again() {
     let (handles, file) = handles();
     for round in 0..100 {
         for fh in 0..10 {
-            handles
-                .open(Ino(fh), round * 10 + fh, || None)
-                .expect("opens");
+            handles.open(Ino(fh), round * 10 + fh, || None).expect("opens");
         }
         for fh in 0..10 {
             handles.release(Ino(fh), round * 10 + fh, not_closed);

@@ -29,15 +29,9 @@ pub enum KeeperError {
     },
     /// The keeper could not be started.
     #[error("cannot start the keeper ({exe} keeper --state {state}): {why}")]
-    Start {
-        exe: PathBuf,
-        state: PathBuf,
-        why: String,
-    },
+    Start { exe: PathBuf, state: PathBuf, why: String },
     /// Somebody still uses the mount.
-    #[error(
-        "{dir} is in use; close what is open there (`lsof {dir}` shows it), or unmount with --force"
-    )]
+    #[error("{dir} is in use; close what is open there (`lsof {dir}` shows it), or unmount with --force")]
     Busy { dir: PathBuf },
     /// The keeper refused or failed.
     #[error("{what}")]
@@ -68,9 +62,7 @@ pub struct Client {
 impl Client {
     /// Finds the keeper of a state directory; an error where none answers.
     pub fn connect(state: &Path) -> Result<Self, KeeperError> {
-        let client = Self {
-            socket: state.join(SOCKET_NAME),
-        };
+        let client = Self { socket: state.join(SOCKET_NAME) };
         client.list()?;
         Ok(client)
     }
@@ -80,11 +72,7 @@ impl Client {
         if let Ok(client) = Self::connect(state) {
             return Ok(client);
         }
-        let failed = |why: String| KeeperError::Start {
-            exe: exe.to_owned(),
-            state: state.to_owned(),
-            why,
-        };
+        let failed = |why: String| KeeperError::Start { exe: exe.to_owned(), state: state.to_owned(), why };
         // It answers when its socket accepts; the keeper itself is its detached child.
         let output = Command::new(exe)
             .args(["keeper", "--state"])
@@ -93,9 +81,7 @@ impl Client {
             .output()
             .map_err(|error| failed(error.to_string()))?;
         if !output.status.success() {
-            return Err(failed(
-                String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-            ));
+            return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
         }
         Self::connect(state)
     }
@@ -131,15 +117,10 @@ impl Client {
     /// Unmounts what Larder has mounted at `dir`, also where its keeper or daemon is gone. Lazily: at
     /// once, whoever uses it.
     pub fn unmount(&self, dir: &Path, lazy: bool) -> Result<(), KeeperError> {
-        let asked = Request::Unmount {
-            dir: dir.to_owned(),
-            lazy,
-        };
+        let asked = Request::Unmount { dir: dir.to_owned(), lazy };
         self.done(&asked).map_err(|error| match error {
             KeeperError::Refused { errno, .. } if errno == Errno::EBUSY as i32 => {
-                KeeperError::Busy {
-                    dir: dir.to_owned(),
-                }
+                KeeperError::Busy { dir: dir.to_owned() }
             }
             other => other,
         })
@@ -147,10 +128,7 @@ impl Client {
 
     /// Replaces the note of a mount.
     pub fn set_note(&self, id: MountId, note: &str) -> Result<(), KeeperError> {
-        self.done(&Request::Note {
-            id,
-            note: note.to_owned(),
-        })
+        self.done(&Request::Note { id, note: note.to_owned() })
     }
 
     /// Raises the kernel's read-ahead of a mount that is being served. Needs root.
@@ -164,9 +142,7 @@ impl Client {
     }
 
     fn protocol(&self) -> KeeperError {
-        KeeperError::Protocol {
-            socket: self.socket.clone(),
-        }
+        KeeperError::Protocol { socket: self.socket.clone() }
     }
 
     fn done(&self, request: &Request) -> Result<(), KeeperError> {
@@ -188,10 +164,7 @@ impl Client {
     fn ask(&self, request: &Request) -> Result<(Answer, Vec<OwnedFd>), KeeperError> {
         let (bytes, fds) = self
             .exchange(request)
-            .map_err(|source| KeeperError::Unreachable {
-                socket: self.socket.clone(),
-                source,
-            })?;
+            .map_err(|source| KeeperError::Unreachable { socket: self.socket.clone(), source })?;
         match serde_json::from_slice(&bytes) {
             Ok(Answer::Failed { errno, what }) => Err(KeeperError::Refused { errno, what }),
             Ok(answer) => Ok((answer, fds)),
@@ -201,11 +174,7 @@ impl Client {
 
     fn exchange(&self, request: &Request) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
         let connection = sys::connect_to(&self.socket)?;
-        setsockopt(
-            &connection,
-            sockopt::ReceiveTimeout,
-            &TimeVal::seconds(ANSWER_TIMEOUT_S),
-        )?;
+        setsockopt(&connection, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_TIMEOUT_S))?;
         sys::send_message(connection.as_fd(), &serde_json::to_vec(request)?, &[])?;
         let (bytes, fds) = sys::receive_message(connection.as_fd(), PACKET_BYTES_MAX)?;
         if bytes.is_empty() {

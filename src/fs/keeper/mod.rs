@@ -75,15 +75,8 @@ pub struct Keeper {
 impl Keeper {
     /// Takes the lock and opens the socket. None where another keeper has them.
     pub fn open(state: &Path) -> io::Result<Option<Self>> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(state)?;
-        let lock = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(state.join(LOCK_NAME))?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(state)?;
+        let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(state.join(LOCK_NAME))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => return Ok(None),
@@ -96,12 +89,7 @@ impl Keeper {
         }
         let listener = sys::listen_at(&socket)?;
         fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
-        Ok(Some(Self {
-            listener,
-            socket,
-            table: Table::default(),
-            _lock: lock,
-        }))
+        Ok(Some(Self { listener, socket, table: Table::default(), _lock: lock }))
     }
 
     /// Answers requests until it is told to stop, or its socket was removed and nothing is mounted.
@@ -144,10 +132,7 @@ impl Keeper {
 
 /// Waits for a connection (true), a change of the mount table, or the interval.
 fn wait(listener: BorrowedFd<'_>, mount_table: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut fds = [
-        PollFd::new(listener, PollFlags::POLLIN),
-        PollFd::new(mount_table, PollFlags::POLLPRI),
-    ];
+    let mut fds = [PollFd::new(listener, PollFlags::POLLIN), PollFd::new(mount_table, PollFlags::POLLPRI)];
     match poll(&mut fds, PollTimeout::from(LOOK_INTERVAL_MS)) {
         Ok(_) | Err(Errno::EINTR) => {}
         Err(errno) => return Err(errno.into()),
@@ -161,16 +146,8 @@ fn admit(client: &OwnedFd) -> io::Result<i32> {
     if peer.uid() != 0 && peer.uid() != geteuid().as_raw() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
-    setsockopt(
-        client,
-        sockopt::ReceiveTimeout,
-        &TimeVal::seconds(CLIENT_TIMEOUT_S),
-    )?;
-    setsockopt(
-        client,
-        sockopt::SendTimeout,
-        &TimeVal::seconds(CLIENT_TIMEOUT_S),
-    )?;
+    setsockopt(client, sockopt::ReceiveTimeout, &TimeVal::seconds(CLIENT_TIMEOUT_S))?;
+    setsockopt(client, sockopt::SendTimeout, &TimeVal::seconds(CLIENT_TIMEOUT_S))?;
     Ok(peer.pid())
 }
 

@@ -37,11 +37,7 @@ pub(super) struct MountLine {
 
 /// Mounts; gives the /dev/fuse descriptor.
 pub(super) fn make(request: &MountRequest) -> io::Result<OwnedFd> {
-    if geteuid().is_root() {
-        make_as_root(request)
-    } else {
-        make_by_fusermount(request)
-    }
+    if geteuid().is_root() { make_as_root(request) } else { make_by_fusermount(request) }
 }
 
 fn source_of(request: &MountRequest) -> String {
@@ -61,38 +57,21 @@ fn make_as_root(request: &MountRequest) -> io::Result<OwnedFd> {
     }
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     let source = source_of(request);
-    mount(
-        Some(source.as_str()),
-        &request.dir,
-        Some(FS_TYPE),
-        flags,
-        Some(data.as_str()),
-    )?;
+    mount(Some(source.as_str()), &request.dir, Some(FS_TYPE), flags, Some(data.as_str()))?;
     Ok(fuse)
 }
 
 /// Puts a backslash before what separates options.
 fn escape_option(value: &str) -> String {
-    value
-        .chars()
-        .flat_map(|c| {
-            if matches!(c, ',' | '\\') {
-                vec!['\\', c]
-            } else {
-                vec![c]
-            }
-        })
-        .collect()
+    value.chars().flat_map(|c| if matches!(c, ',' | '\\') { vec!['\\', c] } else { vec![c] }).collect()
 }
 
 fn make_by_fusermount(request: &MountRequest) -> io::Result<OwnedFd> {
     let (ours, theirs) = UnixStream::pair()?;
     // Single-threaded: nobody else can start a process that would inherit it.
     fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
-    let mut options = format!(
-        "fsname={},subtype=larder,ro,nosuid,nodev,default_permissions",
-        escape_option(&source_of(request))
-    );
+    let mut options =
+        format!("fsname={},subtype=larder,ro,nosuid,nodev,default_permissions", escape_option(&source_of(request)));
     if request.allow_other {
         options.push_str(",allow_other");
     }
@@ -103,32 +82,20 @@ fn make_by_fusermount(request: &MountRequest) -> io::Result<OwnedFd> {
         .arg(&request.dir)
         .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
         .output()
-        .map_err(|error| {
-            io::Error::new(
-                error.kind(),
-                format!("fusermount3: {error}; install the package fuse3"),
-            )
-        })?;
+        .map_err(|error| io::Error::new(error.kind(), format!("fusermount3: {error}; install the package fuse3")))?;
     drop(theirs);
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(io::Error::other(said.trim().to_owned()));
     }
     let (_, fds) = sys::receive_message(ours.as_fd(), 64)?;
-    fds.into_iter()
-        .next()
-        .ok_or_else(|| io::Error::other("fusermount3 gave no descriptor"))
+    fds.into_iter().next().ok_or_else(|| io::Error::other("fusermount3 gave no descriptor"))
 }
 
 /// Unmounts. Lazily: takes the mount out of the tree at once, whoever uses it.
 pub(super) fn unmake(dir: &Path, lazy: bool) -> io::Result<()> {
     if geteuid().is_root() {
-        let flags = MntFlags::UMOUNT_NOFOLLOW
-            | if lazy {
-                MntFlags::MNT_DETACH
-            } else {
-                MntFlags::empty()
-            };
+        let flags = MntFlags::UMOUNT_NOFOLLOW | if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
         return Ok(umount2(dir, flags)?);
     }
     let mut command = Command::new("fusermount3");
@@ -141,21 +108,14 @@ pub(super) fn unmake(dir: &Path, lazy: bool) -> io::Result<()> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    if said.contains("busy") {
-        Err(Errno::EBUSY.into())
-    } else {
-        Err(io::Error::other(said))
-    }
+    if said.contains("busy") { Err(Errno::EBUSY.into()) } else { Err(io::Error::other(said)) }
 }
 
 /// Says whether the kernel has given up a mount's connection (unmounted and no longer open, or aborted).
 pub(super) fn is_gone(fuse: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(fuse.as_fd(), PollFlags::empty())];
     match poll(&mut fds, PollTimeout::ZERO) {
-        Ok(_) => fds.iter().any(|fd| {
-            fd.revents()
-                .is_some_and(|seen| seen.contains(PollFlags::POLLERR))
-        }),
+        Ok(_) => fds.iter().any(|fd| fd.revents().is_some_and(|seen| seen.contains(PollFlags::POLLERR))),
         Err(_) => false,
     }
 }
@@ -166,12 +126,9 @@ fn unescape(field: &[u8]) -> PathBuf {
     let mut rest = field;
     while let Some((&byte, tail)) = rest.split_first() {
         let octal = match tail {
-            [
-                a @ b'0'..=b'3',
-                b @ b'0'..=b'7',
-                c @ b'0'..=b'7',
-                after @ ..,
-            ] if byte == b'\\' => Some(((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'), after)),
+            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..] if byte == b'\\' => {
+                Some(((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'), after))
+            }
             _ => None,
         };
         let (value, after) = octal.unwrap_or((byte, tail));
@@ -198,9 +155,7 @@ fn parse_line(line: &[u8]) -> Option<MountLine> {
 pub(super) fn find(dir: &Path) -> io::Result<Option<MountLine>> {
     let table = fs::read("/proc/self/mountinfo")?;
     let lines = table.split(|&byte| byte == b'\n').filter_map(parse_line);
-    Ok(lines
-        .filter(|line| line.dir.as_os_str().as_bytes() == dir.as_os_str().as_bytes())
-        .last())
+    Ok(lines.filter(|line| line.dir.as_os_str().as_bytes() == dir.as_os_str().as_bytes()).last())
 }
 
 /// Says whether the topmost mount at `dir` is one of Larder's.
@@ -211,10 +166,7 @@ pub(super) fn is_ours(dir: &Path) -> io::Result<bool> {
 /// Raises the read-ahead of a mounted file system; never lowers it.
 pub(super) fn raise_read_ahead(dev: &str, kib: u32) -> io::Result<()> {
     let path = Path::new("/sys/class/bdi").join(dev).join("read_ahead_kb");
-    let now: u32 = fs::read_to_string(&path)?
-        .trim()
-        .parse()
-        .unwrap_or(u32::MAX);
+    let now: u32 = fs::read_to_string(&path)?.trim().parse().unwrap_or(u32::MAX);
     if now < kib {
         fs::write(&path, kib.to_string())?;
     }
@@ -232,7 +184,8 @@ mod tests {
 
     #[test]
     fn mount_table_lines_parse_with_spaces_in_paths_and_optional_fields() {
-        let line = br"36 35 0:52 / /mnt/a\040b\134c rw,nosuid shared:1 master:2 - fuse.larder larder:xray@v1 ro,user_id=0";
+        let line =
+            br"36 35 0:52 / /mnt/a\040b\134c rw,nosuid shared:1 master:2 - fuse.larder larder:xray@v1 ro,user_id=0";
         let parsed = parse_line(line).expect("is a line");
         assert_eq!(parsed.dev, "0:52");
         assert_eq!(parsed.dir, Path::new(r"/mnt/a b\c"));

@@ -9,9 +9,7 @@ use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::mounts;
-use super::wire::{
-    Answer, KeptMount, MountId, MountRequest, NOTE_BYTES_MAX, PACKET_BYTES_MAX, Request,
-};
+use super::wire::{Answer, KeptMount, MountId, MountRequest, NOTE_BYTES_MAX, PACKET_BYTES_MAX, Request};
 
 /// How many mounts one keeper makes: each takes two descriptors.
 const MOUNTS_MAX: usize = 400;
@@ -40,25 +38,11 @@ type Handled = (Answer, Vec<OwnedFd>, bool);
 
 fn failed(error: &io::Error, what: impl std::fmt::Display) -> Handled {
     let errno = error.raw_os_error().unwrap_or(Errno::EIO as i32);
-    (
-        Answer::Failed {
-            errno,
-            what: format!("{what}: {error}"),
-        },
-        Vec::new(),
-        false,
-    )
+    (Answer::Failed { errno, what: format!("{what}: {error}") }, Vec::new(), false)
 }
 
 fn refused(errno: Errno, what: impl std::fmt::Display) -> Handled {
-    (
-        Answer::Failed {
-            errno: errno as i32,
-            what: what.to_string(),
-        },
-        Vec::new(),
-        false,
-    )
+    (Answer::Failed { errno: errno as i32, what: what.to_string() }, Vec::new(), false)
 }
 
 fn done() -> Handled {
@@ -91,25 +75,16 @@ impl Table {
             Request::Note { id, note } => self.note(id, note),
             Request::ReadAhead { id, kib } => self.read_ahead(id, kib),
             Request::Stop if self.mounts.is_empty() => (Answer::Done, Vec::new(), true),
-            Request::Stop => refused(
-                Errno::EBUSY,
-                format_args!("{} mounts are left", self.mounts.len()),
-            ),
+            Request::Stop => refused(Errno::EBUSY, format_args!("{} mounts are left", self.mounts.len())),
         }
     }
 
     fn mount(&mut self, request: MountRequest, pid: i32) -> Handled {
         if self.mounts.len() >= MOUNTS_MAX {
-            return refused(
-                Errno::EMFILE,
-                format_args!("{MOUNTS_MAX} mounts are the most"),
-            );
+            return refused(Errno::EMFILE, format_args!("{MOUNTS_MAX} mounts are the most"));
         }
         if request.note.len() > NOTE_BYTES_MAX || !request.dir.is_absolute() {
-            return refused(
-                Errno::EINVAL,
-                "the note is too long or the directory is not absolute",
-            );
+            return refused(Errno::EINVAL, "the note is too long or the directory is not absolute");
         }
         let slots = match memfd_create(c"larder-slots", MFdFlags::MFD_CLOEXEC) {
             Ok(fd) => fd,
@@ -121,13 +96,7 @@ impl Table {
         };
         self.last += 1;
         let id = MountId(self.last);
-        let held = Held {
-            request,
-            fuse,
-            slots,
-            detached: false,
-            server_pid: pid,
-        };
+        let held = Held { request, fuse, slots, detached: false, server_pid: pid };
         let answer = give(id, &held);
         self.mounts.insert(id, held);
         answer
@@ -146,20 +115,14 @@ impl Table {
             room = left;
             mounts.push(mount);
         }
-        Answer::Mounts {
-            mounts,
-            more: false,
-        }
+        Answer::Mounts { mounts, more: false }
     }
 
     fn unmount(&mut self, dir: &Path, lazy: bool) -> Handled {
         match mounts::is_ours(dir) {
             Ok(true) => {}
             Ok(false) => {
-                return refused(
-                    Errno::EINVAL,
-                    format_args!("{} is not a Larder mount", dir.display()),
-                );
+                return refused(Errno::EINVAL, format_args!("{} is not a Larder mount", dir.display()));
             }
             Err(error) => return failed(&error, "/proc/self/mountinfo"),
         }
@@ -205,18 +168,13 @@ impl Table {
         };
         match mounts::raise_read_ahead(&line.dev, kib) {
             Ok(()) => done(),
-            Err(error) => failed(
-                &error,
-                format_args!("/sys/class/bdi/{}/read_ahead_kb", line.dev),
-            ),
+            Err(error) => failed(&error, format_args!("/sys/class/bdi/{}/read_ahead_kb", line.dev)),
         }
     }
 }
 
 fn give(id: MountId, held: &Held) -> Handled {
-    let duplicates = || -> io::Result<Vec<OwnedFd>> {
-        Ok(vec![held.fuse.try_clone()?, held.slots.try_clone()?])
-    };
+    let duplicates = || -> io::Result<Vec<OwnedFd>> { Ok(vec![held.fuse.try_clone()?, held.slots.try_clone()?]) };
     match duplicates() {
         Ok(fds) => (Answer::Mount(id), fds, false),
         Err(error) => failed(&error, "dup"),
@@ -225,9 +183,7 @@ fn give(id: MountId, held: &Held) -> Handled {
 
 impl Held {
     fn describe(&self, id: MountId) -> KeptMount {
-        let MountRequest {
-            dir, source, note, ..
-        } = &self.request;
+        let MountRequest { dir, source, note, .. } = &self.request;
         KeptMount {
             id,
             dir: PathBuf::from(dir),

@@ -6,9 +6,7 @@ use std::time::Duration;
 use super::*;
 
 fn start(state: &Path) -> (Client, JoinHandle<io::Result<()>>) {
-    let keeper = Keeper::open(state)
-        .expect("opens")
-        .expect("nobody else has it");
+    let keeper = Keeper::open(state).expect("opens").expect("nobody else has it");
     let thread = thread::spawn(move || keeper.serve());
     (Client::connect(state).expect("answers"), thread)
 }
@@ -22,12 +20,7 @@ fn can_mount() -> bool {
 }
 
 fn request(dir: &Path) -> MountRequest {
-    MountRequest {
-        dir: dir.to_owned(),
-        source: "xray@v1".into(),
-        allow_other: false,
-        note: "n".into(),
-    }
+    MountRequest { dir: dir.to_owned(), source: "xray@v1".into(), allow_other: false, note: "n".into() }
 }
 
 #[test]
@@ -63,10 +56,7 @@ fn what_is_not_a_larder_mount_is_not_unmounted() {
     let dir = tempfile::tempdir().expect("tempdir");
     let (client, thread) = start(dir.path());
     let refused = client.unmount(Path::new("/proc"), true);
-    assert!(
-        matches!(refused, Err(KeeperError::Refused { .. })),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(KeeperError::Refused { .. })), "{refused:?}");
     assert!(Path::new("/proc/self").exists());
     client.stop().expect("stops");
     thread.join().expect("joins").expect("ended well");
@@ -86,10 +76,7 @@ fn a_mount_is_listed_given_again_and_unmounted() {
     let listed = client.list().expect("lists");
     assert_eq!(listed.len(), 1);
     let kept = listed.first().expect("one");
-    assert_eq!(
-        (kept.dir.as_path(), kept.note.as_str(), kept.detached),
-        (target.as_path(), "other", false)
-    );
+    assert_eq!((kept.dir.as_path(), kept.note.as_str(), kept.detached), (target.as_path(), "other", false));
     assert_eq!(kept.server_pid, std::process::id() as i32);
     assert_eq!(client.attach(fds.id).expect("gives").id, fds.id);
     let busy = client.stop();
@@ -126,21 +113,10 @@ fn notes_longer_than_a_packet_are_listed_in_several() {
     let targets: Vec<_> = (0..12).map(|i| dir.path().join(format!("m{i}"))).collect();
     for target in &targets {
         fs::create_dir(target).expect("mkdir");
-        client
-            .mount(MountRequest {
-                note: "n".repeat(NOTE_BYTES_MAX),
-                ..request(target)
-            })
-            .expect("mounts");
+        client.mount(MountRequest { note: "n".repeat(NOTE_BYTES_MAX), ..request(target) }).expect("mounts");
     }
     let listed = client.list().expect("lists");
-    assert_eq!(
-        listed
-            .iter()
-            .map(|kept| kept.dir.clone())
-            .collect::<Vec<_>>(),
-        targets
-    );
+    assert_eq!(listed.iter().map(|kept| kept.dir.clone()).collect::<Vec<_>>(), targets);
     for target in &targets {
         client.unmount(target, true).expect("unmounts");
     }
@@ -160,14 +136,8 @@ fn a_keeper_whose_directory_is_gone_ends() {
     if geteuid().is_root() {
         let other = tempfile::tempdir().expect("tempdir");
         let none: Option<&str> = None;
-        nix::mount::mount(
-            Some("tmpfs"),
-            other.path(),
-            Some("tmpfs"),
-            nix::mount::MsFlags::empty(),
-            none,
-        )
-        .expect("mounts");
+        nix::mount::mount(Some("tmpfs"), other.path(), Some("tmpfs"), nix::mount::MsFlags::empty(), none)
+            .expect("mounts");
         nix::mount::umount(other.path()).expect("unmounts");
         while !thread.is_finished() {
             thread::sleep(Duration::from_millis(5));

@@ -14,43 +14,19 @@ use crate::testkit::faulty_lake::{Fault, Op, Rule};
 use crate::testkit::model::{Dir, Packing, dir, file};
 
 fn many() -> Dir {
-    let files = |from: u64| {
-        (from..from + 20)
-            .map(|i| (format!("f{i:02}").into_bytes(), file(&noise(i, 3000))))
-            .collect()
-    };
-    dir([
-        ("one", crate::testkit::model::Node::Dir(files(0))),
-        ("two", crate::testkit::model::Node::Dir(files(40))),
-    ])
+    let files =
+        |from: u64| (from..from + 20).map(|i| (format!("f{i:02}").into_bytes(), file(&noise(i, 3000)))).collect();
+    dir([("one", crate::testkit::model::Node::Dir(files(0))), ("two", crate::testkit::model::Node::Dir(files(40)))])
 }
 
 #[test]
 fn a_slow_lake_does_not_use_up_the_workers() {
-    let Some(rig) = Rig::new(
-        &many(),
-        Packing {
-            pack_len: 1,
-            ..Packing::default()
-        },
-    ) else {
+    let Some(rig) = Rig::new(&many(), Packing { pack_len: 1, ..Packing::default() }) else {
         return;
     };
-    let mount = rig.mount_as(
-        options(),
-        ServeOptions {
-            workers: 1,
-            ..ServeOptions::default()
-        },
-    );
-    assert_eq!(
-        fs::read(mount.path("two/f40")).expect("reads"),
-        noise(40, 3000)
-    );
-    rig.lake.rule(Rule::every(
-        Op::Get,
-        Fault::Delay(Duration::from_millis(700)),
-    ));
+    let mount = rig.mount_as(options(), ServeOptions { workers: 1, ..ServeOptions::default() });
+    assert_eq!(fs::read(mount.path("two/f40")).expect("reads"), noise(40, 3000));
+    rig.lake.rule(Rule::every(Op::Get, Fault::Delay(Duration::from_millis(700))));
     std::thread::scope(|scope| {
         for i in 0..10 {
             let path = mount.path(&format!("one/f{i:02}"));
@@ -61,23 +37,13 @@ fn a_slow_lake_does_not_use_up_the_workers() {
         let file = super::rig::open(&mount.path("two/f40"), true).expect("opens");
         let bytes = super::rig::read_range(&file, 0, 3000).expect("reads");
         assert_eq!(bytes, noise(40, 3000));
-        assert!(
-            began.elapsed() < Duration::from_millis(400),
-            "it waited for others: {:?}",
-            began.elapsed()
-        );
+        assert!(began.elapsed() < Duration::from_millis(400), "it waited for others: {:?}", began.elapsed());
     });
 }
 
 #[test]
 fn a_lake_that_is_down_is_eio_in_time_and_not_remembered() {
-    let Some(rig) = Rig::new(
-        &many(),
-        Packing {
-            pack_len: 1,
-            ..Packing::default()
-        },
-    ) else {
+    let Some(rig) = Rig::new(&many(), Packing { pack_len: 1, ..Packing::default() }) else {
         return;
     };
     let mount = rig.mount();
@@ -86,21 +52,11 @@ fn a_lake_that_is_down_is_eio_in_time_and_not_remembered() {
     let began = Instant::now();
     let failed = fs::read(mount.path("one/f01")).expect_err("the lake is down");
     assert_eq!(failed.raw_os_error(), Some(EIO));
-    assert!(
-        began.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     assert!(mount.mounted.stats().errors > 0);
-    assert_eq!(
-        fs::read(mount.path("one/f00")).expect("what is here is served"),
-        known
-    );
+    assert_eq!(fs::read(mount.path("one/f00")).expect("what is here is served"), known);
     rig.lake.heal();
-    assert_eq!(
-        fs::read(mount.path("one/f01")).expect("reads again"),
-        noise(1, 3000)
-    );
+    assert_eq!(fs::read(mount.path("one/f01")).expect("reads again"), noise(1, 3000));
 }
 
 #[test]
@@ -110,9 +66,7 @@ fn metadata_that_cannot_be_fetched_is_eio_until_it_can() {
     };
     let mount = rig.mount();
     rig.lake.rule(Rule::every(Op::Get, Fault::Denied));
-    let failed = fs::read_dir(mount.path("one"))
-        .map(|_| ())
-        .expect_err("nothing is known of it");
+    let failed = fs::read_dir(mount.path("one")).map(|_| ()).expect_err("nothing is known of it");
     assert_eq!(failed.raw_os_error(), Some(EIO));
     rig.lake.heal();
     assert_eq!(fs::read_dir(mount.path("one")).expect("lists").count(), 20);
@@ -120,43 +74,21 @@ fn metadata_that_cannot_be_fetched_is_eio_until_it_can() {
 
 #[test]
 fn a_damaged_object_in_the_lake_is_eio_for_its_own_files_only() {
-    let Some(rig) = Rig::new(
-        &many(),
-        Packing {
-            pack_len: 1,
-            ..Packing::default()
-        },
-    ) else {
+    let Some(rig) = Rig::new(&many(), Packing { pack_len: 1, ..Packing::default() }) else {
         return;
     };
     let pack = rig.made.packs.first().expect("has packs");
     let bad = pack.bytes[..3000].to_vec();
-    rig.memory
-        .flip(&crate::format::paths::data_key(&pack.key()), 1234);
+    rig.memory.flip(&crate::format::paths::data_key(&pack.key()), 1234);
     for verify in [Verify::Tier, Verify::Node, Verify::Always] {
-        let mount = rig.mount_as(
-            ViewOptions {
-                verify,
-                ..options()
-            },
-            ServeOptions::default(),
-        );
+        let mount = rig.mount_as(ViewOptions { verify, ..options() }, ServeOptions::default());
         for i in (0..20).chain(40..60) {
             let path = mount.path(&format!("{}/f{i:02}", if i < 40 { "one" } else { "two" }));
             match fs::read(&path) {
-                Ok(bytes) => assert!(
-                    bytes == noise(i, 3000) && bytes != bad,
-                    "{}",
-                    path.display()
-                ),
+                Ok(bytes) => assert!(bytes == noise(i, 3000) && bytes != bad, "{}", path.display()),
                 Err(error) => {
                     assert_eq!(error.raw_os_error(), Some(EIO));
-                    assert_eq!(
-                        noise(i, 3000),
-                        bad,
-                        "only the damaged one fails: {}",
-                        path.display()
-                    );
+                    assert_eq!(noise(i, 3000), bad, "only the damaged one fails: {}", path.display());
                 }
             }
         }
@@ -170,28 +102,12 @@ fn a_subdirectory_that_does_not_exist_is_refused() {
         return;
     };
     let open = |subdir: &str| {
-        let options = ViewOptions {
-            subdir: subdir.into(),
-            ..options()
-        };
-        let view = crate::fs::view::View::open(
-            rig.snapshot.clone(),
-            rig.meta.clone(),
-            rig.fetcher.clone(),
-            options,
-        );
-        tokio::runtime::Runtime::new()
-            .expect("runtime")
-            .block_on(view)
+        let options = ViewOptions { subdir: subdir.into(), ..options() };
+        let view = crate::fs::view::View::open(rig.snapshot.clone(), rig.meta.clone(), rig.fetcher.clone(), options);
+        tokio::runtime::Runtime::new().expect("runtime").block_on(view)
     };
-    assert!(matches!(
-        open("nope"),
-        Err(crate::fs::view::ViewError::NoEntry)
-    ));
-    assert!(matches!(
-        open("one/f00"),
-        Err(crate::fs::view::ViewError::NotDir)
-    ));
+    assert!(matches!(open("nope"), Err(crate::fs::view::ViewError::NoEntry)));
+    assert!(matches!(open("one/f00"), Err(crate::fs::view::ViewError::NotDir)));
     assert!(open("one").is_ok());
 }
 

@@ -16,31 +16,15 @@ const LEN: usize = 3 << 20;
 
 fn trusting() -> ViewOptions {
     // The kernel may have a file as soon as the tier has it.
-    ViewOptions {
-        verify: Verify::Tier,
-        ..options()
-    }
+    ViewOptions { verify: Verify::Tier, ..options() }
 }
 
 fn rig() -> Option<Rig> {
-    Rig::new(
-        &dir([
-            ("big", file(&noise(1, LEN))),
-            ("small", file(&noise(2, 1000))),
-        ]),
-        Packing::default(),
-    )
+    Rig::new(&dir([("big", file(&noise(1, LEN))), ("small", file(&noise(2, 1000)))]), Packing::default())
 }
 
 fn mount(rig: &Rig) -> Mount {
-    rig.mount_as(
-        trusting(),
-        ServeOptions {
-            workers: 2,
-            stacked: true,
-            ..ServeOptions::default()
-        },
-    )
+    rig.mount_as(trusting(), ServeOptions { workers: 2, stacked: true, ..ServeOptions::default() })
 }
 
 fn assert_reads(file: &File, what: &str) {
@@ -75,50 +59,23 @@ fn a_whole_object_in_the_tier_is_read_by_the_kernel() {
     assert_eq!(mount.mounted.stats().passthrough_files, 1);
     let two = open(&mount.path("big"), true).expect("opens past the page cache");
     let small = open(&mount.path("small"), false).expect("opens");
-    assert_eq!(
-        (
-            mount.mounted.stats().open_files,
-            mount.mounted.stats().passthrough_files
-        ),
-        (3, 2)
-    );
+    assert_eq!((mount.mounted.stats().open_files, mount.mounted.stats().passthrough_files), (3, 2));
     let before = mount.mounted.stats().read_bytes;
     assert_reads(&one, "the first");
     let mut direct = vec![0; 8192];
     std::os::unix::fs::FileExt::read_exact_at(&two, &mut direct, 4096).ok();
-    assert_eq!(
-        mount.mounted.stats().read_bytes,
-        before,
-        "the daemon was not asked"
-    );
+    assert_eq!(mount.mounted.stats().read_bytes, before, "the daemon was not asked");
     drop((one, two, small));
-    mount.wait_for("the last release", |stats| {
-        stats.open_files == 0 && stats.passthrough_files == 0
-    });
-    assert_reads(
-        &open(&mount.path("big"), false).expect("opens again"),
-        "again",
-    );
+    mount.wait_for("the last release", |stats| stats.open_files == 0 && stats.passthrough_files == 0);
+    assert_reads(&open(&mount.path("big"), false).expect("opens again"), "again");
 }
 
 #[test]
 fn without_leave_the_kernel_reads_nothing_itself() {
     let Some(rig) = rig() else { return };
     rig.fill();
-    let refused = rig.mount_as(
-        trusting(),
-        ServeOptions {
-            passthrough: false,
-            ..ServeOptions::default()
-        },
-    );
-    let always = rig.mount_as(
-        ViewOptions {
-            verify: Verify::Always,
-            ..options()
-        },
-        ServeOptions::default(),
-    );
+    let refused = rig.mount_as(trusting(), ServeOptions { passthrough: false, ..ServeOptions::default() });
+    let always = rig.mount_as(ViewOptions { verify: Verify::Always, ..options() }, ServeOptions::default());
     for mount in [refused, always] {
         let file = open(&mount.path("big"), false).expect("opens");
         assert_reads(&file, "cached");
@@ -160,21 +117,12 @@ fn a_mapping_alone_keeps_the_file_in_the_page_cache() {
     let script = "import mmap,sys\nf=open(sys.argv[1],'rb')\nm=mmap.mmap(f.fileno(),0,prot=mmap.PROT_READ)\nf.close()\nprint(m[0], flush=True)\nsys.stdin.read()\nprint(m[-1], flush=True)";
     let mut child = std::process::Command::new("python3");
     child.args(["-c", script]).arg(mount.path("big"));
-    let Ok(mut child) = child
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-    else {
+    let Ok(mut child) = child.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn() else {
         eprintln!("skipped: needs python3");
         return;
     };
     let mut first = [0; 1];
-    child
-        .stdout
-        .as_mut()
-        .expect("piped")
-        .read_exact(&mut first)
-        .expect("mapped");
+    child.stdout.as_mut().expect("piped").read_exact(&mut first).expect("mapped");
     rig.fill();
     let file = open(&mount.path("big"), false).expect("opens beside the mapping");
     assert_eq!(mount.mounted.stats().passthrough_files, 0);
@@ -196,11 +144,7 @@ fn a_file_that_is_evicted_while_the_kernel_reads_it_stays_readable() {
     forget_pages(&one);
     assert_reads(&one, "an evicted file");
     let two = open(&mount.path("big"), false).expect("opens");
-    assert_eq!(
-        mount.mounted.stats().passthrough_files,
-        2,
-        "as long as it is open, it is read that way"
-    );
+    assert_eq!(mount.mounted.stats().passthrough_files, 2, "as long as it is open, it is read that way");
     assert_reads(&two, "an evicted file, opened again");
     drop((one, two));
     mount.wait_for("the releases", |stats| stats.open_files == 0);
@@ -226,10 +170,7 @@ fn openers_readers_fills_and_evictions_may_come_in_any_order() {
                     }
                     let offset = (round * 7919 * (thread + 1)) % (LEN - 4096);
                     let bytes = read_range(&file, (offset & !4095) as u64, 4096).expect("reads");
-                    assert!(
-                        bytes == noise(1, LEN)[offset & !4095..][..4096],
-                        "at {offset}"
-                    );
+                    assert!(bytes == noise(1, LEN)[offset & !4095..][..4096], "at {offset}");
                 }
             });
         }
@@ -242,7 +183,5 @@ fn openers_readers_fills_and_evictions_may_come_in_any_order() {
         stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(mount.mounted.stats().errors, 0);
-    mount.wait_for("the releases", |stats| {
-        stats.open_files == 0 && stats.passthrough_files == 0
-    });
+    mount.wait_for("the releases", |stats| stats.open_files == 0 && stats.passthrough_files == 0);
 }

@@ -57,9 +57,7 @@ fn node() -> impl Strategy<Value = Node> {
         1 => holes.prop_map(|bytes| Node::File(File { bytes, group: 0, sparse: true })),
         1 => (1u8..3).prop_map(|group| Node::File(File { bytes: noise(group.into(), 70_000), group, sparse: false })),
     ];
-    leaf.prop_recursive(3, 24, 6, |inner| {
-        prop::collection::btree_map(name(), inner, 0..6).prop_map(Node::Dir)
-    })
+    leaf.prop_recursive(3, 24, 6, |inner| prop::collection::btree_map(name(), inner, 0..6).prop_map(Node::Dir))
 }
 
 fn name() -> impl Strategy<Value = Vec<u8>> {
@@ -74,13 +72,8 @@ fn name() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let read = (
-        any::<usize>(),
-        0usize..1010,
-        prop_oneof![1usize..10_000, 1usize..700_000],
-        any::<bool>(),
-        any::<bool>(),
-    );
+    let read =
+        (any::<usize>(), 0usize..1010, prop_oneof![1usize..10_000, 1usize..700_000], any::<bool>(), any::<bool>());
     prop_oneof![
         12 => read.prop_map(|(file, offset, len, direct, forget)| Step::Read { file, offset, len, direct, forget }),
         2 => any::<usize>().prop_map(|file| Step::Whole { file }),
@@ -92,13 +85,7 @@ fn step() -> impl Strategy<Value = Step> {
 fn run(rig: &Rig, mount: &Mount, files: &[(PathBuf, Vec<u8>)], steps: &[Step]) {
     for step in steps {
         match *step {
-            Step::Read {
-                file,
-                offset,
-                len,
-                direct,
-                forget,
-            } => {
+            Step::Read { file, offset, len, direct, forget } => {
                 let (path, bytes) = &files[file % files.len()];
                 let offset = bytes.len() * offset / 1000;
                 let opened = open(&mount.dir.join(path), direct).expect("opens");
@@ -106,11 +93,7 @@ fn run(rig: &Rig, mount: &Mount, files: &[(PathBuf, Vec<u8>)], steps: &[Step]) {
                     forget_pages(&opened);
                 }
                 // Past the page cache the tier's own file system asks for whole sectors.
-                let (offset, len) = if direct {
-                    (offset & !4095, (len + 4095) & !4095)
-                } else {
-                    (offset, len)
-                };
+                let (offset, len) = if direct { (offset & !4095, (len + 4095) & !4095) } else { (offset, len) };
                 let want = bytes.get(offset..).unwrap_or_default();
                 let want = &want[..want.len().min(len)];
                 let got = read_range(&opened, offset as u64, len).expect("reads");
@@ -118,11 +101,7 @@ fn run(rig: &Rig, mount: &Mount, files: &[(PathBuf, Vec<u8>)], steps: &[Step]) {
             }
             Step::Whole { file } => {
                 let (path, bytes) = &files[file % files.len()];
-                assert!(
-                    std::fs::read(mount.dir.join(path)).expect("reads") == *bytes,
-                    "{}",
-                    path.display()
-                );
+                assert!(std::fs::read(mount.dir.join(path)).expect("reads") == *bytes, "{}", path.display());
             }
             Step::Fill => rig.fill(),
             Step::Evict => rig.evict(),
@@ -131,10 +110,7 @@ fn run(rig: &Rig, mount: &Mount, files: &[(PathBuf, Vec<u8>)], steps: &[Step]) {
 }
 
 fn check(model: &Dir, readers: &[Vec<Step>], verify: Verify) {
-    let packing = Packing {
-        whole_len: 400_000,
-        pack_len: 200_000,
-    };
+    let packing = Packing { whole_len: 400_000, pack_len: 200_000 };
     let Some(rig) = Rig::new(model, packing) else {
         return;
     };
@@ -143,18 +119,8 @@ fn check(model: &Dir, readers: &[Vec<Step>], verify: Verify) {
     if all.is_empty() {
         return;
     }
-    let serve = ServeOptions {
-        workers: 2,
-        stacked: true,
-        ..ServeOptions::default()
-    };
-    let mount = rig.mount_as(
-        ViewOptions {
-            verify,
-            ..options()
-        },
-        serve,
-    );
+    let serve = ServeOptions { workers: 2, stacked: true, ..ServeOptions::default() };
+    let mount = rig.mount_as(ViewOptions { verify, ..options() }, serve);
     std::thread::scope(|scope| {
         for steps in readers {
             let (rig, mount, all) = (&rig, &mount, &all);
@@ -170,11 +136,7 @@ fn random_reads_of_random_trees_give_the_models_bytes() {
         return;
     }
     static CASES: AtomicUsize = AtomicUsize::new(0);
-    let config = ProptestConfig {
-        cases: 24,
-        max_shrink_iters: 40,
-        ..ProptestConfig::default()
-    };
+    let config = ProptestConfig { cases: 24, max_shrink_iters: 40, ..ProptestConfig::default() };
     let verify = prop::sample::select(vec![Verify::Tier, Verify::Node, Verify::Always]);
     let readers = prop::collection::vec(prop::collection::vec(step(), 1..25), 1..5);
     let model = prop::collection::btree_map(name(), node(), 1..6);

@@ -47,24 +47,13 @@ pub(super) fn can_mount() -> bool {
 }
 
 fn fetch_config() -> FetchConfig {
-    FetchConfig {
-        memory_bytes_max: 1 << 20,
-        read_timeout_ms: 2_000,
-        absent_recheck_ms: 0,
-        ..FetchConfig::default()
-    }
+    FetchConfig { memory_bytes_max: 1 << 20, read_timeout_ms: 2_000, absent_recheck_ms: 0, ..FetchConfig::default() }
 }
 
 pub(super) fn options() -> ViewOptions {
     ViewOptions {
         subdir: Vec::new(),
-        look: Look {
-            uid: 0,
-            gid: 0,
-            umask: 0,
-            file_mode: None,
-            dir_mode: None,
-        },
+        look: Look { uid: 0, gid: 0, umask: 0, file_mode: None, dir_mode: None },
         verify: Verify::Node,
         prefetch: Prefetch::None,
     }
@@ -76,11 +65,7 @@ impl Rig {
         if !can_mount() {
             return None;
         }
-        let rt = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .expect("runtime");
+        let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
         let dir = tempfile::tempdir().expect("tempdir");
         let (lake, memory) = FaultyLake::over_memory();
         let made = make(model, packing);
@@ -100,46 +85,20 @@ impl Rig {
         );
         let meta = MetaStore::new(shared, dir.path().join("meta"), 1 << 20);
         let state = dir.path().join("state");
-        let serving = Keeper::open(&state)
-            .expect("opens")
-            .expect("nobody else has it");
+        let serving = Keeper::open(&state).expect("opens").expect("nobody else has it");
         let keeper_thread = Some(std::thread::spawn(move || serving.serve()));
         let keeper = Client::connect(&state).expect("answers");
-        Some(Self {
-            snapshot,
-            made,
-            lake,
-            memory,
-            fetcher,
-            meta,
-            keeper,
-            keeper_thread,
-            rt,
-            dir,
-        })
+        Some(Self { snapshot, made, lake, memory, fetcher, meta, keeper, keeper_thread, rt, dir })
     }
 
     pub fn mount(&self) -> Mount {
-        self.mount_as(
-            options(),
-            ServeOptions {
-                workers: 2,
-                ..ServeOptions::default()
-            },
-        )
+        self.mount_as(options(), ServeOptions { workers: 2, ..ServeOptions::default() })
     }
 
     /// Mounts at a new directory.
     pub fn mount_as(&self, options: ViewOptions, serve: ServeOptions) -> Mount {
-        let dir = tempfile::tempdir_in(self.dir.path())
-            .expect("tempdir")
-            .keep();
-        let view = View::open(
-            self.snapshot.clone(),
-            self.meta.clone(),
-            self.fetcher.clone(),
-            options,
-        );
+        let dir = tempfile::tempdir_in(self.dir.path()).expect("tempdir").keep();
+        let view = View::open(self.snapshot.clone(), self.meta.clone(), self.fetcher.clone(), options);
         let view = self.rt.block_on(view).expect("opens");
         let spec = MountSpec {
             dir: dir.clone(),
@@ -167,11 +126,7 @@ impl Rig {
             return;
         };
         for fan in fans.flatten() {
-            for object in std::fs::read_dir(fan.path())
-                .into_iter()
-                .flatten()
-                .flatten()
-            {
+            for object in std::fs::read_dir(fan.path()).into_iter().flatten().flatten() {
                 // Somebody else may have been faster.
                 let _ = std::fs::remove_file(object.path());
             }
@@ -189,15 +144,8 @@ impl Drop for Rig {
             let _ = self.keeper.unmount(&kept.dir, true);
         }
         let _ = self.keeper.stop();
-        if let Some(thread) = self
-            .keeper_thread
-            .take()
-            .filter(|_| !std::thread::panicking())
-        {
-            thread
-                .join()
-                .expect("the keeper lives")
-                .expect("the keeper ends well");
+        if let Some(thread) = self.keeper_thread.take().filter(|_| !std::thread::panicking()) {
+            thread.join().expect("the keeper lives").expect("the keeper ends well");
         }
     }
 }
@@ -217,11 +165,7 @@ impl Mount {
     pub fn wait_for(&self, what: &str, holds: impl Fn(&crate::fs::session::MountStats) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while !holds(&self.mounted.stats()) {
-            assert!(
-                Instant::now() < deadline,
-                "{what} did not come: {:?}",
-                self.mounted.stats()
-            );
+            assert!(Instant::now() < deadline, "{what} did not come: {:?}", self.mounted.stats());
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -238,10 +182,7 @@ impl Drop for Mount {
 /// Opens a file, past the page cache where asked.
 pub(super) fn open(path: &Path, direct: bool) -> io::Result<File> {
     let flags = if direct { nix::libc::O_DIRECT } else { 0 };
-    std::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(path)
+    std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
 /// Makes the kernel forget the pages of a file.

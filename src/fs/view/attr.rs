@@ -102,11 +102,7 @@ impl Look {
             }
             EntryKind::HardLink { .. } => return None,
         };
-        let blocks = if kind == Kind::File {
-            size_bytes.div_ceil(512)
-        } else {
-            0
-        };
+        let blocks = if kind == Kind::File { size_bytes.div_ceil(512) } else { 0 };
         Some(Attr {
             ino,
             kind,
@@ -132,13 +128,7 @@ mod tests {
     use super::*;
     use crate::format::ids::{ContentDigest, ContentId};
 
-    const LOOK: Look = Look {
-        uid: 7,
-        gid: 8,
-        umask: 0,
-        file_mode: None,
-        dir_mode: None,
-    };
+    const LOOK: Look = Look { uid: 7, gid: 8, umask: 0, file_mode: None, dir_mode: None };
 
     fn file(mode: u32, size: u64) -> Entry {
         let content = ContentId::Digest(ContentDigest([0; 32]));
@@ -147,45 +137,25 @@ mod tests {
             mode,
             mtime: Mtime { secs: -1, nanos: 5 },
             nlink: 3,
-            kind: EntryKind::File {
-                size,
-                content,
-                pin: None,
-            },
+            kind: EntryKind::File { size, content, pin: None },
         }
     }
 
     #[test]
     fn stored_values_are_shown_where_nothing_overrides_them() {
         let attr = LOOK.entry(Ino(9), &file(0o4755, 513)).expect("a file");
-        assert_eq!(
-            (attr.mode, attr.nlink, attr.uid, attr.gid),
-            (0o4755, 3, 7, 8)
-        );
+        assert_eq!((attr.mode, attr.nlink, attr.uid, attr.gid), (0o4755, 3, 7, 8));
         assert_eq!((attr.size_bytes, attr.blocks), (513, 2));
         assert_eq!(attr.mtime, Mtime { secs: -1, nanos: 5 });
     }
 
     #[test]
     fn overrides_come_before_the_umask_and_spare_symlinks() {
-        let look = Look {
-            umask: 0o027,
-            file_mode: Some(0o666),
-            dir_mode: Some(0o777),
-            ..LOOK
-        };
-        assert_eq!(
-            look.entry(Ino(9), &file(0o4755, 0)).expect("a file").mode,
-            0o640
-        );
+        let look = Look { umask: 0o027, file_mode: Some(0o666), dir_mode: Some(0o777), ..LOOK };
+        assert_eq!(look.entry(Ino(9), &file(0o4755, 0)).expect("a file").mode, 0o640);
         assert_eq!(look.dir(ROOT, 0o700, Mtime::default(), 1).mode, 0o750);
         assert_eq!(look.dir(ROOT, 0o700, Mtime::default(), 3).nlink, 5);
-        let link = Entry {
-            kind: EntryKind::Symlink {
-                target: (*b"to").into(),
-            },
-            ..file(0o777, 0)
-        };
+        let link = Entry { kind: EntryKind::Symlink { target: (*b"to").into() }, ..file(0o777, 0) };
         let attr = look.entry(Ino(9), &link).expect("a symlink");
         assert_eq!((attr.mode, attr.size_bytes, attr.blocks), (0o777, 2, 0));
     }

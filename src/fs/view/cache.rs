@@ -21,20 +21,13 @@ impl<K: Hash + Eq, V: Clone> Recent<K, V> {
     /// Keeps about `entries_max`.
     pub fn new(entries_max: usize) -> Self {
         let each = NonZeroUsize::new(entries_max / SHARDS).unwrap_or(NonZeroUsize::MIN);
-        let shards = (0..SHARDS)
-            .map(|_| Mutex::new(LruCache::new(each)))
-            .collect();
-        Self {
-            shards,
-            hasher: RandomState::new(),
-        }
+        let shards = (0..SHARDS).map(|_| Mutex::new(LruCache::new(each))).collect();
+        Self { shards, hasher: RandomState::new() }
     }
 
     fn shard(&self, key: &K) -> &Mutex<LruCache<K, V>> {
         let at = self.hasher.hash_one(key) as usize % SHARDS;
-        self.shards
-            .get(at)
-            .expect("a remainder by SHARDS is one of SHARDS")
+        self.shards.get(at).expect("a remainder by SHARDS is one of SHARDS")
     }
 
     pub fn get(&self, key: &K) -> Option<V> {

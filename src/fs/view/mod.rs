@@ -14,9 +14,7 @@ use bytes::Bytes;
 
 use crate::format::ids::CommitId;
 use crate::format::tree::nav::{Blocks, NavError};
-use crate::store::fetch::{
-    Attachment, ContentRef, FetchError, Fetcher, Prefetch, Verify, WholeFile,
-};
+use crate::store::fetch::{Attachment, ContentRef, FetchError, Fetcher, Prefetch, Verify, WholeFile};
 use crate::store::meta::{MetaError, MetaStore, Snapshot};
 
 mod attr;
@@ -73,9 +71,7 @@ impl From<NavError> for ViewError {
         match error {
             NavError::NotFound => Self::NoInode,
             NavError::NotDir => Self::NotDir,
-            NavError::Need(_) | NavError::Damaged { .. } | NavError::Decode(_) => {
-                Self::Damaged(error)
-            }
+            NavError::Need(_) | NavError::Damaged { .. } | NavError::Decode(_) => Self::Damaged(error),
         }
     }
 }
@@ -123,14 +119,7 @@ impl View {
                 other => other,
             })?;
         let attachment = fetcher.attach(snapshot.placement.packs.clone(), options.prefetch);
-        Ok(Self {
-            snapshot,
-            names,
-            meta,
-            fetcher,
-            verify: options.verify,
-            _attachment: attachment,
-        })
+        Ok(Self { snapshot, names, meta, fetcher, verify: options.verify, _attachment: attachment })
     }
 
     /// Says which commit is shown.
@@ -164,48 +153,26 @@ impl View {
         &self,
         mut navigate: impl FnMut(&Names, &dyn Blocks) -> Result<T, NavError>,
     ) -> Result<T, ViewError> {
-        Ok(self
-            .meta
-            .drive(|blocks| navigate(&self.names, blocks))
-            .await?)
+        Ok(self.meta.drive(|blocks| navigate(&self.names, blocks)).await?)
     }
 
     /// Reads into `buffer` what this node has; gives how many bytes. None: ask [`View::read`].
-    pub fn try_read(
-        &self,
-        content: &ContentRef,
-        offset: u64,
-        buffer: &mut [u8],
-    ) -> Option<Result<usize, ViewError>> {
+    pub fn try_read(&self, content: &ContentRef, offset: u64, buffer: &mut [u8]) -> Option<Result<usize, ViewError>> {
         let expected = expected_len(content, offset, buffer.len());
         let buffer = buffer.get_mut(..expected).unwrap_or_default();
         if buffer.is_empty() {
             return Some(Ok(0));
         }
-        let result = self
-            .fetcher
-            .try_read_into(content, offset, buffer, self.verify)?;
-        Some(
-            result
-                .map_err(ViewError::Fetch)
-                .inspect(|&len| debug_assert_eq!(len, expected)),
-        )
+        let result = self.fetcher.try_read_into(content, offset, buffer, self.verify)?;
+        Some(result.map_err(ViewError::Fetch).inspect(|&len| debug_assert_eq!(len, expected)))
     }
 
     /// Reads exactly `min(len, size - offset)` bytes, or fails.
-    pub async fn read(
-        &self,
-        content: &ContentRef,
-        offset: u64,
-        len: u32,
-    ) -> Result<Bytes, ViewError> {
+    pub async fn read(&self, content: &ContentRef, offset: u64, len: u32) -> Result<Bytes, ViewError> {
         if expected_len(content, offset, len as usize) == 0 {
             return Ok(Bytes::new());
         }
-        self.fetcher
-            .read(content, offset, len, self.verify)
-            .await
-            .map_err(ViewError::Fetch)
+        self.fetcher.read(content, offset, len, self.verify).await.map_err(ViewError::Fetch)
     }
 
     /// Gives the file that the kernel may read itself, where the content is one.
@@ -213,9 +180,7 @@ impl View {
         if content.size == 0 || self.verify == Verify::Always {
             return None;
         }
-        self.fetcher
-            .whole(content, self.verify)
-            .filter(|whole| whole.len == content.size)
+        self.fetcher.whole(content, self.verify).filter(|whole| whole.len == content.size)
     }
 }
 

@@ -76,63 +76,28 @@ pub struct Origin {
 impl Names {
     /// Shows the directory at `subdir` (empty: all of the tree) as the root. `NotFound` or `NotDir`
     /// where there is no such directory.
-    pub fn new(
-        origin: Origin,
-        look: Look,
-        subdir: &[u8],
-        blocks: &dyn Blocks,
-    ) -> Result<Self, NavError> {
-        let Origin {
-            root,
-            placement,
-            commit,
-            tree,
-        } = origin;
+    pub fn new(origin: Origin, look: Look, subdir: &[u8], blocks: &dyn Blocks) -> Result<Self, NavError> {
+        let Origin { root, placement, commit, tree } = origin;
         let (base, base_attr) = match nav::resolve(&root, blocks, subdir)? {
-            None => (
-                nav::root_dir(&root),
-                look.dir(ROOT, root.mode, root.mtime, root.subdirs),
-            ),
+            None => (nav::root_dir(&root), look.dir(ROOT, root.mode, root.mtime, root.subdirs)),
             Some(at) => {
                 let attr = look.entry(ROOT, &at.entry).ok_or(NavError::NotDir)?;
                 (at.dir.ok_or(NavError::NotDir)?, attr)
             }
         };
         let (dirs, contents) = (Recent::new(DIRS_MAX), Recent::new(CONTENTS_MAX));
-        Ok(Self {
-            root,
-            placement,
-            commit,
-            tree,
-            base,
-            base_attr,
-            look,
-            dirs,
-            contents,
-        })
+        Ok(Self { root, placement, commit, tree, base, base_attr, look, dirs, contents })
     }
 
     /// Gives the sums of the whole tree.
     pub fn totals(&self) -> Totals {
         let counts = &self.root.counts;
-        let inodes = counts
-            .files
-            .saturating_add(counts.dirs)
-            .saturating_add(counts.symlinks)
-            .saturating_add(1);
-        Totals {
-            bytes: counts.bytes,
-            inodes,
-        }
+        let inodes = counts.files.saturating_add(counts.dirs).saturating_add(counts.symlinks).saturating_add(1);
+        Totals { bytes: counts.bytes, inodes }
     }
 
     /// Finds a name. None: there is no such name.
-    pub fn lookup(
-        &self,
-        blocks: &dyn Blocks,
-        parent: Ino,
-        name: &[u8],
-    ) -> Result<Option<Attr>, NavError> {
+    pub fn lookup(&self, blocks: &dyn Blocks, parent: Ino, name: &[u8]) -> Result<Option<Attr>, NavError> {
         let dir = self.dir_at(blocks, parent)?;
         let at = match nav::lookup(&self.root, blocks, &dir, name) {
             Ok(at) => at,
@@ -156,28 +121,14 @@ impl Names {
 
     /// Lists up to `limit` names of a directory from position `from` on, `.` and `..` first. Fewer than
     /// `limit` do not mean the end; none do.
-    pub fn list(
-        &self,
-        blocks: &dyn Blocks,
-        ino: Ino,
-        from: u64,
-        limit: usize,
-    ) -> Result<Vec<Listed>, NavError> {
+    pub fn list(&self, blocks: &dyn Blocks, ino: Ino, from: u64, limit: usize) -> Result<Vec<Listed>, NavError> {
         let dir = self.dir_at(blocks, ino)?;
         let mut listed = Vec::new();
         if from == 0 {
-            listed.push(Listed {
-                name: (*b".").into(),
-                next: 1,
-                attr: self.attr(blocks, ino)?,
-            });
+            listed.push(Listed { name: (*b".").into(), next: 1, attr: self.attr(blocks, ino)? });
         }
         if from <= 1 {
-            listed.push(Listed {
-                name: (*b"..").into(),
-                next: DOTS,
-                attr: self.attr(blocks, self.parent_of(&dir))?,
-            });
+            listed.push(Listed { name: (*b"..").into(), next: DOTS, attr: self.attr(blocks, self.parent_of(&dir))? });
         }
         let mut position = from.saturating_sub(DOTS);
         if position >= dir.children {
@@ -187,11 +138,7 @@ impl Names {
             let name = at.entry.name.clone();
             let at = self.first_of_group(blocks, at)?;
             position += 1;
-            listed.push(Listed {
-                name,
-                next: position + DOTS,
-                attr: self.attr_of(&at)?,
-            });
+            listed.push(Listed { name, next: position + DOTS, attr: self.attr_of(&at)? });
         }
         Ok(listed)
     }
@@ -208,11 +155,7 @@ impl Names {
     }
 
     /// Gives a file's content and where it lies. None: it is not a file.
-    pub fn content(
-        &self,
-        blocks: &dyn Blocks,
-        ino: Ino,
-    ) -> Result<Option<Arc<ContentRef>>, NavError> {
+    pub fn content(&self, blocks: &dyn Blocks, ino: Ino) -> Result<Option<Arc<ContentRef>>, NavError> {
         if let Some(known) = self.contents.get(&ino) {
             return Ok(Some(known));
         }
@@ -223,13 +166,8 @@ impl Names {
             return Ok(None);
         };
         let location = nav::location(&self.root, &self.placement, blocks, rank)?;
-        let few =
-            !matches!(&location, Location::Sparse { extents, .. } if extents.len() > EXTENTS_MAX);
-        let found = Arc::new(ContentRef {
-            content,
-            size,
-            location,
-        });
+        let few = !matches!(&location, Location::Sparse { extents, .. } if extents.len() > EXTENTS_MAX);
+        let found = Arc::new(ContentRef { content, size, location });
         if few {
             self.contents.put(ino, Arc::clone(&found));
         }
@@ -237,12 +175,7 @@ impl Names {
     }
 
     /// Gives an extended attribute. None: the inode does not have it.
-    pub fn xattr(
-        &self,
-        blocks: &dyn Blocks,
-        ino: Ino,
-        name: &[u8],
-    ) -> Result<Option<String>, NavError> {
+    pub fn xattr(&self, blocks: &dyn Blocks, ino: Ino, name: &[u8]) -> Result<Option<String>, NavError> {
         match name {
             XATTR_COMMIT => Ok(Some(self.commit.to_string())),
             XATTR_TREE => Ok(Some(self.tree.to_string())),
@@ -252,11 +185,7 @@ impl Names {
     }
 
     /// Lists the names of the extended attributes of an inode.
-    pub fn xattr_names(
-        &self,
-        blocks: &dyn Blocks,
-        ino: Ino,
-    ) -> Result<Vec<&'static [u8]>, NavError> {
+    pub fn xattr_names(&self, blocks: &dyn Blocks, ino: Ino) -> Result<Vec<&'static [u8]>, NavError> {
         let mut names = vec![XATTR_COMMIT, XATTR_TREE];
         if self.digest(blocks, ino)?.is_some() {
             names.push(XATTR_DIGEST);
@@ -269,14 +198,8 @@ impl Names {
             return Ok(None);
         }
         match self.entry(blocks, ino)?.entry.kind {
-            EntryKind::File {
-                content: ContentId::Digest(digest),
-                ..
-            } => Ok(Some(digest.to_string())),
-            EntryKind::File {
-                content: ContentId::Pin(_),
-                ..
-            }
+            EntryKind::File { content: ContentId::Digest(digest), .. } => Ok(Some(digest.to_string())),
+            EntryKind::File { content: ContentId::Pin(_), .. }
             | EntryKind::Dir { .. }
             | EntryKind::Symlink { .. }
             | EntryKind::HardLink { .. } => Ok(None),
@@ -315,10 +238,7 @@ impl Names {
         let EntryKind::HardLink { first } = &at.entry.kind else {
             return Ok(at);
         };
-        let damaged = NavError::Damaged {
-            rank: at.rank,
-            why: "a hard link does not lead to a file",
-        };
+        let damaged = NavError::Damaged { rank: at.rank, why: "a hard link does not lead to a file" };
         match nav::resolve(&self.root, blocks, first) {
             Ok(Some(found)) if found.dir.is_none() => Ok(found),
             Ok(_) | Err(NavError::NotFound | NavError::NotDir) => Err(damaged),
@@ -327,12 +247,7 @@ impl Names {
     }
 
     fn attr_of(&self, at: &EntryAt) -> Result<Attr, NavError> {
-        let damaged = NavError::Damaged {
-            rank: at.rank,
-            why: "a hard link leads to a hard link",
-        };
-        self.look
-            .entry(Ino::of_rank(at.rank), &at.entry)
-            .ok_or(damaged)
+        let damaged = NavError::Damaged { rank: at.rank, why: "a hard link leads to a hard link" };
+        self.look.entry(Ino::of_rank(at.rank), &at.entry).ok_or(damaged)
     }
 }

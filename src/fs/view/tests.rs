@@ -13,9 +13,7 @@ use crate::format::placement::PlacedBlock;
 use crate::format::tree::Block;
 use crate::format::tree::build::{BlockOf, BuiltBlock};
 use crate::format::tree::nav::{Blocks, NavError, Need};
-use crate::testkit::model::{
-    DIR_MODE, Dir, FILE_MODE, File, MTIME, Node, Packing, dir, file, make, members, subdirs,
-};
+use crate::testkit::model::{DIR_MODE, Dir, FILE_MODE, File, MTIME, Node, Packing, dir, file, make, members, subdirs};
 
 /// Blocks in memory, some of which may have to be fetched first.
 #[derive(Debug, Default)]
@@ -67,13 +65,7 @@ impl Memory {
     }
 }
 
-const LOOK: Look = Look {
-    uid: 1,
-    gid: 2,
-    umask: 0,
-    file_mode: None,
-    dir_mode: None,
-};
+const LOOK: Look = Look { uid: 1, gid: 2, umask: 0, file_mode: None, dir_mode: None };
 
 /// Builds the tree of a model.
 fn build(model: &Dir) -> (Origin, Memory, Vec<Vec<u8>>) {
@@ -94,9 +86,7 @@ fn list_all(names: &Names, memory: &Memory, dir: Ino, limit: usize) -> Vec<Liste
     let mut all: Vec<Listed> = Vec::new();
     loop {
         let from = all.last().map_or(0, |last| last.next);
-        let some = memory
-            .drive(|blocks| names.list(blocks, dir, from, limit))
-            .expect("lists");
+        let some = memory.drive(|blocks| names.list(blocks, dir, from, limit)).expect("lists");
         if some.is_empty() {
             return all;
         }
@@ -115,73 +105,38 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn lookup(&self, dir: Ino, name: &[u8]) -> Option<Attr> {
-        self.memory
-            .drive(|blocks| self.names.lookup(blocks, dir, name))
-            .expect("looks up")
+        self.memory.drive(|blocks| self.names.lookup(blocks, dir, name)).expect("looks up")
     }
 
     fn dir(&mut self, prefix: &[u8], ino: Ino, parent: Ino, model: &Dir) {
         let listed = list_all(self.names, self.memory, ino, 3);
-        let dots: Vec<(&[u8], Ino, u64)> = listed
-            .iter()
-            .take(2)
-            .map(|l| (&*l.name, l.attr.ino, l.next))
-            .collect();
+        let dots: Vec<(&[u8], Ino, u64)> = listed.iter().take(2).map(|l| (&*l.name, l.attr.ino, l.next)).collect();
         assert_eq!(dots, [(b".".as_slice(), ino, 1), (b"..", parent, 2)]);
         let listed_names: Vec<&[u8]> = listed.iter().skip(2).map(|l| &*l.name).collect();
-        assert_eq!(
-            listed_names,
-            model.keys().map(Vec::as_slice).collect::<Vec<_>>()
-        );
-        let own = self
-            .memory
-            .drive(|blocks| self.names.attr(blocks, ino))
-            .expect("stats");
-        assert_eq!(
-            (own.ino, own.kind, u64::from(own.nlink)),
-            (ino, Kind::Dir, 2 + subdirs(model))
-        );
+        assert_eq!(listed_names, model.keys().map(Vec::as_slice).collect::<Vec<_>>());
+        let own = self.memory.drive(|blocks| self.names.attr(blocks, ino)).expect("stats");
+        assert_eq!((own.ino, own.kind, u64::from(own.nlink)), (ino, Kind::Dir, 2 + subdirs(model)));
         assert_eq!(self.lookup(ino, b"no such name"), None);
         for ((name, node), listed) in model.iter().zip(listed.iter().skip(2)) {
             let attr = self.lookup(ino, name).expect("is there");
             assert_eq!(attr, listed.attr, "lookup and listing agree");
-            let again = self
-                .memory
-                .drive(|blocks| self.names.attr(blocks, attr.ino))
-                .expect("stats");
+            let again = self.memory.drive(|blocks| self.names.attr(blocks, attr.ino)).expect("stats");
             assert_eq!(attr, again, "lookup and getattr agree");
-            let path = if prefix.is_empty() {
-                name.clone()
-            } else {
-                [prefix, b"/", name].concat()
-            };
+            let path = if prefix.is_empty() { name.clone() } else { [prefix, b"/", name].concat() };
             self.node(&path, ino, node, attr);
         }
     }
 
     fn node(&mut self, path: &[u8], parent: Ino, node: &Node, attr: Attr) {
-        let rank = self
-            .order
-            .iter()
-            .position(|other| other == path)
-            .expect("was emitted") as u64;
+        let rank = self.order.iter().position(|other| other == path).expect("was emitted") as u64;
         match node {
             Node::Dir(below) => {
-                assert_eq!(
-                    (attr.ino, attr.kind, attr.mode),
-                    (Ino(rank + 2), Kind::Dir, DIR_MODE)
-                );
+                assert_eq!((attr.ino, attr.kind, attr.mode), (Ino(rank + 2), Kind::Dir, DIR_MODE));
                 self.dir(path, attr.ino, parent, below);
             }
             Node::Symlink(target) => {
-                assert_eq!(
-                    (attr.ino, attr.kind, attr.size_bytes),
-                    (Ino(rank + 2), Kind::Symlink, target.len() as u64)
-                );
-                let read = self
-                    .memory
-                    .drive(|blocks| self.names.readlink(blocks, attr.ino))
-                    .expect("reads");
+                assert_eq!((attr.ino, attr.kind, attr.size_bytes), (Ino(rank + 2), Kind::Symlink, target.len() as u64));
+                let read = self.memory.drive(|blocks| self.names.readlink(blocks, attr.ino)).expect("reads");
                 assert_eq!(read.as_deref(), Some(target.as_slice()));
             }
             Node::File(File { bytes, group, .. }) => {
@@ -189,23 +144,11 @@ impl Check<'_> {
                     0 => (Ino(rank + 2), 1),
                     group => (self.firsts[group], self.counts[group]),
                 };
-                assert_eq!(
-                    (attr.ino, attr.kind, attr.nlink, attr.mode),
-                    (ino, Kind::File, nlink, FILE_MODE)
-                );
-                let content = self
-                    .memory
-                    .drive(|blocks| self.names.content(blocks, ino))
-                    .expect("found")
-                    .expect("a file");
-                assert_eq!(
-                    (content.content, content.size),
-                    (ContentId::Digest(digest(bytes)), bytes.len() as u64)
-                );
-                let shown = self
-                    .memory
-                    .drive(|blocks| self.names.xattr(blocks, ino, XATTR_DIGEST))
-                    .expect("asks");
+                assert_eq!((attr.ino, attr.kind, attr.nlink, attr.mode), (ino, Kind::File, nlink, FILE_MODE));
+                let content =
+                    self.memory.drive(|blocks| self.names.content(blocks, ino)).expect("found").expect("a file");
+                assert_eq!((content.content, content.size), (ContentId::Digest(digest(bytes)), bytes.len() as u64));
+                let shown = self.memory.drive(|blocks| self.names.xattr(blocks, ino, XATTR_DIGEST)).expect("asks");
                 assert_eq!(shown, Some(digest(bytes).to_string()));
             }
         }
@@ -218,17 +161,12 @@ fn firsts(model: &Dir, order: &[Vec<u8>]) -> HashMap<u8, Ino> {
     let mut firsts = HashMap::new();
     for (rank, path) in (0..).zip(order) {
         let mut names = path.split(|&byte| byte == b'/');
-        let top = model
-            .get(names.next().expect("has a name"))
-            .expect("is in the model");
+        let top = model.get(names.next().expect("has a name")).expect("is in the model");
         let node = names.fold(top, |node, name| match node {
             Node::Dir(below) => &below[name],
             Node::File(_) | Node::Symlink(_) => panic!("only directories have names in them"),
         });
-        if let Node::File(File {
-            group: group @ 1.., ..
-        }) = node
-        {
+        if let Node::File(File { group: group @ 1.., .. }) = node {
             firsts.entry(*group).or_insert(Ino::of_rank(rank));
         }
     }
@@ -238,18 +176,10 @@ fn firsts(model: &Dir, order: &[Vec<u8>]) -> HashMap<u8, Ino> {
 fn check(model: &Dir, all_here: bool) {
     let (origin, mut memory, order) = build(model);
     memory.all_here = all_here;
-    let names = memory
-        .drive(|blocks| Names::new(origin.clone(), LOOK, b"", blocks))
-        .expect("opens");
+    let names = memory.drive(|blocks| Names::new(origin.clone(), LOOK, b"", blocks)).expect("opens");
     let mut counts = HashMap::new();
     members(model, &mut counts);
-    let mut check = Check {
-        names: &names,
-        memory: &memory,
-        order: &order,
-        firsts: firsts(model, &order),
-        counts,
-    };
+    let mut check = Check { names: &names, memory: &memory, order: &order, firsts: firsts(model, &order), counts };
     check.dir(b"", ROOT, ROOT, model);
 }
 
@@ -267,9 +197,7 @@ fn node() -> impl Strategy<Value = Node> {
         1 => (1u8..4).prop_map(|group| Node::File(File { bytes: vec![group], group, sparse: false })),
         1 => prop::collection::vec(1u8..=255, 1..30).prop_map(Node::Symlink),
     ];
-    leaf.prop_recursive(5, 200, 12, |inner| {
-        prop::collection::btree_map(name(), inner, 0..12).prop_map(Node::Dir)
-    })
+    leaf.prop_recursive(5, 200, 12, |inner| prop::collection::btree_map(name(), inner, 0..12).prop_map(Node::Dir))
 }
 
 proptest! {
@@ -284,67 +212,30 @@ proptest! {
 
 #[test]
 fn a_large_directory_is_listed_whole_and_in_order() {
-    let many: Dir = (0..20_000u32)
-        .map(|i| (format!("{i:08}").into_bytes(), file(b"x")))
-        .collect();
+    let many: Dir = (0..20_000u32).map(|i| (format!("{i:08}").into_bytes(), file(b"x"))).collect();
     let model = dir([("many", Node::Dir(many.clone())), ("z", file(b"z"))]);
     let (origin, memory, _) = build(&model);
-    let names = memory
-        .drive(|blocks| Names::new(origin.clone(), LOOK, b"", blocks))
-        .expect("opens");
-    let many_ino = memory
-        .drive(|blocks| names.lookup(blocks, ROOT, b"many"))
-        .expect("looks up")
-        .expect("is there")
-        .ino;
+    let names = memory.drive(|blocks| Names::new(origin.clone(), LOOK, b"", blocks)).expect("opens");
+    let many_ino = memory.drive(|blocks| names.lookup(blocks, ROOT, b"many")).expect("looks up").expect("is there").ino;
     let listed = list_all(&names, &memory, many_ino, 100);
-    assert!(
-        listed
-            .iter()
-            .skip(2)
-            .map(|l| l.name.to_vec())
-            .eq(many.keys().cloned())
-    );
+    assert!(listed.iter().skip(2).map(|l| l.name.to_vec()).eq(many.keys().cloned()));
     // A listing goes on from anywhere, as seekdir does.
-    let middle = memory
-        .drive(|blocks| names.list(blocks, many_ino, 12_345 + 2, 1))
-        .expect("lists");
+    let middle = memory.drive(|blocks| names.list(blocks, many_ino, 12_345 + 2, 1)).expect("lists");
     assert_eq!(&*middle.first().expect("one").name, b"00012345");
-    assert_eq!(
-        memory
-            .drive(|blocks| names.list(blocks, many_ino, 20_002, 1))
-            .expect("lists"),
-        []
-    );
-    assert_eq!(
-        memory
-            .drive(|blocks| names.list(blocks, many_ino, u64::MAX, 1))
-            .expect("lists"),
-        []
-    );
+    assert_eq!(memory.drive(|blocks| names.list(blocks, many_ino, 20_002, 1)).expect("lists"), []);
+    assert_eq!(memory.drive(|blocks| names.list(blocks, many_ino, u64::MAX, 1)).expect("lists"), []);
 }
 
 #[test]
 fn a_subdirectory_as_root_has_number_1_and_is_its_own_parent() {
-    let inner = dir([
-        ("deep", Node::Dir(dir([("f", file(b"1"))]))),
-        ("g", file(b"2")),
-    ]);
-    let model = dir([
-        ("a", Node::Dir(dir([("b", Node::Dir(inner))]))),
-        ("h", file(b"3")),
-    ]);
+    let inner = dir([("deep", Node::Dir(dir([("f", file(b"1"))]))), ("g", file(b"2"))]);
+    let model = dir([("a", Node::Dir(dir([("b", Node::Dir(inner))]))), ("h", file(b"3"))]);
     let (origin, memory, _) = build(&model);
-    let names = memory
-        .drive(|blocks| Names::new(origin.clone(), LOOK, b"a/b", blocks))
-        .expect("opens");
+    let names = memory.drive(|blocks| Names::new(origin.clone(), LOOK, b"a/b", blocks)).expect("opens");
     let listed = list_all(&names, &memory, ROOT, 10);
     let shown: Vec<(&[u8], u64)> = listed.iter().map(|l| (&*l.name, l.attr.ino.0)).collect();
     // Ranks: a 0, h 1, a/b 2, a/b/deep 3, a/b/g 4, a/b/deep/f 5.
-    assert_eq!(
-        shown,
-        [(b".".as_slice(), 1), (b"..", 1), (b"deep", 5), (b"g", 6)]
-    );
+    assert_eq!(shown, [(b".".as_slice(), 1), (b"..", 1), (b"deep", 5), (b"g", 6)]);
     let deep = list_all(&names, &memory, Ino(5), 10);
     let shown: Vec<(&[u8], u64)> = deep.iter().map(|l| (&*l.name, l.attr.ino.0)).collect();
     assert_eq!(shown, [(b".".as_slice(), 5), (b"..", 1), (b"f", 7)]);
@@ -378,33 +269,17 @@ fn extended_attributes_name_commit_tree_and_digest() {
     memory.all_here = true;
     let names = Names::new(origin.clone(), LOOK, b"", &memory).expect("opens");
     for ino in [ROOT, Ino(2), Ino(3)] {
-        assert_eq!(
-            names.xattr(&memory, ino, XATTR_COMMIT),
-            Ok(Some(CommitId([7; 32]).to_string()))
-        );
-        assert_eq!(
-            names.xattr(&memory, ino, XATTR_TREE),
-            Ok(Some(origin.tree.to_string()))
-        );
+        assert_eq!(names.xattr(&memory, ino, XATTR_COMMIT), Ok(Some(CommitId([7; 32]).to_string())));
+        assert_eq!(names.xattr(&memory, ino, XATTR_TREE), Ok(Some(origin.tree.to_string())));
         assert_eq!(names.xattr(&memory, ino, b"user.other"), Ok(None));
     }
-    assert_eq!(
-        names.xattr_names(&memory, Ino(2)),
-        Ok(vec![XATTR_COMMIT, XATTR_TREE])
-    );
-    assert_eq!(
-        names.xattr_names(&memory, Ino(3)),
-        Ok(vec![XATTR_COMMIT, XATTR_TREE, XATTR_DIGEST])
-    );
+    assert_eq!(names.xattr_names(&memory, Ino(2)), Ok(vec![XATTR_COMMIT, XATTR_TREE]));
+    assert_eq!(names.xattr_names(&memory, Ino(3)), Ok(vec![XATTR_COMMIT, XATTR_TREE, XATTR_DIGEST]));
 }
 
 #[test]
 fn totals_count_each_inode_once() {
-    let shared = Node::File(File {
-        bytes: vec![1; 10],
-        group: 1,
-        sparse: false,
-    });
+    let shared = Node::File(File { bytes: vec![1; 10], group: 1, sparse: false });
     let model = dir([
         ("a", shared.clone()),
         ("b", shared),

@@ -87,9 +87,7 @@ impl DiffStat {
         *count += 1;
         if kind != ChangeKind::Attributes {
             self.bytes_added = self.bytes_added.saturating_add(size_of_file(&change.after));
-            self.bytes_removed = self
-                .bytes_removed
-                .saturating_add(size_of_file(&change.before));
+            self.bytes_removed = self.bytes_removed.saturating_add(size_of_file(&change.before));
         }
     }
 }

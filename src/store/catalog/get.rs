@@ -90,10 +90,7 @@ pub enum GetError {
 }
 
 fn io_at(path: &Path) -> impl FnOnce(io::Error) -> GetError + '_ {
-    move |source| GetError::Io {
-        path: path.to_owned(),
-        source,
-    }
+    move |source| GetError::Io { path: path.to_owned(), source }
 }
 
 /// An entry of a snapshot by its path; the root has no entry.
@@ -106,15 +103,12 @@ pub struct Found {
 /// Finds a path in a snapshot.
 pub async fn find(catalog: &Catalog, snap: &Snapshot, path: &[u8]) -> Result<Found, GetError> {
     let trimmed = trim(path);
-    let found = catalog
-        .meta
-        .drive(|blocks| nav::resolve(&snap.root, blocks, &trimmed))
-        .await;
+    let found = catalog.meta.drive(|blocks| nav::resolve(&snap.root, blocks, &trimmed)).await;
     match found {
         Ok(at) => Ok(Found { path: trimmed, at }),
-        Err(MetaError::Nav(NavError::NotFound | NavError::NotDir)) => Err(GetError::NoPath {
-            path: String::from_utf8_lossy(path).into_owned(),
-        }),
+        Err(MetaError::Nav(NavError::NotFound | NavError::NotDir)) => {
+            Err(GetError::NoPath { path: String::from_utf8_lossy(path).into_owned() })
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -122,9 +116,7 @@ pub async fn find(catalog: &Catalog, snap: &Snapshot, path: &[u8]) -> Result<Fou
 /// Takes needless slashes and `.` out of a path.
 fn trim(path: &[u8]) -> Vec<u8> {
     let names = path.split(|&byte| byte == b'/');
-    let names: Vec<&[u8]> = names
-        .filter(|name| !name.is_empty() && *name != b".")
-        .collect();
+    let names: Vec<&[u8]> = names.filter(|name| !name.is_empty() && *name != b".").collect();
     names.join(&b'/')
 }
 
@@ -142,11 +134,7 @@ pub async fn content_of(
                 return Ok(None);
             };
             let location = nav::location(&snap.root, &snap.placement, blocks, first.rank)?;
-            let content = ContentRef {
-                content: *content,
-                size: *size,
-                location,
-            };
+            let content = ContentRef { content: *content, size: *size, location };
             Ok(Some((content, first)))
         })
         .await
@@ -167,10 +155,7 @@ pub async fn cat(
     };
     if let EntryKind::Symlink { target } = &at.entry.kind {
         let target = String::from_utf8_lossy(target).into_owned();
-        return Err(GetError::IsSymlink {
-            path: text(),
-            target,
-        });
+        return Err(GetError::IsSymlink { path: text(), target });
     }
     let Some((content, _)) = content_of(catalog, snap, &at).await? else {
         return Err(GetError::NoPath { path: text() });
@@ -184,11 +169,7 @@ pub async fn cat(
         .buffered(READS_PARALLEL);
     loop {
         let read = reads.try_next().await;
-        let Some(bytes) = read.map_err(|source| GetError::Fetch {
-            path: text(),
-            source,
-        })?
-        else {
+        let Some(bytes) = read.map_err(|source| GetError::Fetch { path: text(), source })? else {
             return Ok(content.size);
         };
         sink(&bytes).map_err(io_at(Path::new("stdout")))?;
@@ -229,16 +210,10 @@ pub async fn get(
     match found.at {
         None => {
             let root = nav::root_dir(&snap.root);
-            getter
-                .tree(root, dest, snap.root.mode, snap.root.mtime)
-                .await?;
+            getter.tree(root, dest, snap.root.mode, snap.root.mtime).await?;
         }
         Some(at) => match at.dir {
-            Some(dir) => {
-                getter
-                    .tree(dir, dest, at.entry.mode, at.entry.mtime)
-                    .await?
-            }
+            Some(dir) => getter.tree(dir, dest, at.entry.mode, at.entry.mtime).await?,
             None => getter.entry(&at, &found.path, dest.to_owned()).await?,
         },
     }
@@ -255,9 +230,7 @@ fn check_dest(found: &Found, dest: &Path) -> Result<(), GetError> {
             if is_dir && stat.is_dir() && empty() {
                 return Ok(());
             }
-            Err(GetError::Exists {
-                path: dest.to_owned(),
-            })
+            Err(GetError::Exists { path: dest.to_owned() })
         }
     }
 }
@@ -278,13 +251,7 @@ struct Getter<'a> {
 }
 
 impl Getter<'_> {
-    async fn tree(
-        &mut self,
-        dir: nav::DirAt,
-        dest: &Path,
-        mode: u32,
-        mtime: Mtime,
-    ) -> Result<(), GetError> {
+    async fn tree(&mut self, dir: nav::DirAt, dest: &Path, mode: u32, mtime: Mtime) -> Result<(), GetError> {
         if !dest.is_dir() {
             fs::create_dir_all(dest).map_err(io_at(dest))?;
         }
@@ -409,18 +376,10 @@ async fn write_file(
     mtime: Mtime,
     progress: &GetProgress,
 ) -> Result<(), String> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(to);
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to);
     let file = file.map_err(|error| error.to_string())?;
-    fill(fetcher, &content, &file, progress)
-        .await
-        .map_err(|error| chain(error.as_ref()))?;
-    let done = file
-        .set_permissions(fs::Permissions::from_mode(mode))
-        .and_then(|()| set_mtime(to, mtime));
+    fill(fetcher, &content, &file, progress).await.map_err(|error| chain(error.as_ref()))?;
+    let done = file.set_permissions(fs::Permissions::from_mode(mode)).and_then(|()| set_mtime(to, mtime));
     done.map_err(|error| error.to_string())
 }
 
@@ -468,9 +427,7 @@ async fn fill(
         .buffer_unordered(READS_PARALLEL);
     while let Some((offset, bytes)) = reads.try_next().await? {
         file.write_all_at(&bytes, offset)?;
-        progress
-            .bytes
-            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        progress.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
     }
     Ok(())
 }

@@ -88,11 +88,7 @@ impl Catalog {
     /// Lists the datasets, in order.
     pub async fn dataset_rows(&self) -> Result<Vec<DatasetRow>, CatalogError> {
         let datasets = self.refs.datasets().await.map_err(CatalogError::Refs)?;
-        stream::iter(datasets)
-            .map(|dataset| self.dataset_row(dataset))
-            .buffered(PARALLEL)
-            .try_collect()
-            .await
+        stream::iter(datasets).map(|dataset| self.dataset_row(dataset)).buffered(PARALLEL).try_collect().await
     }
 
     async fn dataset_row(&self, dataset: DatasetName) -> Result<DatasetRow, CatalogError> {
@@ -104,9 +100,8 @@ impl Catalog {
         };
         let of = |kind| refs.iter().filter(move |state| state.kind == kind);
         let main = of(RefKind::Branch).find(|state| state.name.as_str() == DEFAULT_BRANCH);
-        let heads: Vec<CommitId> = main.map_or_else(Vec::new, |state| {
-            state.heads.iter().map(|head| head.commit).collect()
-        });
+        let heads: Vec<CommitId> =
+            main.map_or_else(Vec::new, |state| state.heads.iter().map(|head| head.commit).collect());
         let head = match heads.as_slice() {
             [only] => Some(*only),
             _ => None,
@@ -154,9 +149,7 @@ impl Catalog {
         let names = names_by_commit(&refs);
         let starts = match self.resolve(rev).await {
             Ok(commit) => vec![commit],
-            Err(CatalogError::Refs(RefError::Heads { heads, .. })) => {
-                heads.iter().map(|head| head.commit).collect()
-            }
+            Err(CatalogError::Refs(RefError::Heads { heads, .. })) => heads.iter().map(|head| head.commit).collect(),
             Err(CatalogError::Refs(RefError::NoDefault { .. })) if !refs.is_empty() => {
                 let heads = refs.iter().flat_map(|state| &state.heads);
                 heads.map(|head| head.commit).collect()
@@ -197,13 +190,7 @@ impl Catalog {
             (_, true) => ProofState::PinnedProven,
             (_, false) => ProofState::PinnedUnproven,
         };
-        let Counts {
-            files,
-            dirs,
-            symlinks,
-            bytes,
-            ..
-        } = snap.root.counts;
+        let Counts { files, dirs, symlinks, bytes, .. } = snap.root.counts;
         let packs = &snap.placement.packs;
         let details = CommitDetails {
             row: log_row(snap.commit, &snap.commit_body, &names_by_commit(&refs)),
@@ -237,11 +224,7 @@ impl Catalog {
                     Err(LakeError::NotFound { .. }) => return Ok((false, false, false)),
                     Err(error) => return Err(error),
                 };
-                let Ok(Recipe {
-                    source: Source::Assembled { .. },
-                    ..
-                }) = Recipe::decode(&bytes)
-                else {
+                let Ok(Recipe { source: Source::Assembled { .. }, .. }) = Recipe::decode(&bytes) else {
                     return Ok((false, false, false));
                 };
                 let pinned = self.is_pinned(&pack).await?;
@@ -273,19 +256,13 @@ impl Catalog {
     }
 
     /// Tags a commit; one that gc is about to delete is refused.
-    pub async fn make_tag(
-        &self,
-        rev: &Revision,
-        tag: &RefName,
-        force: bool,
-    ) -> Result<CommitId, CatalogError> {
+    pub async fn make_tag(&self, rev: &Revision, tag: &RefName, force: bool) -> Result<CommitId, CatalogError> {
         let commit = self.resolve(rev).await?;
         let made = self.refs.tag(&rev.dataset, tag, commit, force).await;
         if let Err(error) = made {
             return Err(self.explain(error).await);
         }
-        self.check_kept(&rev.dataset, RefKind::Tag, tag, &commit)
-            .await?;
+        self.check_kept(&rev.dataset, RefKind::Tag, tag, &commit).await?;
         Ok(commit)
     }
 
@@ -301,16 +278,12 @@ impl Catalog {
             true => Expect::Any,
             false => Expect::Heads(Vec::new()),
         };
-        let moved = self
-            .refs
-            .move_branch(&rev.dataset, branch, commit, expect)
-            .await;
+        let moved = self.refs.move_branch(&rev.dataset, branch, commit, expect).await;
         let heads = match moved {
             Ok(heads) => heads,
             Err(error) => return Err(self.explain(error).await),
         };
-        self.check_kept(&rev.dataset, RefKind::Branch, branch, &commit)
-            .await?;
+        self.check_kept(&rev.dataset, RefKind::Branch, branch, &commit).await?;
         Ok((commit, heads))
     }
 

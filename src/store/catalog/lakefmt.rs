@@ -60,10 +60,7 @@ pub enum RefChoice {
 impl RefChoice {
     /// Says whether a lake with this mode is what was asked for.
     pub fn allows(self, mode: RefMode) -> bool {
-        !matches!(
-            (self, mode),
-            (Self::Cas, RefMode::Log) | (Self::Log, RefMode::Cas)
-        )
+        !matches!((self, mode), (Self::Cas, RefMode::Log) | (Self::Log, RefMode::Cas))
     }
 }
 
@@ -91,17 +88,11 @@ struct Version {
 pub enum FormatError {
     #[error("{url}: no larder.json there: this is not a lake yet; `larder lake init` makes one")]
     Missing { url: String },
-    #[error(
-        "{url}: has no larder.json but other objects, such as `{key}`; point LARDER_LAKE at an empty prefix"
-    )]
+    #[error("{url}: has no larder.json but other objects, such as `{key}`; point LARDER_LAKE at an empty prefix")]
     NotEmpty { url: String, key: String },
-    #[error(
-        "{url}: has format version {found}, this larder knows up to {known}; use a newer larder"
-    )]
+    #[error("{url}: has format version {found}, this larder knows up to {known}; use a newer larder")]
     Newer { url: String, found: u32, known: u32 },
-    #[error(
-        "{url}: needs the feature `{feature}`, which this larder does not know; use a newer larder"
-    )]
+    #[error("{url}: needs the feature `{feature}`, which this larder does not know; use a newer larder")]
     Feature { url: String, feature: String },
     #[error("{url}: larder.json is damaged; restore it, or point LARDER_LAKE at another prefix")]
     Damaged {
@@ -109,9 +100,7 @@ pub enum FormatError {
         #[source]
         source: serde_json::Error,
     },
-    #[error(
-        "{url}: the store does not keep conditions of writes ({why}), so refs cannot move by them; use --refs log"
-    )]
+    #[error("{url}: the store does not keep conditions of writes ({why}), so refs cannot move by them; use --refs log")]
     NoConditions { url: String, why: &'static str },
     #[error("{url}: the lake exists already, with refs in {found} mode, which never changes")]
     OtherMode { url: String, found: RefMode },
@@ -133,10 +122,7 @@ pub enum Conditions {
 
 fn lake_error(lake: &dyn Lake) -> impl Fn(LakeError) -> FormatError {
     let url = lake.url();
-    move |source| FormatError::Lake {
-        url: url.clone(),
-        source,
-    }
+    move |source| FormatError::Lake { url: url.clone(), source }
 }
 
 /// Reads the format object; None where the prefix holds none.
@@ -150,24 +136,14 @@ pub async fn read(lake: &dyn Lake) -> Result<Option<LakeFormat>, FormatError> {
 
 /// Decodes a format object; refuses what this larder does not know.
 fn decode(url: &str, bytes: &[u8]) -> Result<LakeFormat, FormatError> {
-    let damaged = |source| FormatError::Damaged {
-        url: url.to_owned(),
-        source,
-    };
+    let damaged = |source| FormatError::Damaged { url: url.to_owned(), source };
     let version: Version = serde_json::from_slice(bytes).map_err(damaged)?;
     if version.format > FORMAT_VERSION {
-        return Err(FormatError::Newer {
-            url: url.to_owned(),
-            found: version.format,
-            known: FORMAT_VERSION,
-        });
+        return Err(FormatError::Newer { url: url.to_owned(), found: version.format, known: FORMAT_VERSION });
     }
     let format: LakeFormat = serde_json::from_slice(bytes).map_err(damaged)?;
     match format.features.first() {
-        Some(feature) => Err(FormatError::Feature {
-            url: url.to_owned(),
-            feature: feature.clone(),
-        }),
+        Some(feature) => Err(FormatError::Feature { url: url.to_owned(), feature: feature.clone() }),
         None => Ok(format),
     }
 }
@@ -183,11 +159,7 @@ pub async fn open_or_create(lake: &dyn Lake, refs: RefChoice) -> Result<LakeForm
     open_or_create_within(lake, refs, SETTLE).await
 }
 
-async fn open_or_create_within(
-    lake: &dyn Lake,
-    refs: RefChoice,
-    settle: Duration,
-) -> Result<LakeFormat, FormatError> {
+async fn open_or_create_within(lake: &dyn Lake, refs: RefChoice, settle: Duration) -> Result<LakeFormat, FormatError> {
     if let Some(format) = read(lake).await? {
         return check_mode(lake, refs, format);
     }
@@ -195,10 +167,7 @@ async fn open_or_create_within(
         // Somebody may have made the lake, and used it, since we looked.
         return match read(lake).await? {
             Some(format) => check_mode(lake, refs, format),
-            None => Err(FormatError::NotEmpty {
-                url: lake.url(),
-                key,
-            }),
+            None => Err(FormatError::NotEmpty { url: lake.url(), key }),
         };
     }
     let conditions = probe_again(lake).await.map_err(lake_error(lake))?;
@@ -206,10 +175,7 @@ async fn open_or_create_within(
         (RefChoice::Log, _) | (RefChoice::Auto, Conditions::Ignored(_)) => RefMode::Log,
         (_, Conditions::Kept) => RefMode::Cas,
         (RefChoice::Cas, Conditions::Ignored(why)) => {
-            return Err(FormatError::NoConditions {
-                url: lake.url(),
-                why,
-            });
+            return Err(FormatError::NoConditions { url: lake.url(), why });
         }
     };
     let format = LakeFormat {
@@ -224,55 +190,34 @@ async fn open_or_create_within(
         Conditions::Ignored(_) => create_without_conditions(lake, &format, settle).await,
     };
     made.map_err(lake_error(lake))?;
-    let found = read(lake)
-        .await?
-        .ok_or_else(|| FormatError::Missing { url: lake.url() })?;
+    let found = read(lake).await?.ok_or_else(|| FormatError::Missing { url: lake.url() })?;
     check_mode(lake, refs, found)
 }
 
-fn check_mode(
-    lake: &dyn Lake,
-    refs: RefChoice,
-    format: LakeFormat,
-) -> Result<LakeFormat, FormatError> {
+fn check_mode(lake: &dyn Lake, refs: RefChoice, format: LakeFormat) -> Result<LakeFormat, FormatError> {
     if refs.allows(format.refs) {
         return Ok(format);
     }
-    Err(FormatError::OtherMode {
-        url: lake.url(),
-        found: format.refs,
-    })
+    Err(FormatError::OtherMode { url: lake.url(), found: format.refs })
 }
 
 fn now_ms() -> i64 {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Finds an object that is none of a lake that is just being made.
 async fn foreign_key(lake: &dyn Lake) -> Result<Option<String>, FormatError> {
     let policy = RetryPolicy::default();
-    let page = with_retry(&policy, || lake.list("", None))
-        .await
-        .map_err(lake_error(lake))?;
+    let page = with_retry(&policy, || lake.list("", None)).await.map_err(lake_error(lake))?;
     let ours = |key: &str| key.starts_with(PROBE_PREFIX) || key == FORMAT_KEY;
-    Ok(page
-        .objects
-        .into_iter()
-        .map(|object| object.key)
-        .find(|key| !ours(key)))
+    Ok(page.objects.into_iter().map(|object| object.key).find(|key| !ours(key)))
 }
 
 async fn create_exclusively(lake: &dyn Lake, format: &LakeFormat) -> Result<(), LakeError> {
     let body = encode(format);
     let policy = RetryPolicy::default();
-    match with_retry(&policy, || {
-        lake.put(FORMAT_KEY, body.clone(), PutIf::Absent)
-    })
-    .await
-    {
+    match with_retry(&policy, || lake.put(FORMAT_KEY, body.clone(), PutIf::Absent)).await {
         // Somebody else was first, or our own answer was lost: what is there counts.
         Ok(_) | Err(LakeError::Precondition { .. }) => Ok(()),
         Err(error) => Err(error),
@@ -283,11 +228,7 @@ async fn create_exclusively(lake: &dyn Lake, format: &LakeFormat) -> Result<(), 
 ///
 /// Each puts a candidate, waits, and all who put one before the first of them chose see the same
 /// candidates. A later one looks at the format object once more before it chooses, and finds it.
-async fn create_without_conditions(
-    lake: &dyn Lake,
-    format: &LakeFormat,
-    settle: Duration,
-) -> Result<(), LakeError> {
+async fn create_without_conditions(lake: &dyn Lake, format: &LakeFormat, settle: Duration) -> Result<(), LakeError> {
     let policy = RetryPolicy::default();
     let prefix = format!("{PROBE_PREFIX}format/");
     let mine = format!("{prefix}{}", uuid::Uuid::now_v7());
@@ -300,10 +241,7 @@ async fn create_without_conditions(
         let smallest = smallest.unwrap_or_else(|| mine.clone());
         match get_all(lake, &smallest, FORMAT_BYTES_MAX).await {
             Ok(body) => {
-                with_retry(&policy, || {
-                    lake.put(FORMAT_KEY, body.clone(), PutIf::Always)
-                })
-                .await?;
+                with_retry(&policy, || lake.put(FORMAT_KEY, body.clone(), PutIf::Always)).await?;
             }
             // Its maker chose already, and cleaned up: the format object is there.
             Err(LakeError::NotFound { .. }) => {}
@@ -346,27 +284,16 @@ pub async fn probe(lake: &dyn Lake) -> Result<Conditions, LakeError> {
 async fn probe_below(lake: &dyn Lake, prefix: &str) -> Result<(), ProbeEnd> {
     let key = format!("{prefix}one");
     let Some(first) = try_put(lake, &key, "first", PutIf::Absent).await? else {
-        return Err(ProbeEnd::Ignored(
-            "an exclusive write of a new key was refused",
-        ));
+        return Err(ProbeEnd::Ignored("an exclusive write of a new key was refused"));
     };
-    if try_put(lake, &key, "second", PutIf::Absent)
-        .await?
-        .is_some()
-    {
+    if try_put(lake, &key, "second", PutIf::Absent).await?.is_some() {
         return Err(ProbeEnd::Ignored("If-None-Match is not honoured"));
     }
     let other = "\"00000000000000000000000000000000\"".to_owned();
-    if try_put(lake, &key, "third", PutIf::Match(other))
-        .await?
-        .is_some()
-    {
+    if try_put(lake, &key, "third", PutIf::Match(other)).await?.is_some() {
         return Err(ProbeEnd::Ignored("If-Match is not honoured"));
     }
-    if try_put(lake, &key, "fourth", PutIf::Match(first))
-        .await?
-        .is_none()
-    {
+    if try_put(lake, &key, "fourth", PutIf::Match(first)).await?.is_none() {
         return Err(ProbeEnd::Ignored("a write with the right ETag was refused"));
     }
     let race = format!("{prefix}race");
@@ -380,23 +307,13 @@ async fn probe_below(lake: &dyn Lake, prefix: &str) -> Result<(), ProbeEnd> {
     }
     match winners {
         1 => Ok(()),
-        _ => Err(ProbeEnd::Ignored(
-            "of exclusive writes at once not exactly one won",
-        )),
+        _ => Err(ProbeEnd::Ignored("of exclusive writes at once not exactly one won")),
     }
 }
 
 /// Puts a probe's object; None where its condition was refused.
-async fn try_put(
-    lake: &dyn Lake,
-    key: &str,
-    text: &str,
-    when: PutIf,
-) -> Result<Option<String>, ProbeEnd> {
-    match lake
-        .put(key, Bytes::copy_from_slice(text.as_bytes()), when)
-        .await
-    {
+async fn try_put(lake: &dyn Lake, key: &str, text: &str, when: PutIf) -> Result<Option<String>, ProbeEnd> {
+    match lake.put(key, Bytes::copy_from_slice(text.as_bytes()), when).await {
         Ok(etag) => Ok(Some(etag)),
         Err(LakeError::Precondition { .. }) => Ok(None),
         // A store that does not know conditional writes may refuse them.
@@ -428,13 +345,7 @@ mod tests {
         assert_eq!(open_or_create(&lake, RefChoice::Auto).await.unwrap(), made);
         assert_eq!(lake.keys(), ["larder.json"], "probes are cleaned up");
         let other = open_or_create(&lake, RefChoice::Log).await;
-        assert!(matches!(
-            other,
-            Err(FormatError::OtherMode {
-                found: RefMode::Cas,
-                ..
-            })
-        ));
+        assert!(matches!(other, Err(FormatError::OtherMode { found: RefMode::Cas, .. })));
     }
 
     #[tokio::test]
@@ -442,9 +353,7 @@ mod tests {
         let lake = MemLake::without_conditions();
         let refused = open_or_create(&lake, RefChoice::Cas).await;
         assert!(matches!(refused, Err(FormatError::NoConditions { .. })));
-        let made = open_or_create_within(&lake, RefChoice::Auto, SHORT)
-            .await
-            .unwrap();
+        let made = open_or_create_within(&lake, RefChoice::Auto, SHORT).await.unwrap();
         assert_eq!(made.refs, RefMode::Log);
         assert_eq!(lake.keys(), ["larder.json"]);
     }
@@ -453,25 +362,18 @@ mod tests {
     async fn a_store_that_refuses_conditions_gets_logs() {
         let (lake, _) = FaultyLake::over_memory();
         lake.rule(Rule::every(Op::Put, Fault::Permanent).on("probe/0"));
-        let made = open_or_create_within(&*lake, RefChoice::Auto, SHORT)
-            .await
-            .unwrap();
+        let made = open_or_create_within(&*lake, RefChoice::Auto, SHORT).await.unwrap();
         assert_eq!(made.refs, RefMode::Log);
     }
 
     #[tokio::test]
     async fn racing_makers_agree_in_both_kinds_of_store() {
-        for lake in [
-            Arc::new(MemLake::new()),
-            Arc::new(MemLake::without_conditions()),
-        ] {
+        for lake in [Arc::new(MemLake::new()), Arc::new(MemLake::without_conditions())] {
             let makers = (0..12).map(|n| {
                 let lake = lake.clone();
                 tokio::spawn(async move {
                     tokio::time::sleep(Duration::from_millis(n * 5)).await;
-                    open_or_create_within(&*lake, RefChoice::Auto, SHORT)
-                        .await
-                        .unwrap()
+                    open_or_create_within(&*lake, RefChoice::Auto, SHORT).await.unwrap()
                 })
             });
             let made = join_all(makers).await.into_iter().map(Result::unwrap);
@@ -494,19 +396,11 @@ mod tests {
     async fn what_is_newer_damaged_or_foreign_is_refused() {
         let lake = MemLake::new();
         lake.set(FORMAT_KEY, r#"{"format":2,"shape":"unknown"}"#);
-        assert!(matches!(
-            read(&lake).await,
-            Err(FormatError::Newer { found: 2, .. })
-        ));
+        assert!(matches!(read(&lake).await, Err(FormatError::Newer { found: 2, .. })));
         lake.set(FORMAT_KEY, "{");
-        assert!(matches!(
-            read(&lake).await,
-            Err(FormatError::Damaged { .. })
-        ));
+        assert!(matches!(read(&lake).await, Err(FormatError::Damaged { .. })));
         let id = "8f14e45f-ceea-467f-a8d5-0b1a2c3d4e5f";
-        let text = format!(
-            r#"{{"format":1,"lake_id":"{id}","refs":"cas","created_ms":1,"features":["warp"]}}"#
-        );
+        let text = format!(r#"{{"format":1,"lake_id":"{id}","refs":"cas","created_ms":1,"features":["warp"]}}"#);
         lake.set(FORMAT_KEY, text);
         let error = read(&lake).await.unwrap_err();
         assert!(error.to_string().contains("warp"), "{error}");

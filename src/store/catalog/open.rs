@@ -28,11 +28,7 @@ const NAMED_MAX: usize = 20;
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
     #[error("no dataset `{dataset}` in {lake}; {}", there_are(.others))]
-    NoDataset {
-        dataset: String,
-        lake: String,
-        others: Vec<DatasetName>,
-    },
+    NoDataset { dataset: String, lake: String, others: Vec<DatasetName> },
     #[error("commit {commit} has no complete placement in {lake}; push its data again")]
     NoPlacement { commit: CommitId, lake: String },
     #[error("commit {commit} cannot be opened")]
@@ -74,19 +70,12 @@ fn there_are(others: &[DatasetName]) -> String {
     if others.is_empty() {
         return "there is none yet; make one with `larder push DIR DATASET`".to_owned();
     }
-    let named: Vec<&str> = others
-        .iter()
-        .take(NAMED_MAX)
-        .map(DatasetName::as_str)
-        .collect();
+    let named: Vec<&str> = others.iter().take(NAMED_MAX).map(DatasetName::as_str).collect();
     let more = match others.len().checked_sub(NAMED_MAX) {
         Some(more @ 1..) => format!(" and {more} more"),
         _ => String::new(),
     };
-    format!(
-        "there are: {}{more}; push one with `larder push DIR DATASET`",
-        named.join(", ")
-    )
+    format!("there are: {}{more}; push one with `larder push DIR DATASET`", named.join(", "))
 }
 
 /// A lake opened for work with versions. Cheap to clone.
@@ -166,25 +155,14 @@ impl Catalog {
     pub async fn open(lake: Arc<dyn Lake>, state_dir: &Path) -> Result<Self, CatalogError> {
         let meta = MetaStore::new(lake.clone(), state_dir.join("meta"), MEMORY_BYTES_MAX);
         let cache_key = format_cache_key(&lake.url());
-        let known: Option<LakeFormat> = meta
-            .kept(&cache_key)
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let found = ask(
-            known.map(Some),
-            format_passing,
-            lakefmt::read(lake.as_ref()),
-        )
-        .await?;
+        let known: Option<LakeFormat> = meta.kept(&cache_key).and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let found = ask(known.map(Some), format_passing, lakefmt::read(lake.as_ref())).await?;
         let format = found.ok_or_else(|| FormatError::Missing { url: lake.url() })?;
         Ok(Self::opened(lake, meta, &format, state_dir))
     }
 
     /// Opens a lake, and makes one where there is none.
-    pub async fn open_or_create(
-        lake: Arc<dyn Lake>,
-        state_dir: &Path,
-        refs: RefChoice,
-    ) -> Result<Self, CatalogError> {
+    pub async fn open_or_create(lake: Arc<dyn Lake>, state_dir: &Path, refs: RefChoice) -> Result<Self, CatalogError> {
         let meta = MetaStore::new(lake.clone(), state_dir.join("meta"), MEMORY_BYTES_MAX);
         let format = lakefmt::open_or_create(lake.as_ref(), refs).await?;
         Ok(Self::opened(lake, meta, &format, state_dir))
@@ -251,10 +229,7 @@ impl Catalog {
     /// Gives a commit's body.
     pub async fn commit(&self, id: &CommitId) -> Result<Arc<Commit>, CatalogError> {
         let commit = self.meta.commit(id).await;
-        commit.map_err(|source| CatalogError::Commit {
-            commit: *id,
-            source,
-        })
+        commit.map_err(|source| CatalogError::Commit { commit: *id, source })
     }
 
     /// Opens a revision for navigation and reading.
@@ -264,23 +239,12 @@ impl Catalog {
     }
 
     /// Opens a commit whose dataset is known.
-    pub async fn snapshot_of(
-        &self,
-        dataset: &DatasetName,
-        commit: &CommitId,
-    ) -> Result<Snapshot, CatalogError> {
+    pub async fn snapshot_of(&self, dataset: &DatasetName, commit: &CommitId) -> Result<Snapshot, CatalogError> {
         let body = self.commit(commit).await?;
-        let wrap = |source| CatalogError::Commit {
-            commit: *commit,
-            source,
-        };
+        let wrap = |source| CatalogError::Commit { commit: *commit, source };
         let chosen_key = chosen_key(&self.lake_id, &body.tree);
         let remembered = self.remembered(&chosen_key, &body.tree);
-        let list = ask(
-            remembered.map(|id| vec![id]),
-            LakeError::is_passing,
-            self.placements(&body.tree),
-        );
+        let list = ask(remembered.map(|id| vec![id]), LakeError::is_passing, self.placements(&body.tree));
         let (root, listed) = tokio::join!(self.meta.tree_root(&body.tree), list);
         let (root, listed) = (root.map_err(wrap)?, listed?);
         let mut failed = None;
@@ -309,10 +273,7 @@ impl Catalog {
         }
         Err(match failed {
             Some(source) => wrap(source),
-            None => CatalogError::NoPlacement {
-                commit: *commit,
-                lake: self.lake.url(),
-            },
+            None => CatalogError::NoPlacement { commit: *commit, lake: self.lake.url() },
         })
     }
 
@@ -323,16 +284,11 @@ impl Catalog {
         commit: &CommitId,
         placement_id: &PlacementId,
     ) -> Result<Snapshot, CatalogError> {
-        let wrap = |source| CatalogError::Commit {
-            commit: *commit,
-            source,
-        };
+        let wrap = |source| CatalogError::Commit { commit: *commit, source };
         let body = self.commit(commit).await?;
-        let (root, placement) = futures::try_join!(
-            self.meta.tree_root(&body.tree),
-            self.meta.placement_root(&body.tree, placement_id)
-        )
-        .map_err(wrap)?;
+        let (root, placement) =
+            futures::try_join!(self.meta.tree_root(&body.tree), self.meta.placement_root(&body.tree, placement_id))
+                .map_err(wrap)?;
         Ok(Snapshot {
             dataset: dataset.clone(),
             commit: *commit,
@@ -348,9 +304,7 @@ impl Catalog {
     fn remembered(&self, chosen_key: &str, tree: &TreeId) -> Option<PlacementId> {
         let text = String::from_utf8(self.meta.kept(chosen_key)?).ok()?;
         let id: PlacementId = text.parse().ok()?;
-        self.meta
-            .has_on_disk(&paths::placement_key(tree, &id))
-            .then_some(id)
+        self.meta.has_on_disk(&paths::placement_key(tree, &id)).then_some(id)
     }
 
     /// Lists the placements of a tree, newest first; of equal age the one with the least id.

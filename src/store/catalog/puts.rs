@@ -25,12 +25,7 @@ pub(super) struct Puts {
 
 impl Puts {
     pub(super) fn new(lake: Arc<dyn Lake>, meta: MetaStore, condemned: CondemnedSet) -> Self {
-        Self {
-            lake,
-            meta,
-            condemned,
-            running: JoinSet::new(),
-        }
+        Self { lake, meta, condemned, running: JoinSet::new() }
     }
 
     /// Puts an object, and keeps it on this node's disk too; waits while too many are on their way.
@@ -40,10 +35,7 @@ impl Puts {
     }
 
     /// Puts objects one after the other (who sees the last finds the others).
-    pub(super) async fn put_only(
-        &mut self,
-        objects: Vec<(String, Bytes)>,
-    ) -> Result<(), LakeError> {
+    pub(super) async fn put_only(&mut self, objects: Vec<(String, Bytes)>) -> Result<(), LakeError> {
         while self.running.len() >= PARALLEL {
             self.join_one().await?;
         }
@@ -85,9 +77,5 @@ pub(super) async fn save(condemned: &CondemnedSet, key: &str) -> Result<Relied, 
 
 /// Puts one object, trying again what passes.
 pub(super) async fn put(lake: &dyn Lake, key: &str, bytes: Bytes) -> Result<(), LakeError> {
-    with_retry(&RetryPolicy::default(), || {
-        lake.put(key, bytes.clone(), PutIf::Always)
-    })
-    .await
-    .map(|_| ())
+    with_retry(&RetryPolicy::default(), || lake.put(key, bytes.clone(), PutIf::Always)).await.map(|_| ())
 }

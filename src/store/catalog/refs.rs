@@ -74,24 +74,14 @@ pub enum RefError {
     NoDataset { dataset: String, url: String },
     #[error("{dataset}@{name}: no such tag or branch")]
     NoRef { dataset: String, name: String },
-    #[error(
-        "{dataset} has no branch `{branch}` yet; push one, or name a tag, branch or commit behind `@`"
-    )]
+    #[error("{dataset} has no branch `{branch}` yet; push one, or name a tag, branch or commit behind `@`")]
     NoDefault { dataset: String, branch: String },
     #[error("{dataset}@{prefix}: no commit of {dataset} begins so")]
     NoCommit { dataset: String, prefix: String },
     #[error("{dataset}@{prefix}: several commits begin so: {}; give more digits", list_ids(.found))]
-    Ambiguous {
-        dataset: String,
-        prefix: String,
-        found: Vec<CommitId>,
-    },
+    Ambiguous { dataset: String, prefix: String, found: Vec<CommitId> },
     #[error("{dataset}@{name} has {} heads, because writers raced: {}; choose one by its id, or push again to merge them", .heads.len(), list_heads(.heads))]
-    Heads {
-        dataset: String,
-        name: String,
-        heads: Vec<Head>,
-    },
+    Heads { dataset: String, name: String, heads: Vec<Head> },
     #[error("{dataset}@{name} was moved meanwhile to {}; look at it, and try again", list_heads(.now))]
     Conflict {
         dataset: String,
@@ -100,17 +90,9 @@ pub enum RefError {
         now: Vec<Head>,
     },
     #[error("{dataset}@{name}: the tag is there already, at {}; --force moves it", list_heads(.heads))]
-    TagExists {
-        dataset: String,
-        name: String,
-        heads: Vec<Head>,
-    },
+    TagExists { dataset: String, name: String, heads: Vec<Head> },
     #[error("{dataset}@{name} is a {other} already; one name cannot be both", other = kind_word(.other))]
-    OtherKind {
-        dataset: String,
-        name: String,
-        other: RefKind,
-    },
+    OtherKind { dataset: String, name: String, other: RefKind },
     #[error("{key}: cannot be read as a ref")]
     Damaged {
         key: String,
@@ -124,10 +106,7 @@ pub enum RefError {
 }
 
 fn list_ids(ids: &[CommitId]) -> String {
-    ids.iter()
-        .map(CommitId::short)
-        .collect::<Vec<_>>()
-        .join(", ")
+    ids.iter().map(CommitId::short).collect::<Vec<_>>().join(", ")
 }
 
 fn list_heads(heads: &[Head]) -> String {
@@ -162,25 +141,16 @@ struct RefAt<'a> {
 
 impl RefAt<'_> {
     fn conflict(&self, now: Vec<Head>) -> RefError {
-        RefError::Conflict {
-            dataset: self.dataset.to_string(),
-            name: self.name.to_string(),
-            now,
-        }
+        RefError::Conflict { dataset: self.dataset.to_string(), name: self.name.to_string(), now }
     }
 
     fn busy(&self) -> RefError {
-        RefError::Busy {
-            dataset: self.dataset.to_string(),
-            name: self.name.to_string(),
-        }
+        RefError::Busy { dataset: self.dataset.to_string(), name: self.name.to_string() }
     }
 }
 
 fn now_ms() -> i64 {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
@@ -222,9 +192,7 @@ impl Refs {
     pub async fn datasets(&self) -> Result<Vec<DatasetName>, RefError> {
         let policy = RetryPolicy::default();
         let names = with_retry(&policy, || self.lake.list_dirs("datasets/")).await?;
-        let names = names
-            .into_iter()
-            .filter_map(|name| DatasetName::parse(&name).ok());
+        let names = names.into_iter().filter_map(|name| DatasetName::parse(&name).ok());
         let found: Vec<Option<DatasetName>> = futures::stream::iter(names)
             .map(|name| async move {
                 let info = self.dataset(&name).await?;
@@ -251,11 +219,7 @@ impl Refs {
         if self.dataset(dataset).await?.is_some() {
             return Ok(());
         }
-        let info = DatasetInfo {
-            format: 1,
-            created_ms: now_ms(),
-            by: self.by.clone(),
-        };
+        let info = DatasetInfo { format: 1, created_ms: now_ms(), by: self.by.clone() };
         let body = Bytes::from(crate::format::json::encode(&info));
         let when = match self.mode {
             RefMode::Cas => PutIf::Absent,
@@ -276,8 +240,7 @@ impl Refs {
             return Err(self.no_dataset(dataset));
         }
         for part in ["refs", "log"] {
-            self.delete_below(&format!("datasets/{dataset}/{part}/"))
-                .await?;
+            self.delete_below(&format!("datasets/{dataset}/{part}/")).await?;
         }
         let policy = RetryPolicy::default();
         let key = dataset_key(dataset);
@@ -295,10 +258,7 @@ impl Refs {
     }
 
     fn no_dataset(&self, dataset: &DatasetName) -> RefError {
-        RefError::NoDataset {
-            dataset: dataset.to_string(),
-            url: self.lake.url(),
-        }
+        RefError::NoDataset { dataset: dataset.to_string(), url: self.lake.url() }
     }
 
     /// Lists the tags and branches of a dataset, branches first, in order.
@@ -309,11 +269,7 @@ impl Refs {
         }
         let states: Vec<RefState> = futures::stream::iter(names?)
             .map(|((kind, name), entries)| async move {
-                let at = RefAt {
-                    dataset,
-                    kind,
-                    name: &name,
-                };
+                let at = RefAt { dataset, kind, name: &name };
                 let heads = match self.mode {
                     RefMode::Cas => self.cas_read(&at).await?.heads(),
                     RefMode::Log => self.log_read_entries(&at, entries).await?.heads(),
@@ -323,17 +279,11 @@ impl Refs {
             .buffered(PARALLEL)
             .try_collect()
             .await?;
-        Ok(states
-            .into_iter()
-            .filter(|state| !state.heads.is_empty())
-            .collect())
+        Ok(states.into_iter().filter(|state| !state.heads.is_empty()).collect())
     }
 
     /// Lists the refs that have an object, in log mode with their entry ids.
-    async fn ref_names(
-        &self,
-        dataset: &DatasetName,
-    ) -> Result<BTreeMap<(RefKind, RefName), Vec<String>>, RefError> {
+    async fn ref_names(&self, dataset: &DatasetName) -> Result<BTreeMap<(RefKind, RefName), Vec<String>>, RefError> {
         let part = match self.mode {
             RefMode::Cas => "refs",
             RefMode::Log => "log",
@@ -341,18 +291,12 @@ impl Refs {
         let prefix = format!("datasets/{dataset}/{part}/");
         let mut names: BTreeMap<_, Vec<String>> = BTreeMap::new();
         for object in list_all(&*self.lake, &prefix).await? {
-            let Some((kind, rest)) = object
-                .key
-                .strip_prefix(&prefix)
-                .and_then(|rest| rest.split_once('/'))
-            else {
+            let Some((kind, rest)) = object.key.strip_prefix(&prefix).and_then(|rest| rest.split_once('/')) else {
                 continue;
             };
             let (name, entry) = match self.mode {
                 RefMode::Cas => (rest, None),
-                RefMode::Log => rest
-                    .rsplit_once('/')
-                    .map_or((rest, None), |(n, e)| (n, Some(e))),
+                RefMode::Log => rest.rsplit_once('/').map_or((rest, None), |(n, e)| (n, Some(e))),
             };
             let kind = match kind {
                 "branch" => RefKind::Branch,
@@ -362,26 +306,14 @@ impl Refs {
             let Ok(name) = RefName::parse(name) else {
                 continue;
             };
-            names
-                .entry((kind, name))
-                .or_default()
-                .extend(entry.map(str::to_owned));
+            names.entry((kind, name)).or_default().extend(entry.map(str::to_owned));
         }
         Ok(names)
     }
 
     /// Reads one ref's heads; empty where there is no such ref.
-    pub async fn heads(
-        &self,
-        dataset: &DatasetName,
-        kind: RefKind,
-        name: &RefName,
-    ) -> Result<Vec<Head>, RefError> {
-        let at = RefAt {
-            dataset,
-            kind,
-            name,
-        };
+    pub async fn heads(&self, dataset: &DatasetName, kind: RefKind, name: &RefName) -> Result<Vec<Head>, RefError> {
+        let at = RefAt { dataset, kind, name };
         match self.mode {
             RefMode::Cas => Ok(self.cas_read(&at).await?.heads()),
             RefMode::Log => Ok(self.log_read(&at).await?.heads()),
@@ -394,35 +326,24 @@ impl Refs {
         let found = match &revision.at {
             At::Default => {
                 let name = RefName::parse(DEFAULT_BRANCH).expect("the default branch is a name");
-                let no_default = || RefError::NoDefault {
-                    dataset: dataset.to_string(),
-                    branch: DEFAULT_BRANCH.to_owned(),
-                };
+                let no_default =
+                    || RefError::NoDefault { dataset: dataset.to_string(), branch: DEFAULT_BRANCH.to_owned() };
                 let heads = self.heads(dataset, RefKind::Branch, &name).await?;
                 only_head(dataset, &name, heads)?.ok_or_else(no_default)
             }
             At::Named(name) => {
-                let (tag, branch) = futures::join!(
-                    self.heads(dataset, RefKind::Tag, name),
-                    self.heads(dataset, RefKind::Branch, name)
-                );
+                let (tag, branch) =
+                    futures::join!(self.heads(dataset, RefKind::Tag, name), self.heads(dataset, RefKind::Branch, name));
                 let heads = Some(tag?).filter(|heads| !heads.is_empty());
                 let heads = heads.map_or(branch, Ok)?;
-                let no_ref = || RefError::NoRef {
-                    dataset: dataset.to_string(),
-                    name: name.to_string(),
-                };
+                let no_ref = || RefError::NoRef { dataset: dataset.to_string(), name: name.to_string() };
                 only_head(dataset, name, heads)?.ok_or_else(no_ref)
             }
-            At::Prefix(prefix) => {
-                only_commit(dataset, prefix, self.commits(dataset, prefix).await?)
-            }
+            At::Prefix(prefix) => only_commit(dataset, prefix, self.commits(dataset, prefix).await?),
         };
         // What is missing may be the whole dataset: say so.
-        let missing = matches!(
-            found,
-            Err(RefError::NoDefault { .. } | RefError::NoRef { .. } | RefError::NoCommit { .. })
-        );
+        let missing =
+            matches!(found, Err(RefError::NoDefault { .. } | RefError::NoRef { .. } | RefError::NoCommit { .. }));
         if missing && self.dataset(dataset).await?.is_none() {
             return Err(self.no_dataset(dataset));
         }
@@ -437,11 +358,7 @@ impl Refs {
         to: CommitId,
         expect: Expect,
     ) -> Result<Vec<Head>, RefError> {
-        let at = RefAt {
-            dataset,
-            kind: RefKind::Branch,
-            name: branch,
-        };
+        let at = RefAt { dataset, kind: RefKind::Branch, name: branch };
         self.refuse_other_kind(&at).await?;
         self.write(&at, Some(to), &expect).await
     }
@@ -454,44 +371,24 @@ impl Refs {
         commit: CommitId,
         force: bool,
     ) -> Result<Vec<Head>, RefError> {
-        let at = RefAt {
-            dataset,
-            kind: RefKind::Tag,
-            name: tag,
-        };
+        let at = RefAt { dataset, kind: RefKind::Tag, name: tag };
         self.refuse_other_kind(&at).await?;
         let exists = |heads: Vec<Head>| match heads.as_slice() {
             [only] if only.commit == commit => Ok(heads),
-            _ => Err(RefError::TagExists {
-                dataset: dataset.to_string(),
-                name: tag.to_string(),
-                heads,
-            }),
+            _ => Err(RefError::TagExists { dataset: dataset.to_string(), name: tag.to_string(), heads }),
         };
         if force {
             return self.write(&at, Some(commit), &Expect::Any).await;
         }
-        match self
-            .write(&at, Some(commit), &Expect::Heads(Vec::new()))
-            .await
-        {
+        match self.write(&at, Some(commit), &Expect::Heads(Vec::new())).await {
             Err(RefError::Conflict { now, .. }) => exists(now),
             written => written,
         }
     }
 
     /// Deletes a tag or a branch; gives what it was, or `NoRef`.
-    pub async fn delete(
-        &self,
-        dataset: &DatasetName,
-        kind: RefKind,
-        name: &RefName,
-    ) -> Result<Vec<Head>, RefError> {
-        let at = RefAt {
-            dataset,
-            kind,
-            name,
-        };
+    pub async fn delete(&self, dataset: &DatasetName, kind: RefKind, name: &RefName) -> Result<Vec<Head>, RefError> {
+        let at = RefAt { dataset, kind, name };
         let before = self.heads(dataset, kind, name).await?;
         if before.is_empty() {
             let (dataset, name) = (dataset.to_string(), name.to_string());
@@ -501,12 +398,7 @@ impl Refs {
         Ok(before)
     }
 
-    async fn write(
-        &self,
-        at: &RefAt<'_>,
-        to: Option<CommitId>,
-        expect: &Expect,
-    ) -> Result<Vec<Head>, RefError> {
+    async fn write(&self, at: &RefAt<'_>, to: Option<CommitId>, expect: &Expect) -> Result<Vec<Head>, RefError> {
         match self.mode {
             RefMode::Cas => self.cas_write(at, to, expect).await,
             RefMode::Log => self.log_write(at, to, expect).await,
@@ -524,55 +416,28 @@ impl Refs {
             return Ok(());
         }
         let (dataset, name) = (at.dataset.to_string(), at.name.to_string());
-        Err(RefError::OtherKind {
-            dataset,
-            name,
-            other,
-        })
+        Err(RefError::OtherKind { dataset, name, other })
     }
 
     /// Notes that the dataset has a commit (before any ref points to it).
-    pub async fn add_commit(
-        &self,
-        dataset: &DatasetName,
-        commit: &CommitId,
-    ) -> Result<(), RefError> {
-        let marker = DatasetInfo {
-            format: 1,
-            created_ms: now_ms(),
-            by: self.by.clone(),
-        };
+    pub async fn add_commit(&self, dataset: &DatasetName, commit: &CommitId) -> Result<(), RefError> {
+        let marker = DatasetInfo { format: 1, created_ms: now_ms(), by: self.by.clone() };
         let body = Bytes::from(crate::format::json::encode(&marker));
-        self.put(
-            &format!("{}{commit}", commits_prefix(dataset)),
-            body,
-            PutIf::Always,
-        )
-        .await?;
+        self.put(&format!("{}{commit}", commits_prefix(dataset)), body, PutIf::Always).await?;
         Ok(())
     }
 
     /// Takes the note back (the commit is removed from the dataset).
-    pub async fn remove_commit(
-        &self,
-        dataset: &DatasetName,
-        commit: &CommitId,
-    ) -> Result<(), RefError> {
+    pub async fn remove_commit(&self, dataset: &DatasetName, commit: &CommitId) -> Result<(), RefError> {
         let key = format!("{}{commit}", commits_prefix(dataset));
         Ok(with_retry(&RetryPolicy::default(), || self.lake.delete(&key)).await?)
     }
 
     /// Lists a dataset's commits whose hex begins with `prefix` (empty: all), in order of ids.
-    pub async fn commits(
-        &self,
-        dataset: &DatasetName,
-        prefix: &str,
-    ) -> Result<Vec<CommitId>, RefError> {
+    pub async fn commits(&self, dataset: &DatasetName, prefix: &str) -> Result<Vec<CommitId>, RefError> {
         let below = commits_prefix(dataset);
         let objects = list_all(&*self.lake, &format!("{below}{prefix}")).await?;
-        let ids = objects
-            .iter()
-            .filter_map(|object| object.key.strip_prefix(&below)?.parse().ok());
+        let ids = objects.iter().filter_map(|object| object.key.strip_prefix(&below)?.parse().ok());
         Ok(ids.collect())
     }
 
@@ -584,42 +449,25 @@ impl Refs {
 
 fn decode_dataset(key: String, bytes: &[u8]) -> Result<DatasetInfo, RefError> {
     let max = crate::format::refs::REF_LEN_MAX;
-    crate::format::json::decode("dataset", bytes, 1, max)
-        .map_err(|source| RefError::Damaged { key, source })
+    crate::format::json::decode("dataset", bytes, 1, max).map_err(|source| RefError::Damaged { key, source })
 }
 
-fn only_head(
-    dataset: &DatasetName,
-    name: &RefName,
-    heads: Vec<Head>,
-) -> Result<Option<CommitId>, RefError> {
+fn only_head(dataset: &DatasetName, name: &RefName, heads: Vec<Head>) -> Result<Option<CommitId>, RefError> {
     let mut commits: Vec<CommitId> = heads.iter().map(|head| head.commit).collect();
     commits.sort_unstable();
     commits.dedup();
     match commits.as_slice() {
         [] => Ok(None),
         [only] => Ok(Some(*only)),
-        _ => Err(RefError::Heads {
-            dataset: dataset.to_string(),
-            name: name.to_string(),
-            heads,
-        }),
+        _ => Err(RefError::Heads { dataset: dataset.to_string(), name: name.to_string(), heads }),
     }
 }
 
-fn only_commit(
-    dataset: &DatasetName,
-    prefix: &str,
-    found: Vec<CommitId>,
-) -> Result<CommitId, RefError> {
+fn only_commit(dataset: &DatasetName, prefix: &str, found: Vec<CommitId>) -> Result<CommitId, RefError> {
     let (dataset, prefix) = (dataset.to_string(), prefix.to_owned());
     match found.as_slice() {
         [] => Err(RefError::NoCommit { dataset, prefix }),
         [only] => Ok(*only),
-        _ => Err(RefError::Ambiguous {
-            dataset,
-            prefix,
-            found,
-        }),
+        _ => Err(RefError::Ambiguous { dataset, prefix, found }),
     }
 }

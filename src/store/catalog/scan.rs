@@ -26,11 +26,7 @@ pub struct Scan<'a> {
 
 impl<'a> Scan<'a> {
     pub fn new(meta: &'a MetaStore, snap: &'a Snapshot) -> Self {
-        Self {
-            meta,
-            snap,
-            next: 0,
-        }
+        Self { meta, snap, next: 0 }
     }
 
     /// Gives the entries of the next segment; none at the end.
@@ -50,11 +46,7 @@ impl<'a> Scan<'a> {
                 .filter(|(rank, _)| *rank >= from)
                 .map(|(rank, entry)| {
                     let location = nav::location(&snap.root, &snap.placement, blocks, rank)?;
-                    Ok(Scanned {
-                        rank,
-                        entry: entry.clone(),
-                        location,
-                    })
+                    Ok(Scanned { rank, entry: entry.clone(), location })
                 })
                 .collect::<Result<Vec<_>, NavError>>()
         });
@@ -95,21 +87,9 @@ pub struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     /// Begins at `dir`; paths begin with `path` (empty, or without a `/` at its end).
-    pub fn new(
-        meta: &'a MetaStore,
-        snap: &'a Snapshot,
-        dir: DirAt,
-        path: Vec<u8>,
-        recursive: bool,
-    ) -> Self {
+    pub fn new(meta: &'a MetaStore, snap: &'a Snapshot, dir: DirAt, path: Vec<u8>, recursive: bool) -> Self {
         let first = Pending { path, dir, from: 0 };
-        Self {
-            meta,
-            snap,
-            recursive,
-            pending: vec![first],
-            below: Vec::new(),
-        }
+        Self { meta, snap, recursive, pending: vec![first], below: Vec::new() }
     }
 
     /// Gives some more entries; none at the end.
@@ -125,22 +105,14 @@ impl<'a> Walk<'a> {
                 continue;
             }
             let (snap, dir, from) = (self.snap, current.dir, current.from);
-            let listed = self
-                .meta
-                .drive(|blocks| nav::list(&snap.root, blocks, &dir, from, LIST_LIMIT))
-                .await?;
+            let listed = self.meta.drive(|blocks| nav::list(&snap.root, blocks, &dir, from, LIST_LIMIT)).await?;
             if listed.is_empty() {
                 current.from = u64::MAX;
                 continue;
             }
             current.from += listed.len() as u64;
-            let walked: Vec<Walked> = listed
-                .into_iter()
-                .map(|at| Walked {
-                    path: join(&current.path, &at.entry.name),
-                    at,
-                })
-                .collect();
+            let walked: Vec<Walked> =
+                listed.into_iter().map(|at| Walked { path: join(&current.path, &at.entry.name), at }).collect();
             if self.recursive {
                 let dirs = walked.iter().filter_map(|walked| {
                     let dir = walked.at.dir?;

@@ -30,10 +30,7 @@ pub struct Records {
 impl Records {
     /// Makes an empty one; its file lies in `dir` and has no name.
     pub fn create(dir: &Path) -> io::Result<Self> {
-        Ok(Self {
-            file: BufWriter::with_capacity(1 << 18, tempfile::tempfile_in(dir)?),
-            count: 0,
-        })
+        Ok(Self { file: BufWriter::with_capacity(1 << 18, tempfile::tempfile_in(dir)?), count: 0 })
     }
 
     pub fn push(&mut self, key: &[u8], value: &[u8]) -> io::Result<()> {
@@ -56,10 +53,7 @@ impl Records {
         self.file.flush()?;
         let mut file = self.file.get_ref().try_clone()?;
         file.seek(SeekFrom::Start(0))?;
-        Ok(RecordReader {
-            file: BufReader::with_capacity(1 << 16, file),
-            left: self.count,
-        })
+        Ok(RecordReader { file: BufReader::with_capacity(1 << 16, file), left: self.count })
     }
 }
 
@@ -115,13 +109,7 @@ pub struct Sorter {
 impl Sorter {
     /// Makes a sorter that spills to `dir` beyond `bytes_max` of memory.
     pub fn new(dir: &Path, bytes_max: usize) -> Self {
-        Self {
-            dir: dir.to_owned(),
-            bytes_max,
-            arena: Vec::new(),
-            slots: Vec::new(),
-            runs: Vec::new(),
-        }
+        Self { dir: dir.to_owned(), bytes_max, arena: Vec::new(), slots: Vec::new(), runs: Vec::new() }
     }
 
     pub fn push(&mut self, key: &[u8], value: &[u8]) -> io::Result<()> {
@@ -145,10 +133,7 @@ impl Sorter {
         if self.runs.is_empty() {
             // All fits: no file at all.
             sort_slots(&self.arena, &mut self.slots);
-            return Ok(Sorted::Memory {
-                arena: self.arena,
-                slots: self.slots.into_iter(),
-            });
+            return Ok(Sorted::Memory { arena: self.arena, slots: self.slots.into_iter() });
         }
         self.spill()?;
         Ok(Sorted::Runs(Merge::new(std::mem::take(&mut self.runs))?))
@@ -177,9 +162,7 @@ impl Sorter {
 
 fn slot_bytes(arena: &[u8], slot: Slot) -> (&[u8], &[u8]) {
     let (key_len, value_len) = (slot.key_len as usize, slot.value_len as usize);
-    let both = arena
-        .get(slot.start..slot.start + key_len + value_len)
-        .expect("slots lie within the arena");
+    let both = arena.get(slot.start..slot.start + key_len + value_len).expect("slots lie within the arena");
     both.split_at(key_len)
 }
 
@@ -190,10 +173,7 @@ fn sort_slots(arena: &[u8], slots: &mut [Slot]) {
 /// Records in order.
 #[derive(Debug)]
 pub enum Sorted {
-    Memory {
-        arena: Vec<u8>,
-        slots: std::vec::IntoIter<Slot>,
-    },
+    Memory { arena: Vec<u8>, slots: std::vec::IntoIter<Slot> },
     Runs(Merge),
 }
 
@@ -268,10 +248,7 @@ mod tests {
         let records: Vec<Record> = (0..5000)
             .map(|_| {
                 let len = rng.random_range(0..6);
-                (
-                    (0..len).map(|_| rng.random_range(0..4)).collect(),
-                    vec![rng.random(); 3],
-                )
+                ((0..len).map(|_| rng.random_range(0..4)).collect(), vec![rng.random(); 3])
             })
             .collect();
         let mut expected = records.clone();

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use crate::format::pack::{PackIndex, Recipe, Source};
 use crate::format::refs::{DatasetName, RefName, Revision};
 use crate::store::catalog::Catalog;
-use crate::store::catalog::import::{
-    ImportError, ImportOptions, ImportOutcome, ImportProgress, import,
-};
+use crate::store::catalog::import::{ImportError, ImportOptions, ImportOutcome, ImportProgress, import};
 use crate::store::catalog::lakefmt::RefChoice;
 use crate::store::fetch::{FetchConfig, Fetcher};
 use crate::store::kv::Kv;
@@ -24,47 +22,29 @@ pub(crate) struct Bench {
 pub(crate) async fn bench() -> Bench {
     let (faulty, memory) = FaultyLake::over_memory();
     let dir = tempfile::tempdir().unwrap();
-    let catalog = Catalog::open_or_create(faulty.clone(), dir.path(), RefChoice::Cas)
-        .await
-        .unwrap();
-    Bench {
-        faulty,
-        memory,
-        catalog,
-        dir,
-    }
+    let catalog = Catalog::open_or_create(faulty.clone(), dir.path(), RefChoice::Cas).await.unwrap();
+    Bench { faulty, memory, catalog, dir }
 }
 
 impl Bench {
     /// Opens the same lake as a node that knows nothing yet.
     pub(crate) async fn fresh(&self) -> (Catalog, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
-        let catalog = Catalog::open(self.faulty.clone(), dir.path())
-            .await
-            .unwrap();
+        let catalog = Catalog::open(self.faulty.clone(), dir.path()).await.unwrap();
         (catalog, dir)
     }
 
     pub(crate) fn fetcher(&self) -> Fetcher {
-        let config = FetchConfig {
-            read_timeout_ms: 2000,
-            ..FetchConfig::default()
-        };
+        let config = FetchConfig { read_timeout_ms: 2000, ..FetchConfig::default() };
         let runtime = tokio::runtime::Handle::current();
         Fetcher::new(self.faulty.clone(), None, Kv::in_memory(), config, runtime)
     }
 
     pub(crate) fn object(&self, key: &str, body: &str) {
-        self.memory
-            .set_foreign("bucket", key, body.to_owned(), false);
+        self.memory.set_foreign("bucket", key, body.to_owned(), false);
     }
 
-    pub(crate) async fn import(
-        &self,
-        prefix: &str,
-        branch: &str,
-        digest: bool,
-    ) -> Result<ImportOutcome, ImportError> {
+    pub(crate) async fn import(&self, prefix: &str, branch: &str, digest: bool) -> Result<ImportOutcome, ImportError> {
         let options = options(prefix, branch, digest);
         import(&self.catalog, &options, &ImportProgress::default()).await
     }

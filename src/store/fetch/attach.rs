@@ -40,12 +40,7 @@ struct Order {
 
 impl Order {
     fn new(packs: usize, all: bool) -> Self {
-        Self {
-            packs: vec![PackProgress::Todo; packs],
-            urgent: VecDeque::new(),
-            cursor: 0,
-            all,
-        }
+        Self { packs: vec![PackProgress::Todo; packs], urgent: VecDeque::new(), cursor: 0, all }
     }
 
     /// Notes a read of a pack that the tier did not have. False: nothing new.
@@ -78,9 +73,7 @@ impl Order {
         }
         let count = self.packs.len();
         let next = (0..count).map(|step| (self.cursor + step) % count);
-        let index = next
-            .into_iter()
-            .find(|i| self.packs.get(*i) == Some(&PackProgress::Todo))?;
+        let index = next.into_iter().find(|i| self.packs.get(*i) == Some(&PackProgress::Todo))?;
         self.cursor = index + 1;
         self.start(index);
         Some(index)
@@ -132,34 +125,21 @@ pub struct Attachment {
 
 impl Attachment {
     pub(super) fn new(inner: &Arc<Inner>, packs: Vec<PackUse>, prefetch: Prefetch) -> Self {
-        let index = packs
-            .iter()
-            .enumerate()
-            .map(|(i, pack)| (pack.pack, i))
-            .collect();
+        let index = packs.iter().enumerate().map(|(i, pack)| (pack.pack, i)).collect();
         let order = Order::new(packs.len(), prefetch == Prefetch::All);
         let attached = Arc::new(Attached {
             packs,
             index,
-            state: Mutex::new(State {
-                order,
-                running: false,
-            }),
+            state: Mutex::new(State { order, running: false }),
             cancel: inner.stopped.child_token(),
         });
         if prefetch != Prefetch::None && inner.packs.tier().is_some() {
             let mut by_pack = inner.registry.by_pack.lock();
             for pack in attached.packs.iter() {
-                by_pack
-                    .entry(pack.pack)
-                    .or_default()
-                    .push(Arc::downgrade(&attached));
+                by_pack.entry(pack.pack).or_default().push(Arc::downgrade(&attached));
             }
         }
-        Self {
-            inner: inner.clone(),
-            attached,
-        }
+        Self { inner: inner.clone(), attached }
     }
 }
 
@@ -224,11 +204,7 @@ impl Inner {
             while running.len() < at_once {
                 let next = {
                     let mut state = mount.state.lock();
-                    let next = if self.paused().is_some() {
-                        None
-                    } else {
-                        state.order.next()
-                    };
+                    let next = if self.paused().is_some() { None } else { state.order.next() };
                     // Decided under the lock: a touch that comes later starts another run.
                     state.running = next.is_some() || !running.is_empty();
                     next
@@ -295,9 +271,6 @@ mod tests {
         order.end(1, PackProgress::Done);
         assert!(!order.touch(0, now, WAIT));
         assert!(order.touch(0, now + WAIT, WAIT));
-        assert!(
-            order.touch(1, now, WAIT),
-            "a read went to the lake for it: the tier lost it"
-        );
+        assert!(order.touch(1, now, WAIT), "a read went to the lake for it: the tier lost it");
     }
 }

@@ -34,13 +34,7 @@ struct Window<'a> {
 
 impl<'a> Window<'a> {
     fn new(read: &'a dyn Fn(&mut [u8], u64) -> io::Result<()>, end: u64) -> Self {
-        Self {
-            read,
-            buf: vec![0; WINDOW_LEN],
-            at: 0,
-            len: 0,
-            end,
-        }
+        Self { read, buf: vec![0; WINDOW_LEN], at: 0, len: 0, end }
     }
 
     /// Gives some bytes from `offset` on, at most `most`, at least one.
@@ -54,9 +48,7 @@ impl<'a> Window<'a> {
         }
         let start = (offset - self.at) as usize;
         let stop = self.len.min(start.saturating_add(most as usize));
-        self.buf
-            .get(start..stop)
-            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+        self.buf.get(start..stop).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 }
 
@@ -100,9 +92,7 @@ pub(super) fn digest_all(
             continue;
         }
         match meta.digest(position) {
-            Some(expected) if digest_content(&mut window, content)? != expected => {
-                findings.bad.push(position)
-            }
+            Some(expected) if digest_content(&mut window, content)? != expected => findings.bad.push(position),
             Some(_) => {}
             None => findings.unproven += 1,
         }
@@ -124,16 +114,8 @@ pub(super) struct CheckQueue {
 
 impl Inner {
     /// Has an object digested in the background, unless that is on its way or of no use.
-    pub(super) fn begin_check(
-        self: &Arc<Self>,
-        state: &Arc<PackState>,
-        open: &Arc<OpenPack>,
-        verify: Verify,
-    ) {
-        if verify != Verify::Node
-            || open.is_whole_verified()
-            || state.checking.swap(true, Ordering::AcqRel)
-        {
+    pub(super) fn begin_check(self: &Arc<Self>, state: &Arc<PackState>, open: &Arc<OpenPack>, verify: Verify) {
+        if verify != Verify::Node || open.is_whole_verified() || state.checking.swap(true, Ordering::AcqRel) {
             return;
         }
         let mut queue = self.checks.queue.lock();
@@ -173,11 +155,7 @@ impl Inner {
         state.know_contents(&meta.index);
         let begun = std::time::Instant::now();
         let (file, seen, stopped) = (open.clone(), meta.clone(), self.stopped.clone());
-        let work = move || {
-            digest_all(&seen, &|buf, at| file.read_exact(buf, at), &|| {
-                !stopped.is_cancelled()
-            })
-        };
+        let work = move || digest_all(&seen, &|buf, at| file.read_exact(buf, at), &|| !stopped.is_cancelled());
         let findings = tokio::task::spawn_blocking(work).await;
         self.note_verify_time(begun.elapsed());
         match findings {
@@ -190,25 +168,16 @@ impl Inner {
                     note_good_units(&meta, &open);
                 }
             }
-            Ok(Ok(_)) => {
-                self.heal(state, open, "it does not have the digests of its contents")
-                    .await
-            }
+            Ok(Ok(_)) => self.heal(state, open, "it does not have the digests of its contents").await,
             Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                self.heal(state, open, "it is shorter than its index says")
-                    .await;
+                self.heal(state, open, "it is shorter than its index says").await;
             }
             _ => super::stats::bump(&self.counters.tier_errors),
         }
     }
 
     /// Has what is missing for trusting an object found out in the background, by verify level.
-    pub(super) fn look_closer(
-        self: &Arc<Self>,
-        state: &Arc<PackState>,
-        open: &Arc<OpenPack>,
-        verify: Verify,
-    ) {
+    pub(super) fn look_closer(self: &Arc<Self>, state: &Arc<PackState>, open: &Arc<OpenPack>, verify: Verify) {
         match verify {
             Verify::Node if !open.is_whole_verified() => self.begin_check(state, open, verify),
             Verify::Tier if !open.is_complete() => self.learn_pack(state, open),
@@ -246,8 +215,7 @@ fn note_good_units(meta: &PackMeta, open: &OpenPack) {
             continue;
         }
         if let crate::format::pack::Place::Run { offset } = content.place {
-            (0..unit_count(content.size))
-                .for_each(|block| open.set_unit(offset + block * BLOCK_LEN));
+            (0..unit_count(content.size)).for_each(|block| open.set_unit(offset + block * BLOCK_LEN));
         }
     }
 }

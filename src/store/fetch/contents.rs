@@ -32,10 +32,7 @@ impl Contents {
             Some((slot, print_of(&content.content, content.size, extents)))
         });
         let (slots, prints): (Vec<_>, Vec<_>) = rows.unzip();
-        Self {
-            slots: slots.into(),
-            prints: prints.into(),
-        }
+        Self { slots: slots.into(), prints: prints.into() }
     }
 
     /// Says whether the pack has exactly this content at this place.
@@ -52,10 +49,7 @@ impl Contents {
 }
 
 fn slot_of(offset: u64) -> Option<u32> {
-    offset
-        .is_multiple_of(ALIGN)
-        .then(|| u32::try_from(offset / ALIGN).ok())
-        .flatten()
+    offset.is_multiple_of(ALIGN).then(|| u32::try_from(offset / ALIGN).ok()).flatten()
 }
 
 /// A fingerprint: the head of the content's own digest, mixed with size and shape. Two contents of
@@ -65,18 +59,12 @@ fn print_of(content: &ContentId, size: u64, extents: &[Extent]) -> u64 {
         ContentId::Digest(ContentDigest(raw)) => (1, raw),
         ContentId::Pin(PinId(raw)) => (2, raw),
     };
-    let head = raw
-        .first_chunk::<8>()
-        .map_or(0, |head| u64::from_le_bytes(*head));
+    let head = raw.first_chunk::<8>().map_or(0, |head| u64::from_le_bytes(*head));
     let parts = extents.iter().flat_map(|e| [e.logical, e.offset, e.len]);
     [kind, size]
         .into_iter()
         .chain(parts)
-        .fold(head, |mix, part| {
-            (mix ^ part)
-                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-                .rotate_left(29)
-        })
+        .fold(head, |mix, part| (mix ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29))
 }
 
 #[cfg(test)]
@@ -88,16 +76,8 @@ mod tests {
     #[test]
     fn only_the_right_content_at_the_right_place_is_known() {
         let digest = |n| ContentId::Digest(ContentDigest([n; 32]));
-        let extents = vec![Extent {
-            logical: 8192,
-            offset: 0,
-            len: 5,
-        }];
-        let packed = |content, size, place| PackedContent {
-            content,
-            size,
-            place,
-        };
+        let extents = vec![Extent { logical: 8192, offset: 0, len: 5 }];
+        let packed = |content, size, place| PackedContent { content, size, place };
         let index = PackIndex {
             len: 0,
             contents: vec![
@@ -109,26 +89,17 @@ mod tests {
         let index = PackIndex::decode(&index.encode()).expect("an index");
         let table = Contents::of(&index);
         let pack = PackId([9; 32]);
-        let at = |n, size, offset| ContentRef {
-            content: digest(n),
-            size,
-            location: Location::Run { pack, offset },
-        };
+        let at = |n, size, offset| ContentRef { content: digest(n), size, location: Location::Run { pack, offset } };
         assert!(table.has(&at(1, 5000, 0)));
         assert!(table.has(&at(2, 10, 8192)));
         assert!(!table.has(&at(2, 10, 0)), "another place");
         assert!(!table.has(&at(1, 4999, 0)), "another size");
         assert!(!table.has(&at(2, 10, 8193)), "no place at all");
-        let Place::Sparse { extents } = &index.contents[2].place else {
-            panic!("sparse")
-        };
+        let Place::Sparse { extents } = &index.contents[2].place else { panic!("sparse") };
         let mut sparse = ContentRef {
             content: digest(3),
             size: 90_000,
-            location: Location::Sparse {
-                pack,
-                extents: extents.clone(),
-            },
+            location: Location::Sparse { pack, extents: extents.clone() },
         };
         assert!(table.has(&sparse));
         if let Location::Sparse { extents, .. } = &mut sparse.location {

@@ -73,30 +73,14 @@ impl Inner {
         rt: Handle,
     ) -> Arc<Self> {
         let counters = Arc::new(Counters::default());
-        let reader = LakeReader {
-            lake: lake.clone(),
-            counters: counters.clone(),
-            stall_timeout: cfg.stall_timeout(),
-        };
-        let contents_max =
-            std::num::NonZeroUsize::new(READAHEAD_CONTENTS_MAX).expect("a constant above 0");
+        let reader = LakeReader { lake: lake.clone(), counters: counters.clone(), stall_timeout: cfg.stall_timeout() };
+        let contents_max = std::num::NonZeroUsize::new(READAHEAD_CONTENTS_MAX).expect("a constant above 0");
         Arc::new(Self {
             lanes: Lanes::new(cfg.in_flight_bytes_max),
             memory: Memory::new(cfg.memory_bytes_max),
             flights: Arc::default(),
-            metas: PackMetas::new(
-                reader.clone(),
-                tier.clone(),
-                cfg.pack_meta_bytes_max,
-                cfg.damaged_tries_max,
-            ),
-            packs: Packs::new(
-                tier,
-                kv,
-                counters.clone(),
-                cfg.open_files_max,
-                cfg.absent_recheck_ms,
-            ),
+            metas: PackMetas::new(reader.clone(), tier.clone(), cfg.pack_meta_bytes_max, cfg.damaged_tries_max),
+            packs: Packs::new(tier, kv, counters.clone(), cfg.open_files_max, cfg.absent_recheck_ms),
             readahead: Mutex::new(LruCache::new(contents_max)),
             fills: Fills::new(&cfg),
             checks: CheckQueue::default(),
@@ -118,9 +102,7 @@ impl Inner {
 
     /// Adds what was spent digesting.
     pub(super) fn note_verify_time(&self, spent: Duration) {
-        self.counters
-            .verify_us
-            .fetch_add(spent.as_micros() as u64, Ordering::Relaxed);
+        self.counters.verify_us.fetch_add(spent.as_micros() as u64, Ordering::Relaxed);
     }
 
     /// Stops filling for a while.
@@ -152,30 +134,13 @@ impl Inner {
     }
 
     /// Turns an error of the lake into one that names what was read.
-    pub(super) fn source_error(
-        &self,
-        c: &ContentRef,
-        key: String,
-        error: SourceError,
-    ) -> FetchError {
-        let (pack, content) = (
-            pack_of(c).unwrap_or(PackId([0; 32])),
-            content_name(&c.content),
-        );
+    pub(super) fn source_error(&self, c: &ContentRef, key: String, error: SourceError) -> FetchError {
+        let (pack, content) = (pack_of(c).unwrap_or(PackId([0; 32])), content_name(&c.content));
         match error {
-            SourceError::Late { waited, source } => FetchError::Unreachable {
-                pack,
-                content,
-                key,
-                waited_ms: waited.as_millis() as u64,
-                source,
-            },
-            SourceError::Permanent(source) => FetchError::Gone {
-                pack,
-                content,
-                key,
-                source,
-            },
+            SourceError::Late { waited, source } => {
+                FetchError::Unreachable { pack, content, key, waited_ms: waited.as_millis() as u64, source }
+            }
+            SourceError::Permanent(source) => FetchError::Gone { pack, content, key, source },
         }
     }
 
@@ -190,29 +155,15 @@ impl Inner {
     /// The error of a read whose time ran out while it waited.
     pub(super) fn late(&self, c: &ContentRef) -> FetchError {
         let key = "packs".to_owned();
-        let source = LakeError::Passing {
-            key: key.clone(),
-            source: "out of time".into(),
-        };
+        let source = LakeError::Passing { key: key.clone(), source: "out of time".into() };
         let waited = self.cfg.read_timeout();
-        self.source_error(
-            c,
-            key,
-            SourceError::Late {
-                waited,
-                source: Arc::new(source),
-            },
-        )
+        self.source_error(c, key, SourceError::Late { waited, source: Arc::new(source) })
     }
 }
 
 pub(super) fn bad_pack(c: &ContentRef, why: &'static str) -> FetchError {
     let pack = pack_of(c).unwrap_or(PackId([0; 32]));
-    FetchError::BadPack {
-        pack,
-        content: content_name(&c.content),
-        why,
-    }
+    FetchError::BadPack { pack, content: content_name(&c.content), why }
 }
 
 /// Gives the pack that a content lies in.

@@ -21,9 +21,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::format::digest::{
-    BLOCK_LEN, ChainingValue, ContentHasher, Outboard, block_count, block_cv,
-};
+use crate::format::digest::{BLOCK_LEN, ChainingValue, ContentHasher, Outboard, block_count, block_cv};
 use crate::format::ids::{ContentDigest, PackId};
 use crate::format::pack::{Piece, Place};
 
@@ -107,9 +105,7 @@ impl FillState {
 
     /// Finds the piece that holds this range of the pack; None where it crosses pieces.
     pub(super) fn piece_of(&self, range: &Range<u64>) -> Option<usize> {
-        let behind = self
-            .pieces
-            .partition_point(|piece| piece.offset <= range.start);
+        let behind = self.pieces.partition_point(|piece| piece.offset <= range.start);
         let index = behind.checked_sub(1)?;
         (range.end <= self.pieces.get(index)?.end()).then_some(index)
     }
@@ -131,21 +127,13 @@ impl FillState {
         }
         let (sender, receiver) = watch::channel(None);
         *slot = PieceStatus::Flying(receiver);
-        Some(PieceFlight {
-            fill: self.clone(),
-            index,
-            arrival: Some(sender),
-        })
+        Some(PieceFlight { fill: self.clone(), index, arrival: Some(sender) })
     }
 
     /// Lists the pieces that nobody brings yet.
     pub(super) fn todo(&self) -> Vec<usize> {
         let status = self.status.lock();
-        (0..)
-            .zip(status.iter())
-            .filter(|(_, s)| matches!(s, PieceStatus::Todo))
-            .map(|(i, _)| i)
-            .collect()
+        (0..).zip(status.iter()).filter(|(_, s)| matches!(s, PieceStatus::Todo)).map(|(i, _)| i).collect()
     }
 
     /// Gives a piece that others bring at this moment.
@@ -157,10 +145,7 @@ impl FillState {
     }
 
     pub(super) fn is_complete(&self) -> bool {
-        self.status
-            .lock()
-            .iter()
-            .all(|s| matches!(s, PieceStatus::Done))
+        self.status.lock().iter().all(|s| matches!(s, PieceStatus::Done))
     }
 
     /// Counts pieces in when an earlier run left them, or bytes were written.
@@ -178,9 +163,7 @@ impl FillState {
     pub(super) fn set_todo(&self, positions: &[u32]) {
         let mut status = self.status.lock();
         for (piece, slot) in self.pieces.iter().zip(status.iter_mut()) {
-            let hit = positions
-                .iter()
-                .any(|p| (piece.first..=piece.last).contains(p));
+            let hit = positions.iter().any(|p| (piece.first..=piece.last).contains(p));
             if hit && matches!(slot, PieceStatus::Done) {
                 *slot = PieceStatus::Todo;
                 self.bytes_done.fetch_sub(piece.len, Ordering::Relaxed);
@@ -196,16 +179,9 @@ impl FillState {
     /// Lists the pieces that lie wholly in spans that were marked before this fill began.
     pub(super) fn left_by_earlier_run(&self) -> Vec<usize> {
         let marked = self.marked.lock();
-        let all = |spans: Range<u64>| {
-            spans
-                .into_iter()
-                .all(|s| marked.get(s as usize).copied().unwrap_or(false))
-        };
+        let all = |spans: Range<u64>| spans.into_iter().all(|s| marked.get(s as usize).copied().unwrap_or(false));
         let pieces = self.pieces.iter().enumerate();
-        pieces
-            .filter(|(_, p)| p.len > 0 && all(self.spans_of(p.offset..p.end())))
-            .map(|(i, _)| i)
-            .collect()
+        pieces.filter(|(_, p)| p.len > 0 && all(self.spans_of(p.offset..p.end()))).map(|(i, _)| i).collect()
     }
 
     /// Takes the spans that became complete with this piece and are not marked yet: the caller marks
@@ -257,9 +233,7 @@ impl FillState {
             all.insert(position, learned);
             return;
         };
-        let slot = all
-            .entry(position)
-            .or_insert_with(|| Learned::Blocks(vec![None; new.len()]));
+        let slot = all.entry(position).or_insert_with(|| Learned::Blocks(vec![None; new.len()]));
         if let Learned::Blocks(blocks) = slot {
             for (block, new) in blocks.iter_mut().zip(new) {
                 *block = new.or(*block);
@@ -320,11 +294,7 @@ impl PieceFlight {
     }
 
     pub(super) fn piece(&self) -> Piece {
-        *self
-            .fill
-            .pieces
-            .get(self.index)
-            .expect("a flight is begun for a piece that exists")
+        *self.fill.pieces.get(self.index).expect("a flight is begun for a piece that exists")
     }
 
     /// Says that the bytes are verified and written.
@@ -387,21 +357,12 @@ mod tests {
         let bytes: Vec<u8> = (0..3 * BLOCK_LEN + 5).map(|i| (i % 253) as u8).collect();
         let size = bytes.len() as u64;
         let whole = learn(size, 0, &bytes);
-        let Learned::Digest(found, Some(outboard)) = whole else {
-            panic!("it came whole")
-        };
+        let Learned::Digest(found, Some(outboard)) = whole else { panic!("it came whole") };
         assert_eq!(found, digest(&bytes));
         let cut = 2 * BLOCK_LEN as usize;
-        let Learned::Blocks(first) = learn(size, 0, &bytes[..cut]) else {
-            panic!("it came in parts")
-        };
-        let Learned::Blocks(last) = learn(size, cut as u64, &bytes[cut..]) else {
-            panic!("it came in parts")
-        };
+        let Learned::Blocks(first) = learn(size, 0, &bytes[..cut]) else { panic!("it came in parts") };
+        let Learned::Blocks(last) = learn(size, cut as u64, &bytes[cut..]) else { panic!("it came in parts") };
         let merged: Vec<_> = first.iter().zip(&last).map(|(a, b)| a.or(*b)).collect();
-        assert_eq!(
-            merged,
-            outboard.blocks.iter().map(|b| Some(*b)).collect::<Vec<_>>()
-        );
+        assert_eq!(merged, outboard.blocks.iter().map(|b| Some(*b)).collect::<Vec<_>>());
     }
 }

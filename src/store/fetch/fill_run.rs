@@ -98,10 +98,7 @@ impl Inner {
         }
         let (sender, outcome) = watch::channel(None);
         let cancel = self.stopped.child_token();
-        let fill = Arc::new(PackFill {
-            outcome,
-            cancel: cancel.clone(),
-        });
+        let fill = Arc::new(PackFill { outcome, cancel: cancel.clone() });
         running.insert(pack, Arc::downgrade(&fill));
         drop(running);
         let inner = self.clone();
@@ -110,11 +107,7 @@ impl Inner {
                 result = inner.run_fill(pack) => result,
                 () = cancel.cancelled() => Err(PackFillError::Cancelled),
             };
-            inner
-                .fills
-                .running
-                .lock()
-                .retain(|_, fill| fill.strong_count() > 0);
+            inner.fills.running.lock().retain(|_, fill| fill.strong_count() > 0);
             sender.send_replace(Some(result));
         });
         fill
@@ -128,12 +121,7 @@ impl Inner {
 
     async fn run_fill(self: &Arc<Self>, pack: PackId) -> Result<(), PackFillError> {
         let tier = self.packs.tier().cloned().ok_or(PackFillError::Cancelled)?;
-        let _slot = self
-            .fills
-            .packs
-            .acquire()
-            .await
-            .map_err(|_| PackFillError::Cancelled)?;
+        let _slot = self.fills.packs.acquire().await.map_err(|_| PackFillError::Cancelled)?;
         if let Some(why) = self.paused() {
             return Err(PackFillError::Paused { pack, why });
         }
@@ -151,10 +139,7 @@ impl Inner {
                     if self.is_published(&tier, &state).await {
                         return Ok(());
                     }
-                    self.pause_filling(format!(
-                        "the tier cannot take pack {}: {source}",
-                        pack.short()
-                    ));
+                    self.pause_filling(format!("the tier cannot take pack {}: {source}", pack.short()));
                     return Err(PackFillError::Tier { pack, source });
                 }
                 other => return other,
@@ -171,15 +156,10 @@ impl Inner {
         let meta = self.metas.full(&pack, self.prefetch_deadline()).await;
         let meta = meta.map_err(|error| PackFillError::of_meta(pack, error))?;
         let (opener, len, piece_len) = (tier.clone(), meta.index.len, self.cfg.piece_len_bytes);
-        let stage = self
-            .on_tier(pack, move || opener.open_stage(&pack, len))
-            .await?;
+        let stage = self.on_tier(pack, move || opener.open_stage(&pack, len)).await?;
         let fill = Arc::new(FillState::new(meta, stage, piece_len));
         *state.fill.write() = Some(fill.clone());
-        let registered = Registered {
-            state: state.clone(),
-            fill: fill.clone(),
-        };
+        let registered = Registered { state: state.clone(), fill: fill.clone() };
         let result = self.fill_and_publish(tier, state, &fill).await;
         drop(registered);
         if matches!(result, Err(PackFillError::Damaged { .. })) {
@@ -189,18 +169,12 @@ impl Inner {
     }
 
     /// Looks in the tier itself: a file that is open here may have been evicted meanwhile.
-    async fn is_published(
-        self: &Arc<Self>,
-        tier: &Arc<dyn FetchTier>,
-        state: &Arc<PackState>,
-    ) -> bool {
+    async fn is_published(self: &Arc<Self>, tier: &Arc<dyn FetchTier>, state: &Arc<PackState>) -> bool {
         let (inner, tier, state) = (self.clone(), tier.clone(), state.clone());
         let look = move || match tier.open_pack(&state.pack) {
             Ok(Some(found)) => {
                 inner.packs.expect_present(&state);
-                inner
-                    .packs
-                    .install(&state, found.file, found.len, found.identity);
+                inner.packs.install(&state, found.file, found.len, found.identity);
                 true
             }
             Ok(None) => false,
@@ -243,18 +217,13 @@ impl Inner {
         pack: PackId,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Result<T, PackFillError> {
-        let done = tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|_| PackFillError::Cancelled)?;
+        let done = tokio::task::spawn_blocking(work).await.map_err(|_| PackFillError::Cancelled)?;
         done.map_err(|error| self.tier_failed(pack, error))
     }
 
     fn tier_failed(&self, pack: PackId, error: io::Error) -> PackFillError {
         bump(&self.counters.tier_errors);
-        PackFillError::Tier {
-            pack,
-            source: Arc::new(error),
-        }
+        PackFillError::Tier { pack, source: Arc::new(error) }
     }
 
     /// Checks what an earlier run left in marked spans; what is good need not be fetched again. Of an
@@ -285,14 +254,8 @@ impl Inner {
     fn is_good_piece(&self, fill: &FillState, piece: &Piece, bytes: &[u8]) -> bool {
         let begun = std::time::Instant::now();
         let good = match fill.meta.is_native() {
-            true => fill
-                .meta
-                .index
-                .check_piece(piece, bytes, &*fill.meta)
-                .is_ok(),
-            false => content_parts(&fill.meta, piece)
-                .iter()
-                .all(|part| is_good_part(fill, part, bytes)),
+            true => fill.meta.index.check_piece(piece, bytes, &*fill.meta).is_ok(),
+            false => content_parts(&fill.meta, piece).iter().all(|part| is_good_part(fill, part, bytes)),
         };
         self.note_verify_time(begun.elapsed());
         good
@@ -310,25 +273,17 @@ impl Inner {
                 continue;
             }
             stream::iter(todo.into_iter().map(Ok))
-                .try_for_each_concurrent(
-                    self.cfg.prefetch_requests_max.max(1),
-                    |index| async move {
-                        let _request = self
-                            .fills
-                            .requests
-                            .acquire()
-                            .await
-                            .map_err(|_| PackFillError::Cancelled)?;
-                        let Some(len) = fill.pieces.get(index).map(|piece| piece.len) else {
-                            return Ok(());
-                        };
-                        let _permit = self.lanes.acquire(Lane::Prefetch, len).await;
-                        match fill.begin(index) {
-                            Some(flight) => self.bring_piece(flight).await,
-                            None => Ok(()),
-                        }
-                    },
-                )
+                .try_for_each_concurrent(self.cfg.prefetch_requests_max.max(1), |index| async move {
+                    let _request = self.fills.requests.acquire().await.map_err(|_| PackFillError::Cancelled)?;
+                    let Some(len) = fill.pieces.get(index).map(|piece| piece.len) else {
+                        return Ok(());
+                    };
+                    let _permit = self.lanes.acquire(Lane::Prefetch, len).await;
+                    match fill.begin(index) {
+                        Some(flight) => self.bring_piece(flight).await,
+                        None => Ok(()),
+                    }
+                })
                 .await?;
         }
         Ok(())
@@ -362,8 +317,7 @@ impl Inner {
                 Some(object @ Object::Own(_)) => self.native_piece(&object, &piece, deadline).await,
                 _ => self.assembled_piece(&fill, &piece, deadline).await,
             };
-            let bytes =
-                bytes.map_err(|(key, error)| PackFillError::of_source(fill.pack, key, error))?;
+            let bytes = bytes.map_err(|(key, error)| PackFillError::of_source(fill.pack, key, error))?;
             match self.check_and_write(&fill, piece, bytes).await? {
                 Written::Done(bytes) => break bytes,
                 Written::Tier(error) => return Err(self.tier_failed(fill.pack, error)),
@@ -379,11 +333,7 @@ impl Inner {
             return Ok(());
         }
         let marker = fill.clone();
-        let mark = move || {
-            spans
-                .into_iter()
-                .try_for_each(|span| marker.stage.mark_done(span))
-        };
+        let mark = move || spans.into_iter().try_for_each(|span| marker.stage.mark_done(span));
         self.on_tier(fill.pack, mark).await
     }
 
@@ -393,10 +343,7 @@ impl Inner {
         piece: &Piece,
         deadline: Instant,
     ) -> Result<Bytes, (String, SourceError)> {
-        let read = self
-            .reader
-            .read(object, piece.offset..piece.end(), For::Prefetch, deadline)
-            .await;
+        let read = self.reader.read(object, piece.offset..piece.end(), For::Prefetch, deadline).await;
         read.map_err(|error| (object.name(), error))
     }
 
@@ -407,23 +354,15 @@ impl Inner {
         piece: &Piece,
         deadline: Instant,
     ) -> Result<Bytes, (String, SourceError)> {
-        let known_gone = |part: &ContentPart| {
-            fill.meta.proof().is_some() && fill.meta.digest(part.position).is_none()
-        };
-        let (gone, wanted): (Vec<_>, Vec<_>) = content_parts(&fill.meta, piece)
-            .into_iter()
-            .partition(known_gone);
+        let known_gone = |part: &ContentPart| fill.meta.proof().is_some() && fill.meta.digest(part.position).is_none();
+        let (gone, wanted): (Vec<_>, Vec<_>) = content_parts(&fill.meta, piece).into_iter().partition(known_gone);
         gone.iter().for_each(|part| fill.learn_gone(part.position));
         let fetched: Vec<(ContentPart, Option<Bytes>)> = stream::iter(wanted)
             .map(|part| async move {
                 let Some(object) = fill.meta.object_of(part.position) else {
                     return Ok((part, None));
                 };
-                match self
-                    .reader
-                    .read(&object, part.logical.clone(), For::Prefetch, deadline)
-                    .await
-                {
+                match self.reader.read(&object, part.logical.clone(), For::Prefetch, deadline).await {
                     Ok(bytes) => Ok((part, Some(bytes))),
                     Err(SourceError::Permanent(error)) if is_gone(&error) => Ok((part, None)),
                     Err(error) => Err((object.name(), error)),
@@ -461,22 +400,15 @@ impl Inner {
                 Err(error) => Written::Tier(error),
             }
         };
-        tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|_| PackFillError::Cancelled)
+        tokio::task::spawn_blocking(work).await.map_err(|_| PackFillError::Cancelled)
     }
 
     /// Digests the staged pack as it lies there; gives the damaged contents.
     async fn read_back(self: &Arc<Self>, fill: &Arc<FillState>) -> Result<Vec<u32>, PackFillError> {
         let begun = std::time::Instant::now();
         let (staged, stopped) = (fill.clone(), self.stopped.clone());
-        let work = move || {
-            digest_all(
-                &staged.meta,
-                &|buf, at| staged.read_staged(buf, at),
-                &|| !stopped.is_cancelled(),
-            )
-        };
+        let work =
+            move || digest_all(&staged.meta, &|buf, at| staged.read_staged(buf, at), &|| !stopped.is_cancelled());
         let findings: Findings = self.on_tier(fill.pack, work).await?;
         self.note_verify_time(begun.elapsed());
         Ok(findings.bad)
@@ -500,10 +432,7 @@ impl Inner {
             let ours = fill.stage.file_id();
             let published = fill.stage.publish()?;
             let is_ours = ours == Some(published.identity.file_id);
-            let open =
-                inner
-                    .packs
-                    .install(&state, published.file, published.len, published.identity);
+            let open = inner.packs.install(&state, published.file, published.len, published.identity);
             if fill.meta.is_complete_in_tier() {
                 open.set_complete();
                 if is_ours && open.identity == published.identity {
@@ -526,20 +455,14 @@ struct Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         let mut slot = self.state.fill.write();
-        if slot
-            .as_ref()
-            .is_some_and(|there| Arc::ptr_eq(there, &self.fill))
-        {
+        if slot.as_ref().is_some_and(|there| Arc::ptr_eq(there, &self.fill)) {
             *slot = None;
         }
     }
 }
 
 fn is_gone(error: &LakeError) -> bool {
-    matches!(
-        error,
-        LakeError::NotFound { .. } | LakeError::Precondition { .. }
-    )
+    matches!(error, LakeError::NotFound { .. } | LakeError::Precondition { .. })
 }
 
 /// Checks a part of an imported content against what is known of it.
@@ -555,23 +478,19 @@ fn is_good_part(fill: &FillState, part: &ContentPart, piece: &[u8]) -> bool {
     let Some(expected) = meta.digest(part.position) else {
         return true;
     };
-    let whole = meta
-        .content(part.position)
-        .is_some_and(|c| c.size == bytes.len() as u64);
+    let whole = meta.content(part.position).is_some_and(|c| c.size == bytes.len() as u64);
     if whole {
         return digest(bytes) == expected;
     }
     let first = part.logical.start / BLOCK_LEN;
-    (first..)
-        .zip(bytes.chunks(BLOCK_LEN as usize))
-        .all(|(block, bytes)| {
-            match meta.unit_proof(part.position, block) {
-                UnitProof::Block(value) => block_cv(block, bytes) == value,
-                // Checked as a whole when the pack is read back.
-                UnitProof::Pin => true,
-                UnitProof::Digest(_) | UnitProof::Damaged => false,
-            }
-        })
+    (first..).zip(bytes.chunks(BLOCK_LEN as usize)).all(|(block, bytes)| {
+        match meta.unit_proof(part.position, block) {
+            UnitProof::Block(value) => block_cv(block, bytes) == value,
+            // Checked as a whole when the pack is read back.
+            UnitProof::Pin => true,
+            UnitProof::Digest(_) | UnitProof::Damaged => false,
+        }
+    })
 }
 
 impl PackFillError {

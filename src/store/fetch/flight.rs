@@ -53,12 +53,7 @@ impl Flights {
         }
         let (outcome, ticket) = watch::channel(None);
         table.insert((key, verify), ticket.clone());
-        let flight = Flight {
-            flights: self.clone(),
-            key,
-            verify,
-            outcome: Some(outcome),
-        };
+        let flight = Flight { flights: self.clone(), key, verify, outcome: Some(outcome) };
         Boarded::Begun(flight, Ticket(ticket))
     }
 
@@ -104,37 +99,25 @@ mod tests {
     use crate::format::ids::{ContentDigest, ContentId};
 
     fn key() -> UnitKey {
-        UnitKey {
-            content: ContentId::Digest(ContentDigest([1; 32])),
-            block: 0,
-        }
+        UnitKey { content: ContentId::Digest(ContentDigest([1; 32])), block: 0 }
     }
 
     #[tokio::test]
     async fn all_who_ask_while_it_flies_get_the_one_result() {
         let flights = Arc::new(Flights::default());
-        let Boarded::Begun(flight, own) = flights.board(key(), Verify::Node) else {
-            panic!("nobody flies yet")
-        };
-        let Boarded::Joined(other) = flights.board(key(), Verify::Node) else {
-            panic!("somebody flies")
-        };
+        let Boarded::Begun(flight, own) = flights.board(key(), Verify::Node) else { panic!("nobody flies yet") };
+        let Boarded::Joined(other) = flights.board(key(), Verify::Node) else { panic!("somebody flies") };
         flight.land(Ok(Bytes::from_static(b"x")));
         assert_eq!(own.wait().await.expect("landed"), "x");
         assert_eq!(other.wait().await.expect("landed"), "x");
         assert_eq!(flights.len(), 0);
-        assert!(
-            matches!(flights.board(key(), Verify::Node), Boarded::Begun(..)),
-            "a new one may begin"
-        );
+        assert!(matches!(flights.board(key(), Verify::Node), Boarded::Begun(..)), "a new one may begin");
     }
 
     #[tokio::test]
     async fn a_flight_that_is_dropped_leaves_nobody_waiting() {
         let flights = Arc::new(Flights::default());
-        let Boarded::Begun(flight, ticket) = flights.board(key(), Verify::Node) else {
-            panic!("nobody flies yet")
-        };
+        let Boarded::Begun(flight, ticket) = flights.board(key(), Verify::Node) else { panic!("nobody flies yet") };
         drop(flight);
         assert!(matches!(ticket.wait().await, Err(FetchError::Stopped)));
         assert_eq!(flights.len(), 0);

@@ -44,10 +44,7 @@ impl Packs {
 
 impl Inner {
     /// Looks at the tier, but not for longer than the stall time. None: no tier, or no answer.
-    pub(super) async fn look_at_tier<T: Send + 'static>(
-        &self,
-        look: impl FnOnce() -> T + Send + 'static,
-    ) -> Option<T> {
+    pub(super) async fn look_at_tier<T: Send + 'static>(&self, look: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         if self.packs.tier().is_none() || !self.packs.tier_answers() {
             return None;
         }

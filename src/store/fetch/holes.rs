@@ -22,9 +22,7 @@ pub(super) struct Holes(Mutex<LruCache<(ContentId, u64), bool>>);
 
 impl Default for Holes {
     fn default() -> Self {
-        Self(Mutex::new(LruCache::new(
-            NonZeroUsize::new(REMEMBERED_MAX).expect("a constant above 0"),
-        )))
+        Self(Mutex::new(LruCache::new(NonZeroUsize::new(REMEMBERED_MAX).expect("a constant above 0"))))
     }
 }
 
@@ -60,10 +58,7 @@ impl Inner {
         };
         match known {
             true => Ok(()),
-            false => Err(bad_pack(
-                c,
-                "the placement gives it no place, but its bytes are not zeros",
-            )),
+            false => Err(bad_pack(c, "the placement gives it no place, but its bytes are not zeros")),
         }
     }
 }

@@ -103,10 +103,7 @@ impl FillHandle {
         };
         let job = Arc::new(Job {
             inner: inner.clone(),
-            state: Mutex::new(JobState {
-                progress,
-                ..JobState::default()
-            }),
+            state: Mutex::new(JobState { progress, ..JobState::default() }),
             cancel: inner.stopped.child_token(),
             ended: watch::Sender::new(false),
         });
@@ -146,16 +143,9 @@ impl FillHandle {
         match &state.first_error {
             _ if self.0.inner.packs.tier().is_none() && total > 0 => Err(FillError::NoTier),
             _ if self.0.cancel.is_cancelled() && progress.packs_done < total => {
-                Err(FillError::Cancelled {
-                    done: progress.packs_done,
-                    total,
-                })
+                Err(FillError::Cancelled { done: progress.packs_done, total })
             }
-            Some(first) => Err(FillError::Failed {
-                failed: progress.packs_failed,
-                total,
-                first: first.clone(),
-            }),
+            Some(first) => Err(FillError::Failed { failed: progress.packs_failed, total, first: first.clone() }),
             None => Ok(progress),
         }
     }
@@ -172,9 +162,7 @@ impl Job {
             return;
         }
         let at_once = self.inner.cfg.fill_packs_max.max(1);
-        stream::iter(packs)
-            .for_each_concurrent(at_once, |pack| self.one(pack))
-            .await;
+        stream::iter(packs).for_each_concurrent(at_once, |pack| self.one(pack)).await;
     }
 
     async fn one(&self, pack: PackUse) {

@@ -56,11 +56,7 @@ pub(super) struct Permit {
 impl Lanes {
     pub(super) fn new(bytes_max: u64) -> Arc<Self> {
         let bytes_max = bytes_max.max(4);
-        Arc::new(Self {
-            state: Mutex::default(),
-            bytes_max,
-            prefetch_bytes_max: bytes_max / 4 * 3,
-        })
+        Arc::new(Self { state: Mutex::default(), bytes_max, prefetch_bytes_max: bytes_max / 4 * 3 })
     }
 
     /// Waits for its turn. A request above the lane's whole share counts as that share.
@@ -72,15 +68,10 @@ impl Lanes {
                 Lane::Demand => (&mut state.demand, self.bytes_max),
                 Lane::Prefetch => (&mut state.prefetch, self.prefetch_bytes_max),
             };
-            queue.push_back(Waiter {
-                bytes: bytes.min(most),
-                grant,
-            });
+            queue.push_back(Waiter { bytes: bytes.min(most), grant });
         }
         self.grant_waiting();
-        granted
-            .await
-            .expect("a waiter is dropped only with its receiver")
+        granted.await.expect("a waiter is dropped only with its receiver")
     }
 
     /// Bytes in flight now, and the most there ever were.
@@ -94,11 +85,7 @@ impl Lanes {
             let Some((lane, waiter)) = self.next_grant() else {
                 return;
             };
-            let permit = Permit {
-                lanes: self.clone(),
-                lane,
-                bytes: waiter.bytes,
-            };
+            let permit = Permit { lanes: self.clone(), lane, bytes: waiter.bytes };
             // A waiter that left drops the permit here, which gives it back.
             if let Err(permit) = waiter.grant.send(permit) {
                 permit.give_back();
@@ -140,8 +127,7 @@ impl State {
             return (self.used + waiter.bytes <= bytes_max).then_some(Lane::Demand);
         }
         let waiter = self.prefetch.front()?;
-        let fits = self.used + waiter.bytes <= bytes_max
-            && self.used_prefetch + waiter.bytes <= prefetch_bytes_max;
+        let fits = self.used + waiter.bytes <= bytes_max && self.used_prefetch + waiter.bytes <= prefetch_bytes_max;
         fits.then_some(Lane::Prefetch)
     }
 }
@@ -176,10 +162,7 @@ mod tests {
         let lanes = lanes.clone();
         let mut asked: Asked = Box::pin(async move { lanes.acquire(lane, bytes).await });
         // Queues it; nobody else may run in between.
-        assert!(
-            poll(&mut asked).is_none() || bytes == 0,
-            "ask only while the budget is used up"
-        );
+        assert!(poll(&mut asked).is_none() || bytes == 0, "ask only while the budget is used up");
         asked
     }
 
@@ -207,14 +190,8 @@ mod tests {
         let mut demand = ask(&lanes, Lane::Demand, 60);
         drop(held);
         let demand = poll(&mut demand).expect("demand first");
-        assert!(
-            poll(&mut first_prefetch).is_none(),
-            "60 + 50 is above the budget"
-        );
-        assert!(
-            poll(&mut second_prefetch).is_none(),
-            "first come, first served within the lane"
-        );
+        assert!(poll(&mut first_prefetch).is_none(), "60 + 50 is above the budget");
+        assert!(poll(&mut second_prefetch).is_none(), "first come, first served within the lane");
         drop(demand);
         assert!(poll(&mut first_prefetch).is_some());
         assert!(poll(&mut second_prefetch).is_some());
@@ -236,10 +213,7 @@ mod tests {
         let held = take(&lanes, Lane::Demand, 90);
         let mut demand = ask(&lanes, Lane::Demand, 50);
         let mut prefetch = ask(&lanes, Lane::Prefetch, 5);
-        assert!(
-            poll(&mut prefetch).is_none(),
-            "5 would fit, but somebody waits"
-        );
+        assert!(poll(&mut prefetch).is_none(), "5 would fit, but somebody waits");
         drop(held);
         assert!(poll(&mut demand).is_some());
         assert!(poll(&mut prefetch).is_some());

@@ -46,20 +46,10 @@ pub(super) enum Fast {
 
 impl Inner {
     /// Fills `buf` with the bytes from `offset` on, if they are at hand and good.
-    pub(super) fn read_local(
-        self: &Arc<Self>,
-        c: &ContentRef,
-        offset: u64,
-        buf: &mut [u8],
-        verify: Verify,
-    ) -> Fast {
+    pub(super) fn read_local(self: &Arc<Self>, c: &ContentRef, offset: u64, buf: &mut [u8], verify: Verify) -> Fast {
         let Some(pack) = pack_of(c) else {
             buf.fill(0);
-            return if self.is_holes(c) == Some(true) || buf.is_empty() {
-                Fast::Filled
-            } else {
-                Fast::Ask
-            };
+            return if self.is_holes(c) == Some(true) || buf.is_empty() { Fast::Filled } else { Fast::Ask };
         };
         let range = offset..offset + buf.len() as u64;
         let state = self.packs.state(&pack);
@@ -111,10 +101,7 @@ impl Inner {
         }
         self.read_ahead(c, &units_of(range), verify);
         for block in units_of(range) {
-            let key = UnitKey {
-                content: c.content,
-                block,
-            };
+            let key = UnitKey { content: c.content, block };
             let unit = match self.memory.get(&key) {
                 Some(unit) => {
                     self.counters.memory.add(unit.len() as u64);
@@ -191,13 +178,7 @@ impl Inner {
                     open.set_unit(start);
                 }
                 let unit = Bytes::from(unit);
-                self.memory.put(
-                    UnitKey {
-                        content: c.content,
-                        block,
-                    },
-                    unit.clone(),
-                );
+                self.memory.put(UnitKey { content: c.content, block }, unit.clone());
                 Local::Unit(unit)
             }
             // A reference that the pack's index does not have says nothing about the object.
@@ -235,22 +216,15 @@ impl Inner {
         if !staged {
             return Local::Miss;
         }
-        let proof = match (
-            proof,
-            meta.and_then(|meta| meta.position(&c.content, c.size, &c.location)),
-        ) {
-            (UnitProof::Pin, Some(position)) if c.size <= BLOCK_LEN => {
-                match fill.learned_digest(position) {
-                    Some(learned) => UnitProof::Digest(learned),
-                    None => return Local::Miss,
-                }
-            }
+        let proof = match (proof, meta.and_then(|meta| meta.position(&c.content, c.size, &c.location))) {
+            (UnitProof::Pin, Some(position)) if c.size <= BLOCK_LEN => match fill.learned_digest(position) {
+                Some(learned) => UnitProof::Digest(learned),
+                None => return Local::Miss,
+            },
             (proof, _) => proof.clone(),
         };
         let mut unit = vec![0; (range.end - range.start) as usize];
-        let read = read_parts(c, &range, &mut unit, |part, offset| {
-            fill.read_staged(part, offset)
-        });
+        let read = read_parts(c, &range, &mut unit, |part, offset| fill.read_staged(part, offset));
         if !matches!(read, Some(Ok(()))) {
             bump(&self.counters.tier_errors);
             return Local::Miss;
@@ -260,13 +234,7 @@ impl Inner {
         }
         let unit = Bytes::from(unit);
         self.counters.staging.add(unit.len() as u64);
-        self.memory.put(
-            UnitKey {
-                content: c.content,
-                block,
-            },
-            unit.clone(),
-        );
+        self.memory.put(UnitKey { content: c.content, block }, unit.clone());
         Local::Unit(unit)
     }
 
@@ -298,22 +266,14 @@ pub(super) fn unit_proof(c: &ContentRef, block: u64, meta: Option<&PackMeta>) ->
 }
 
 /// Says whether a range of an object needs no check.
-fn is_trusted(
-    state: &PackState,
-    open: &OpenPack,
-    c: &ContentRef,
-    range: &Range<u64>,
-    verify: Verify,
-) -> bool {
+fn is_trusted(state: &PackState, open: &OpenPack, c: &ContentRef, range: &Range<u64>, verify: Verify) -> bool {
     if !state.has(c) {
         return false;
     }
     if open.is_whole_verified() && verify != Verify::Always {
         return true;
     }
-    let units_are_good = || {
-        units_of(range).all(|block| unit_start(c, block).is_some_and(|start| open.has_unit(start)))
-    };
+    let units_are_good = || units_of(range).all(|block| unit_start(c, block).is_some_and(|start| open.has_unit(start)));
     match verify {
         Verify::Tier => open.is_complete() || units_are_good(),
         Verify::Always => false,
@@ -358,12 +318,7 @@ pub(super) fn read_parts(
 }
 
 /// Copies what a unit and the asked range have in common; gives how much that is.
-pub(super) fn copy_overlap(
-    unit: &[u8],
-    block: u64,
-    range: &Range<u64>,
-    buf: &mut [u8],
-) -> Option<usize> {
+pub(super) fn copy_overlap(unit: &[u8], block: u64, range: &Range<u64>, buf: &mut [u8]) -> Option<usize> {
     let unit_at = block * BLOCK_LEN;
     let start = range.start.max(unit_at);
     let end = range.end.min(unit_at + unit.len() as u64);

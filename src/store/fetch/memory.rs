@@ -44,27 +44,13 @@ pub(super) struct Memory {
 impl Memory {
     pub(super) fn new(bytes_max: u64) -> Self {
         let count = (bytes_max / SHARD_BYTES_MIN).clamp(1, SHARDS_MAX);
-        let shards = (0..count)
-            .map(|_| {
-                Mutex::new(Shard {
-                    units: LruCache::unbounded(),
-                    bytes: 0,
-                })
-            })
-            .collect();
-        Self {
-            shards,
-            shard_bytes_max: bytes_max / count,
-            hasher: RandomState::new(),
-            bytes: AtomicU64::new(0),
-        }
+        let shards = (0..count).map(|_| Mutex::new(Shard { units: LruCache::unbounded(), bytes: 0 })).collect();
+        Self { shards, shard_bytes_max: bytes_max / count, hasher: RandomState::new(), bytes: AtomicU64::new(0) }
     }
 
     fn shard(&self, key: &UnitKey) -> &Mutex<Shard> {
         let slot = self.hasher.hash_one(key) % self.shards.len() as u64;
-        self.shards
-            .get(slot as usize)
-            .expect("a remainder is below its divisor")
+        self.shards.get(slot as usize).expect("a remainder is below its divisor")
     }
 
     pub(super) fn get(&self, key: &UnitKey) -> Option<Bytes> {
@@ -93,8 +79,7 @@ impl Memory {
         }
         let after = shard.bytes;
         // Wraps where it shrinks; the sum over all is right.
-        self.bytes
-            .fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
+        self.bytes.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
         drop(shard);
         drop(dropped);
     }
@@ -111,10 +96,7 @@ mod tests {
     use crate::format::ids::ContentDigest;
 
     fn key(n: u64) -> UnitKey {
-        UnitKey {
-            content: ContentId::Digest(ContentDigest([7; 32])),
-            block: n,
-        }
+        UnitKey { content: ContentId::Digest(ContentDigest([7; 32])), block: n }
     }
 
     #[test]

@@ -93,26 +93,15 @@ impl Fetcher {
         rt: tokio::runtime::Handle,
     ) -> Self {
         let inner = Inner::new(lake, tier, kv, cfg, rt);
-        Self {
-            _stop: Arc::new(StopOnDrop(inner.clone())),
-            inner,
-        }
+        Self { _stop: Arc::new(StopOnDrop(inner.clone())), inner }
     }
 
     /// Reads what memory, the tier or the staging file has, on the calling thread: never waits for
     /// the network. None: ask [`Fetcher::read`].
-    pub fn try_read(
-        &self,
-        c: &ContentRef,
-        offset: u64,
-        len: u32,
-        verify: Verify,
-    ) -> Option<Result<Bytes, FetchError>> {
+    pub fn try_read(&self, c: &ContentRef, offset: u64, len: u32, verify: Verify) -> Option<Result<Bytes, FetchError>> {
         let len = clamp(c, offset, u64::from(len));
         let mut buf = BytesMut::zeroed(len as usize);
-        self.inner
-            .try_fill(c, offset, &mut buf, verify)
-            .then(|| Ok(buf.freeze()))
+        self.inner.try_fill(c, offset, &mut buf, verify).then(|| Ok(buf.freeze()))
     }
 
     /// Like [`Fetcher::try_read`], into the caller's buffer; gives how many bytes were filled:
@@ -126,20 +115,12 @@ impl Fetcher {
     ) -> Option<Result<usize, FetchError>> {
         let len = clamp(c, offset, buf.len() as u64) as usize;
         let buf = buf.get_mut(..len)?;
-        self.inner
-            .try_fill(c, offset, buf, verify)
-            .then_some(Ok(len))
+        self.inner.try_fill(c, offset, buf, verify).then_some(Ok(len))
     }
 
     /// Reads exactly `min(len, size - offset)` bytes from wherever they are, or fails within the
     /// configured time.
-    pub async fn read(
-        &self,
-        c: &ContentRef,
-        offset: u64,
-        len: u32,
-        verify: Verify,
-    ) -> Result<Bytes, FetchError> {
+    pub async fn read(&self, c: &ContentRef, offset: u64, len: u32, verify: Verify) -> Result<Bytes, FetchError> {
         let len = clamp(c, offset, u64::from(len));
         if len == 0 {
             return Ok(Bytes::new());
@@ -151,9 +132,7 @@ impl Fetcher {
         let (inner, wanted) = (self.inner.clone(), c.clone());
         let look = move || {
             let mut buf = BytesMut::zeroed(len as usize);
-            inner
-                .try_fill(&wanted, offset, &mut buf, verify)
-                .then(|| buf.freeze())
+            inner.try_fill(&wanted, offset, &mut buf, verify).then(|| buf.freeze())
         };
         // Not on this thread: it belongs to the runtime, and the tier may hang.
         if let Some(Some(bytes)) = self.inner.look_at_tier(look).await {
@@ -178,10 +157,7 @@ impl Fetcher {
         }
         let trusted = open.is_whole_verified() || (verify == Verify::Tier && open.is_complete());
         if trusted && state.has(c) {
-            return Some(WholeFile {
-                file: open.file.clone(),
-                len: open.len,
-            });
+            return Some(WholeFile { file: open.file.clone(), len: open.len });
         }
         self.inner.look_closer(&state, &open, verify);
         None

@@ -80,12 +80,7 @@ pub(super) enum UnitProof {
 
 impl PackMeta {
     /// Finds the content that a reference means. None: the reference and the index disagree.
-    pub(super) fn position(
-        &self,
-        content: &ContentId,
-        size: u64,
-        location: &Location,
-    ) -> Option<u32> {
+    pub(super) fn position(&self, content: &ContentId, size: u64, location: &Location) -> Option<u32> {
         let start = match location {
             Location::None => return None,
             Location::Run { offset, .. } => *offset,
@@ -95,9 +90,7 @@ impl PackMeta {
         let found = self.index.contents.get(position)?;
         let same_place = match (&found.place, location) {
             (Place::Run { offset }, Location::Run { offset: asked, .. }) => offset == asked,
-            (Place::Sparse { extents }, Location::Sparse { extents: asked, .. }) => {
-                extents == asked
-            }
+            (Place::Sparse { extents }, Location::Sparse { extents: asked, .. }) => extents == asked,
             _ => false,
         };
         let same = same_place && found.size == size && found.content == *content;
@@ -112,12 +105,7 @@ impl PackMeta {
     pub(super) fn digest(&self, position: u32) -> Option<ContentDigest> {
         match self.content(position)?.content {
             ContentId::Digest(digest) => Some(digest),
-            ContentId::Pin(_) => self
-                .proof()?
-                .digests
-                .get(position as usize)
-                .copied()
-                .flatten(),
+            ContentId::Pin(_) => self.proof()?.digests.get(position as usize).copied().flatten(),
         }
     }
 
@@ -125,12 +113,7 @@ impl PackMeta {
     /// source was gone when the proof was made has no bytes there.
     pub(super) fn is_in_tier(&self, position: u32) -> bool {
         match self.proof() {
-            Some(proof) => proof
-                .digests
-                .get(position as usize)
-                .copied()
-                .flatten()
-                .is_some(),
+            Some(proof) => proof.digests.get(position as usize).copied().flatten().is_some(),
             None => self.is_native(),
         }
     }
@@ -141,10 +124,7 @@ impl PackMeta {
 
     /// Says whether every content of a published copy has its bytes there.
     pub(super) fn is_complete_in_tier(&self) -> bool {
-        self.is_native()
-            || self
-                .proof()
-                .is_some_and(|proof| proof.digests.iter().all(Option::is_some))
+        self.is_native() || self.proof().is_some_and(|proof| proof.digests.iter().all(Option::is_some))
     }
 
     pub(super) fn proof(&self) -> Option<Arc<Proof>> {
@@ -158,9 +138,7 @@ impl PackMeta {
 
     /// Keeps chaining values that were computed here, from bytes that are the content's.
     pub(super) fn learn_outboard(&self, position: u32, outboard: Outboard) {
-        self.outboards
-            .write()
-            .insert(position, Values::Good(Arc::new(outboard)));
+        self.outboards.write().insert(position, Values::Good(Arc::new(outboard)));
     }
 
     /// Says what proves a unit.
@@ -207,9 +185,7 @@ impl PackMeta {
     pub(super) fn object_of(&self, position: u32) -> Option<Object> {
         match &self.recipe.source {
             Source::Native { key } => Some(Object::Own(data_key(key).into())),
-            Source::Assembled { pins } => Some(Object::Pinned(Arc::new(
-                pins.get(position as usize)?.clone(),
-            ))),
+            Source::Assembled { pins } => Some(Object::Pinned(Arc::new(pins.get(position as usize)?.clone()))),
         }
     }
 
@@ -222,10 +198,7 @@ impl PackMeta {
         let values: usize = self.outboard_bytes.len() * 2;
         let pins = match &self.recipe.source {
             Source::Native { .. } => 0,
-            Source::Assembled { pins } => pins
-                .iter()
-                .map(|p| p.key.len() + p.bucket.len() + p.etag.len() + 128)
-                .sum(),
+            Source::Assembled { pins } => pins.iter().map(|p| p.key.len() + p.bucket.len() + p.etag.len() + 128).sum(),
         };
         (self.index.heap_bytes() + self.index_bytes.len() + values + pins) as u64
     }
@@ -268,23 +241,9 @@ pub(super) struct PackMetas {
 }
 
 impl PackMetas {
-    pub(super) fn new(
-        reader: LakeReader,
-        tier: Option<Arc<dyn FetchTier>>,
-        bytes_max: u64,
-        tries_max: u32,
-    ) -> Self {
-        let cache = Mutex::new(Cache {
-            entries: LruCache::unbounded(),
-            bytes: 0,
-        });
-        Self {
-            cache,
-            bytes_max,
-            tries_max: tries_max.max(1),
-            reader,
-            tier,
-        }
+    pub(super) fn new(reader: LakeReader, tier: Option<Arc<dyn FetchTier>>, bytes_max: u64, tries_max: u32) -> Self {
+        let cache = Mutex::new(Cache { entries: LruCache::unbounded(), bytes: 0 });
+        Self { cache, bytes_max, tries_max: tries_max.max(1), reader, tier }
     }
 
     fn entry(&self, pack: &PackId) -> Arc<Entry> {
@@ -293,9 +252,7 @@ impl PackMetas {
             return entry.clone();
         }
         let entry = Arc::new(Entry::default());
-        cache
-            .entries
-            .put(*pack, (entry.clone(), ENTRY_OVERHEAD_BYTES));
+        cache.entries.put(*pack, (entry.clone(), ENTRY_OVERHEAD_BYTES));
         cache.bytes += ENTRY_OVERHEAD_BYTES;
         entry
     }
@@ -330,31 +287,16 @@ impl PackMetas {
     }
 
     /// Gives the recipe.
-    pub(super) async fn recipe(
-        &self,
-        pack: &PackId,
-        deadline: Instant,
-    ) -> Result<Arc<Recipe>, MetaError> {
+    pub(super) async fn recipe(&self, pack: &PackId, deadline: Instant) -> Result<Arc<Recipe>, MetaError> {
         let entry = self.entry(pack);
-        entry
-            .recipe
-            .get_or_try_init(|| self.load_recipe(pack, deadline))
-            .await
-            .cloned()
+        entry.recipe.get_or_try_init(|| self.load_recipe(pack, deadline)).await.cloned()
     }
 
     /// Gives the full description.
-    pub(super) async fn full(
-        &self,
-        pack: &PackId,
-        deadline: Instant,
-    ) -> Result<Arc<PackMeta>, MetaError> {
+    pub(super) async fn full(&self, pack: &PackId, deadline: Instant) -> Result<Arc<PackMeta>, MetaError> {
         let entry = self.entry(pack);
         let load = async {
-            let recipe = entry
-                .recipe
-                .get_or_try_init(|| self.load_recipe(pack, deadline))
-                .await?;
+            let recipe = entry.recipe.get_or_try_init(|| self.load_recipe(pack, deadline)).await?;
             let meta = Arc::new(self.load_full(pack, recipe.clone(), deadline).await?);
             self.charge(pack, meta.cost_bytes());
             Ok(meta)
@@ -362,38 +304,23 @@ impl PackMetas {
         entry.full.get_or_try_init(|| load).await.cloned()
     }
 
-    async fn load_recipe(
-        &self,
-        pack: &PackId,
-        deadline: Instant,
-    ) -> Result<Arc<Recipe>, MetaError> {
+    async fn load_recipe(&self, pack: &PackId, deadline: Instant) -> Result<Arc<Recipe>, MetaError> {
         let recipe = self.part(pack, PackPart::Recipe, deadline, |bytes| {
-            Recipe::decode(bytes)
-                .ok()
-                .filter(|recipe| recipe.pack == *pack)
+            Recipe::decode(bytes).ok().filter(|recipe| recipe.pack == *pack)
         });
         Ok(Arc::new(recipe.await?.1))
     }
 
-    async fn load_full(
-        &self,
-        pack: &PackId,
-        recipe: Arc<Recipe>,
-        deadline: Instant,
-    ) -> Result<PackMeta, MetaError> {
+    async fn load_full(&self, pack: &PackId, recipe: Arc<Recipe>, deadline: Instant) -> Result<PackMeta, MetaError> {
         let index = self.part_near(pack, Sidecar::Index, deadline, |bytes| {
             let mine = *blake3::hash(bytes).as_bytes() == *pack.as_bytes();
-            PackIndex::decode(bytes)
-                .ok()
-                .filter(|index| mine && index.len == recipe.len)
+            PackIndex::decode(bytes).ok().filter(|index| mine && index.len == recipe.len)
         });
         let (index_bytes, index) = index.await?;
         if let Source::Assembled { pins } = &recipe.source
             && !pins_match(pins, &index)
         {
-            return Err(MetaError::Damaged {
-                why: "its pins are not those of its index",
-            });
+            return Err(MetaError::Damaged { why: "its pins are not those of its index" });
         }
         let mut outboards = HashMap::new();
         let mut outboard_bytes = Bytes::new();
@@ -407,9 +334,7 @@ impl PackMetas {
         }
         if recipe.outboard_len > 0 {
             let found = self.part_near(pack, Sidecar::Outboard, deadline, |bytes| {
-                PackOutboard::decode(bytes)
-                    .ok()
-                    .filter(|outboard| values_match(outboard, &index))
+                PackOutboard::decode(bytes).ok().filter(|outboard| values_match(outboard, &index))
             });
             let (bytes, found) = found.await?;
             outboard_bytes = bytes;
@@ -430,11 +355,7 @@ impl PackMetas {
     }
 
     /// Looks for the proof of an imported pack; none is no error.
-    pub(super) async fn look_for_proof(
-        &self,
-        meta: &PackMeta,
-        deadline: Instant,
-    ) -> Result<(), MetaError> {
+    pub(super) async fn look_for_proof(&self, meta: &PackMeta, deadline: Instant) -> Result<(), MetaError> {
         let pack = meta.recipe.pack;
         let count = meta.index.contents.len();
         let good = |bytes: &[u8]| proof_of(bytes, &pack, count);
@@ -442,10 +363,7 @@ impl PackMetas {
         match self.part(&pack, PackPart::Proof, deadline, good).await {
             Ok((_, proof)) => meta.set_proof(Arc::new(proof)),
             Err(error) => {
-                let there = self
-                    .sidecar(&pack, Sidecar::Proof)
-                    .await
-                    .and_then(|bytes| good(&bytes));
+                let there = self.sidecar(&pack, Sidecar::Proof).await.and_then(|bytes| good(&bytes));
                 match there {
                     Some(proof) => meta.set_proof(Arc::new(proof)),
                     None if is_missing(&error) => {}
@@ -482,11 +400,7 @@ impl PackMetas {
         let pack = *pack;
         let read = tokio::task::spawn_blocking(move || tier.sidecar(&pack, part));
         // A tier that hangs is as good as none.
-        timeout(self.reader.stall_timeout, read)
-            .await
-            .ok()?
-            .ok()?
-            .ok()?
+        timeout(self.reader.stall_timeout, read).await.ok()?.ok()?.ok()?
     }
 
     /// Reads a part from the lake; one that does not decode is fetched again a few times.
@@ -500,14 +414,8 @@ impl PackMetas {
         let key = pack_key(pack, part);
         for _ in 0..self.tries_max {
             let object = Object::Own(key.as_str().into());
-            let bytes = self
-                .reader
-                .read_whole(&object, PART_BYTES_MAX, For::Meta, deadline)
-                .await;
-            let bytes = bytes.map_err(|error| MetaError::Source {
-                key: key.clone(),
-                error,
-            })?;
+            let bytes = self.reader.read_whole(&object, PART_BYTES_MAX, For::Meta, deadline).await;
+            let bytes = bytes.map_err(|error| MetaError::Source { key: key.clone(), error })?;
             if let Some(decoded) = decode(&bytes) {
                 return Ok((bytes, decoded));
             }
@@ -526,9 +434,7 @@ impl PackMetas {
 
 /// Decodes a proof and checks that it is this pack's.
 pub(super) fn proof_of(bytes: &[u8], pack: &PackId, contents: usize) -> Option<Proof> {
-    Proof::decode(bytes)
-        .ok()
-        .filter(|proof| proof.pack == *pack && proof.digests.len() == contents)
+    Proof::decode(bytes).ok().filter(|proof| proof.pack == *pack && proof.digests.len() == contents)
 }
 
 fn is_missing(error: &MetaError) -> bool {

@@ -44,27 +44,17 @@ pub(super) struct UnitMap {
 impl UnitMap {
     fn new(len: u64) -> Self {
         let leaves = len.div_ceil(SLOT_LEN * LEAF_SLOTS);
-        Self {
-            leaves: (0..leaves).map(|_| OnceLock::new()).collect(),
-        }
+        Self { leaves: (0..leaves).map(|_| OnceLock::new()).collect() }
     }
 
     fn place(offset: u64) -> (usize, usize, u64) {
         let slot = offset / SLOT_LEN;
-        (
-            (slot / LEAF_SLOTS) as usize,
-            (slot % LEAF_SLOTS / 64) as usize,
-            1 << (slot % 64),
-        )
+        ((slot / LEAF_SLOTS) as usize, (slot % LEAF_SLOTS / 64) as usize, 1 << (slot % 64))
     }
 
     fn has(&self, offset: u64) -> bool {
         let (leaf, word, bit) = Self::place(offset);
-        let word = self
-            .leaves
-            .get(leaf)
-            .and_then(OnceLock::get)
-            .and_then(|leaf| leaf.get(word));
+        let word = self.leaves.get(leaf).and_then(OnceLock::get).and_then(|leaf| leaf.get(word));
         word.is_some_and(|word| word.load(Ordering::Relaxed) & bit != 0)
     }
 
@@ -192,9 +182,7 @@ impl Packs {
 
     fn shard(&self, pack: &PackId) -> &Mutex<HashMap<PackId, Arc<PackState>>> {
         let [first, ..] = pack.as_bytes();
-        self.shards
-            .get(usize::from(*first) % SHARDS)
-            .expect("a remainder is below its divisor")
+        self.shards.get(usize::from(*first) % SHARDS).expect("a remainder is below its divisor")
     }
 
     /// Gives the state of a pack, new where it was not met before.
@@ -222,9 +210,7 @@ impl Packs {
     /// Gives the pack's open file, opening it where the tier has it. Errors of the tier are counted
     /// and mean "not there".
     pub(super) fn open(&self, state: &PackState) -> Option<Arc<OpenPack>> {
-        state
-            .used
-            .store(self.tick.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        state.used.store(self.tick.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
         let tier = self.tier.as_ref().filter(|_| self.tier_answers())?;
         if let Some(open) = state.open.read().as_ref() {
             return Some(open.clone());
@@ -237,22 +223,14 @@ impl Packs {
             None
         });
         let Some(found) = found else {
-            state
-                .absent_until_ms
-                .store(self.now_ms() + self.absent_recheck_ms, Ordering::Relaxed);
+            state.absent_until_ms.store(self.now_ms() + self.absent_recheck_ms, Ordering::Relaxed);
             return None;
         };
         Some(self.install(state, found.file, found.len, found.identity))
     }
 
     /// Takes a file that was just opened or published. Where another thread was faster, its stays.
-    pub(super) fn install(
-        &self,
-        state: &PackState,
-        file: File,
-        len: u64,
-        identity: FileIdentity,
-    ) -> Arc<OpenPack> {
+    pub(super) fn install(&self, state: &PackState, file: File, len: u64, identity: FileIdentity) -> Arc<OpenPack> {
         let open = Arc::new(OpenPack {
             file: Arc::new(file),
             len,
@@ -294,11 +272,7 @@ impl Packs {
         let Some(tier) = self.tier.as_ref() else {
             return;
         };
-        let FileIdentity {
-            file_id,
-            size_bytes,
-            mtime_ns,
-        } = open.identity;
+        let FileIdentity { file_id, size_bytes, mtime_ns } = open.identity;
         let row = VerifiedFile {
             file_id,
             size: size_bytes,
@@ -334,11 +308,7 @@ impl Packs {
         let mut open = Vec::new();
         for shard in &self.shards {
             let states: Vec<_> = shard.lock().values().cloned().collect();
-            open.extend(
-                states
-                    .into_iter()
-                    .filter(|state| state.open.read().is_some()),
-            );
+            open.extend(states.into_iter().filter(|state| state.open.read().is_some()));
         }
         open.sort_unstable_by_key(|state| state.used.load(Ordering::Relaxed));
         let keep = self.open_files_max - self.open_files_max / 16;
@@ -367,15 +337,8 @@ impl PackState {
     pub(super) fn has(&self, c: &ContentRef) -> bool {
         if let (None, Location::Run { offset: 0, .. }) = (self.contents.get(), &c.location) {
             let place = Place::Run { offset: 0 };
-            let only = PackedContent {
-                content: c.content,
-                size: c.size,
-                place,
-            };
-            let index = PackIndex {
-                len: c.size,
-                contents: vec![only],
-            };
+            let only = PackedContent { content: c.content, size: c.size, place };
+            let index = PackIndex { len: c.size, contents: vec![only] };
             if index.id() == self.pack {
                 self.know_contents(&index);
             }
@@ -393,11 +356,7 @@ fn drop_unused(shard: &mut HashMap<PackId, Arc<PackState>>) {
     let unused = |state: &Arc<PackState>| {
         Arc::strong_count(state) == 1 && state.open.read().is_none() && state.fill.read().is_none()
     };
-    let mut used: Vec<u64> = shard
-        .values()
-        .filter(|s| unused(s))
-        .map(|s| s.used.load(Ordering::Relaxed))
-        .collect();
+    let mut used: Vec<u64> = shard.values().filter(|s| unused(s)).map(|s| s.used.load(Ordering::Relaxed)).collect();
     used.sort_unstable();
     let Some(&middle) = used.get(used.len() / 2) else {
         return;

@@ -18,16 +18,11 @@ pub(super) enum Part {
 /// contradicts itself (it came from an untrusted placement). The range lies within the content.
 pub(super) fn parts(location: &Location, range: Range<u64>) -> Option<Vec<Part>> {
     match location {
-        Location::None => Some(vec![Part::Hole {
-            len: range.end - range.start,
-        }]),
+        Location::None => Some(vec![Part::Hole { len: range.end - range.start }]),
         Location::Run { offset, .. } => {
             let start = offset.checked_add(range.start)?;
             start.checked_add(range.end - range.start)?;
-            Some(vec![Part::Data {
-                offset: start,
-                len: range.end - range.start,
-            }])
+            Some(vec![Part::Data { offset: start, len: range.end - range.start }])
         }
         Location::Sparse { extents, .. } => {
             let mut parts = Vec::new();
@@ -42,9 +37,7 @@ pub(super) fn parts(location: &Location, range: Range<u64>) -> Option<Vec<Part>>
                     break;
                 }
                 if extent.logical > at {
-                    parts.push(Part::Hole {
-                        len: extent.logical - at,
-                    });
+                    parts.push(Part::Hole { len: extent.logical - at });
                     at = extent.logical;
                 }
                 let stop = end.min(range.end);
@@ -52,9 +45,7 @@ pub(super) fn parts(location: &Location, range: Range<u64>) -> Option<Vec<Part>>
                 at = stop;
             }
             if at < range.end {
-                parts.push(Part::Hole {
-                    len: range.end - at,
-                });
+                parts.push(Part::Hole { len: range.end - at });
             }
             Some(parts)
         }
@@ -66,10 +57,7 @@ fn push_data(parts: &mut Vec<Part>, offset: u64, len: u64) {
     if len == 0 {
         return;
     }
-    if let Some(Part::Data {
-        offset: before,
-        len: before_len,
-    }) = parts.last_mut()
+    if let Some(Part::Data { offset: before, len: before_len }) = parts.last_mut()
         && *before + *before_len == offset
     {
         *before_len += len;
@@ -119,11 +107,7 @@ impl Readahead {
         }
         let steps = self.next > 0 && units.start <= self.next && units.end > self.next;
         if !steps {
-            *self = Self {
-                next: units.end,
-                asked: units.end,
-                window: 0,
-            };
+            *self = Self { next: units.end, asked: units.end, window: 0 };
             return 0..0;
         }
         self.next = units.end;
@@ -131,17 +115,10 @@ impl Readahead {
         if self.asked - self.next > self.window / 2 {
             return 0..0;
         }
-        self.window = (self.window * 2)
-            .max(units.end - units.start)
-            .max(1)
-            .min(window_max);
+        self.window = (self.window * 2).max(units.end - units.start).max(1).min(window_max);
         let ahead = self.asked..(self.asked + self.window).min(count);
         self.asked = self.asked.max(ahead.end);
-        if ahead.start >= ahead.end {
-            0..0
-        } else {
-            ahead
-        }
+        if ahead.start >= ahead.end { 0..0 } else { ahead }
     }
 
     /// Says whether the reader goes through the content in order.
@@ -159,37 +136,15 @@ mod tests {
     const PACK: PackId = PackId([1; 32]);
 
     fn sparse(extents: &[(u64, u64, u64)]) -> Location {
-        let extents = extents
-            .iter()
-            .map(|&(logical, offset, len)| Extent {
-                logical,
-                offset,
-                len,
-            })
-            .collect();
-        Location::Sparse {
-            pack: PACK,
-            extents,
-        }
+        let extents = extents.iter().map(|&(logical, offset, len)| Extent { logical, offset, len }).collect();
+        Location::Sparse { pack: PACK, extents }
     }
 
     #[test]
     fn a_range_of_a_run_is_one_part() {
-        let run = Location::Run {
-            pack: PACK,
-            offset: 4096,
-        };
-        assert_eq!(
-            parts(&run, 10..30),
-            Some(vec![Part::Data {
-                offset: 4106,
-                len: 20
-            }])
-        );
-        let wild = Location::Run {
-            pack: PACK,
-            offset: u64::MAX - 5,
-        };
+        let run = Location::Run { pack: PACK, offset: 4096 };
+        assert_eq!(parts(&run, 10..30), Some(vec![Part::Data { offset: 4106, len: 20 }]));
+        let wild = Location::Run { pack: PACK, offset: u64::MAX - 5 };
         assert_eq!(parts(&wild, 0..30), None);
     }
 
@@ -202,37 +157,19 @@ mod tests {
                 Part::Hole { len: 100 },
                 Part::Data { offset: 0, len: 50 },
                 Part::Hole { len: 50 },
-                Part::Data {
-                    offset: 50,
-                    len: 50
-                },
+                Part::Data { offset: 50, len: 50 },
                 Part::Hole { len: 50 },
             ])
         );
-        assert_eq!(
-            parts(&file, 120..130),
-            Some(vec![Part::Data {
-                offset: 20,
-                len: 10
-            }])
-        );
+        assert_eq!(parts(&file, 120..130), Some(vec![Part::Data { offset: 20, len: 10 }]));
         assert_eq!(parts(&file, 150..200), Some(vec![Part::Hole { len: 50 }]));
-        assert_eq!(
-            parts(&Location::None, 5..9),
-            Some(vec![Part::Hole { len: 4 }])
-        );
+        assert_eq!(parts(&Location::None, 5..9), Some(vec![Part::Hole { len: 4 }]));
     }
 
     #[test]
     fn neighbours_in_the_pack_are_one_request() {
         let file = sparse(&[(0, 0, 50), (50, 50, 50)]);
-        assert_eq!(
-            parts(&file, 10..90),
-            Some(vec![Part::Data {
-                offset: 10,
-                len: 80
-            }])
-        );
+        assert_eq!(parts(&file, 10..90), Some(vec![Part::Data { offset: 10, len: 80 }]));
     }
 
     #[test]
@@ -255,18 +192,12 @@ mod tests {
             if ahead.is_empty() {
                 continue;
             }
-            assert!(
-                ahead.start >= asked.end && ahead.end - ahead.start <= 32,
-                "{ahead:?} after {asked:?}"
-            );
+            assert!(ahead.start >= asked.end && ahead.end - ahead.start <= 32, "{ahead:?} after {asked:?}");
             asked = ahead;
             ahead_of_reader = asked.end - unit;
         }
         assert!(readahead.is_sequential());
-        assert!(
-            ahead_of_reader > 32 && ahead_of_reader <= 64,
-            "{ahead_of_reader}"
-        );
+        assert!(ahead_of_reader > 32 && ahead_of_reader <= 64, "{ahead_of_reader}");
     }
 
     #[test]

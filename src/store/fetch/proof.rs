@@ -30,17 +30,11 @@ impl Inner {
         }
         let found = found_here(fill);
         if fill.meta.proof().is_none() {
-            let ours = Proof {
-                pack: fill.pack,
-                digests: found.clone(),
-            };
+            let ours = Proof { pack: fill.pack, digests: found.clone() };
             let fixed = self.write_proof(tier, fill, ours).await?;
             fill.meta.set_proof(Arc::new(fixed));
         }
-        let agreed = fill
-            .meta
-            .proof()
-            .is_some_and(|proof| proof.digests == found);
+        let agreed = fill.meta.proof().is_some_and(|proof| proof.digests == found);
         if !agreed {
             tracing::warn!(pack = %fill.pack, "imported objects gave other bytes than were recorded when they were first read");
             return Err(PackFillError::ProofConflict { pack: fill.pack });
@@ -58,11 +52,7 @@ impl Inner {
         let pack = fill.pack;
         let key = pack_key(&pack, PackPart::Proof);
         let bytes = ours.encode();
-        match self
-            .lake
-            .put(&key, bytes.clone().into(), PutIf::Absent)
-            .await
-        {
+        match self.lake.put(&key, bytes.clone().into(), PutIf::Absent).await {
             Ok(_) => Ok(ours),
             Err(LakeError::Precondition { .. }) => {
                 self.metas
@@ -72,11 +62,7 @@ impl Inner {
                 let there = fill.meta.proof().ok_or(PackFillError::Damaged { pack })?;
                 Ok(Proof::clone(&there))
             }
-            Err(error) if error.is_passing() => Err(PackFillError::Lake {
-                pack,
-                key,
-                source: Arc::new(error),
-            }),
+            Err(error) if error.is_passing() => Err(PackFillError::Lake { pack, key, source: Arc::new(error) }),
             // Read-only credentials: fixed for this tier alone.
             Err(_) => {
                 let (tier, count) = (tier.clone(), ours.digests.len());
@@ -117,9 +103,7 @@ fn found_here(fill: &FillState) -> Vec<Option<ContentDigest>> {
             Some(Learned::Digest(digest, _)) => Some(digest),
             Some(Learned::Gone) => None,
             // Parts of it were taken over; reading the pack back checks the whole of it.
-            Some(Learned::Blocks(_)) | None if fill.meta.is_in_tier(position) => {
-                fill.meta.digest(position)
-            }
+            Some(Learned::Blocks(_)) | None if fill.meta.is_in_tier(position) => fill.meta.digest(position),
             Some(Learned::Blocks(_)) | None => None,
         })
         .collect()

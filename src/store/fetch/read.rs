@@ -86,9 +86,7 @@ impl Inner {
         deadline: Instant,
     ) -> Result<Bytes, FetchError> {
         let mut units = self.units(c, block..block + 1, verify, deadline).await?;
-        units
-            .pop()
-            .ok_or_else(|| bad_pack(c, "a content without bytes was read"))
+        units.pop().ok_or_else(|| bad_pack(c, "a content without bytes was read"))
     }
 
     async fn read_blocks(
@@ -150,10 +148,7 @@ impl Inner {
         let mut runs: Vec<Vec<Flight>> = Vec::new();
         let mut open_run = false;
         for block in wanted {
-            let key = UnitKey {
-                content: c.content,
-                block,
-            };
+            let key = UnitKey { content: c.content, block };
             if let Some(unit) = self.memory.get(&key) {
                 self.counters.memory.add(unit.len() as u64);
                 wait(Wait::Here(unit));
@@ -180,22 +175,11 @@ impl Inner {
         runs
     }
 
-    fn launch(
-        self: &Arc<Self>,
-        c: &ContentRef,
-        flights: Vec<Flight>,
-        verify: Verify,
-        deadline: Instant,
-    ) {
+    fn launch(self: &Arc<Self>, c: &ContentRef, flights: Vec<Flight>, verify: Verify, deadline: Instant) {
         let (inner, c) = (self.clone(), c.clone());
         let stopped = self.stopped.clone();
         self.rt.spawn(async move {
-            let run = Run {
-                inner: &inner,
-                c: &c,
-                verify,
-                deadline,
-            };
+            let run = Run { inner: &inner, c: &c, verify, deadline };
             tokio::select! {
                 () = run.fly(flights) => {}
                 () = stopped.cancelled() => {}
@@ -204,12 +188,7 @@ impl Inner {
     }
 
     /// Begins what a sequential reader of a large content will want next.
-    pub(super) fn read_ahead(
-        self: &Arc<Self>,
-        c: &ContentRef,
-        wanted: &Range<u64>,
-        verify: Verify,
-    ) {
+    pub(super) fn read_ahead(self: &Arc<Self>, c: &ContentRef, wanted: &Range<u64>, verify: Verify) {
         let count = unit_count(c.size);
         if count < 2 || self.cfg.readahead_bytes_max < BLOCK_LEN {
             return;
@@ -217,9 +196,7 @@ impl Inner {
         let window_max = self.cfg.readahead_bytes_max / BLOCK_LEN;
         let ahead = {
             let mut table = self.readahead.lock();
-            table
-                .get_or_insert_mut(c.content, Default::default)
-                .note(wanted, count, window_max)
+            table.get_or_insert_mut(c.content, Default::default).note(wanted, count, window_max)
         };
         if !ahead.is_empty() {
             for run in self.board(c, ahead, verify, drop) {
@@ -229,19 +206,11 @@ impl Inner {
     }
 
     fn is_sequential(&self, content: &ContentId) -> bool {
-        self.readahead
-            .lock()
-            .peek(content)
-            .is_some_and(|r| r.is_sequential())
+        self.readahead.lock().peek(content).is_some_and(|r| r.is_sequential())
     }
 
     /// Sets a damaged object aside and has it filled again.
-    pub(super) async fn heal(
-        self: &Arc<Self>,
-        state: &Arc<PackState>,
-        open: Arc<OpenPack>,
-        why: &'static str,
-    ) {
+    pub(super) async fn heal(self: &Arc<Self>, state: &Arc<PackState>, open: Arc<OpenPack>, why: &'static str) {
         let Some(tier) = self.packs.tier().cloned() else {
             return;
         };
@@ -249,8 +218,7 @@ impl Inner {
         bump(&self.counters.heals);
         tracing::warn!(pack = %state.pack, why, "an object of the tier is damaged; it is set aside and fetched again");
         let pack = state.pack;
-        let set_aside =
-            tokio::task::spawn_blocking(move || tier.quarantine(&pack, &open.identity, why)).await;
+        let set_aside = tokio::task::spawn_blocking(move || tier.quarantine(&pack, &open.identity, why)).await;
         if !matches!(set_aside, Ok(Ok(()))) {
             bump(&self.counters.tier_errors);
         }
@@ -264,9 +232,7 @@ fn blames_description(error: &FetchError, c: &ContentRef) -> bool {
     match error {
         FetchError::Damaged { .. } | FetchError::BadPack { .. } => true,
         FetchError::Gone { .. } => matches!(c.content, ContentId::Digest(_)),
-        FetchError::Unreachable { .. } | FetchError::ProofConflict { .. } | FetchError::Stopped => {
-            false
-        }
+        FetchError::Unreachable { .. } | FetchError::ProofConflict { .. } | FetchError::Stopped => false,
     }
 }
 
@@ -279,12 +245,7 @@ fn slice_unit(c: &ContentRef, unit: &Bytes, range: &Range<u64>) -> Result<Bytes,
     slice_block(c, unit, 0, range)
 }
 
-fn slice_block(
-    c: &ContentRef,
-    unit: &Bytes,
-    block: u64,
-    range: &Range<u64>,
-) -> Result<Bytes, FetchError> {
+fn slice_block(c: &ContentRef, unit: &Bytes, block: u64, range: &Range<u64>) -> Result<Bytes, FetchError> {
     let at = block * BLOCK_LEN;
     let (start, end) = (range.start - at, range.end - at);
     match end <= unit.len() as u64 {
@@ -309,10 +270,7 @@ impl Run<'_> {
             Err(error) => return land_all(flights, &error),
         };
         let Some(pack) = pack_of(self.c) else {
-            return land_all(
-                flights,
-                &bad_pack(self.c, "a content without a place was fetched"),
-            );
+            return land_all(flights, &bad_pack(self.c, "a content without a place was fetched"));
         };
         let state = self.inner.packs.state(&pack);
         let left = self.take_local(&state, meta.clone(), flights).await;
@@ -334,14 +292,8 @@ impl Run<'_> {
         };
         let meta = self.inner.metas.full(&pack, self.deadline).await;
         let meta = meta.map_err(|error| self.inner.meta_error(self.c, error))?;
-        if meta
-            .position(&self.c.content, self.c.size, &self.c.location)
-            .is_none()
-        {
-            return Err(bad_pack(
-                self.c,
-                "its index does not have this content at this place",
-            ));
+        if meta.position(&self.c.content, self.c.size, &self.c.location).is_none() {
+            return Err(bad_pack(self.c, "its index does not have this content at this place"));
         }
         Ok(Some(meta))
     }
@@ -375,21 +327,14 @@ impl Run<'_> {
 
     /// An imported content whose source is gone has no bytes in the tier: then the object is as good
     /// as it can be, and is kept. Every other damaged object is set aside.
-    async fn after_damage(
-        &self,
-        state: &Arc<PackState>,
-        open: Arc<OpenPack>,
-        flight: Flight,
-    ) -> Flight {
+    async fn after_damage(&self, state: &Arc<PackState>, open: Arc<OpenPack>, flight: Flight) -> Flight {
         let meta = self.inner.metas.full(&state.pack, self.deadline).await.ok();
         let lacks_it = meta.is_some_and(|meta| {
             let position = meta.position(&self.c.content, self.c.size, &self.c.location);
             position.is_none_or(|position| !meta.is_in_tier(position))
         });
         if !lacks_it {
-            self.inner
-                .heal(state, open, "a read found wrong bytes")
-                .await;
+            self.inner.heal(state, open, "a read found wrong bytes").await;
         }
         flight
     }
@@ -414,12 +359,7 @@ impl Run<'_> {
         left
     }
 
-    async fn piece_unit(
-        &self,
-        fill: &Arc<FillState>,
-        block: u64,
-        sequential: bool,
-    ) -> Option<Bytes> {
+    async fn piece_unit(&self, fill: &Arc<FillState>, block: u64, sequential: bool) -> Option<Bytes> {
         let range = unit_range(self.c.size, block);
         let wanted = parts(&self.c.location, range.clone())?;
         let mut unit = BytesMut::with_capacity((range.end - range.start) as usize);
@@ -436,11 +376,7 @@ impl Run<'_> {
                     };
                     let wait = arrival.wait_for(Option::is_some);
                     // A piece that does not come must not hold a reader up: the lake is asked then.
-                    let arrived = timeout(self.inner.cfg.stall_timeout(), wait)
-                        .await
-                        .ok()?
-                        .ok()?
-                        .clone()??;
+                    let arrived = timeout(self.inner.cfg.stall_timeout(), wait).await.ok()?.ok()?.clone()??;
                     let from = (offset - fill.pieces.get(index)?.offset) as usize;
                     unit.extend_from_slice(arrived.get(from..from + len as usize)?);
                 }
@@ -483,13 +419,7 @@ impl Run<'_> {
     }
 
     /// Cuts one unit out of what was fetched, and checks it.
-    fn take(
-        &self,
-        meta: Option<&PackMeta>,
-        flight: &Flight,
-        bytes: &Bytes,
-        start: u64,
-    ) -> Result<Bytes, ()> {
+    fn take(&self, meta: Option<&PackMeta>, flight: &Flight, bytes: &Bytes, start: u64) -> Result<Bytes, ()> {
         let range = unit_range(self.c.size, flight.key.block);
         let (from, to) = ((range.start - start) as usize, (range.end - start) as usize);
         let unit = bytes.get(from..to).ok_or(())?;
@@ -508,22 +438,12 @@ impl Run<'_> {
     }
 
     /// Gets logical bytes of the content from the lake. They are in flight until the permit is dropped.
-    async fn get(
-        &self,
-        meta: Option<&PackMeta>,
-        range: &Range<u64>,
-    ) -> Result<(Object, Bytes, Permit), FetchError> {
+    async fn get(&self, meta: Option<&PackMeta>, range: &Range<u64>) -> Result<(Object, Bytes, Permit), FetchError> {
         let len = range.end - range.start;
         let acquire = self.inner.lanes.acquire(Lane::Demand, len);
-        let permit = timeout_at(self.deadline, acquire)
-            .await
-            .map_err(|_| self.inner.late(self.c))?;
+        let permit = timeout_at(self.deadline, acquire).await.map_err(|_| self.inner.late(self.c))?;
         let (object, ranges) = self.place(meta, range).await?;
-        let read = |range| {
-            self.inner
-                .reader
-                .read(&object, range, For::Demand, self.deadline)
-        };
+        let read = |range| self.inner.reader.read(&object, range, For::Demand, self.deadline);
         let failed = |error: SourceError| self.inner.source_error(self.c, object.name(), error);
         if let [Part::Data { offset, len }] = ranges.as_slice() {
             let bytes = read(*offset..offset + len).await.map_err(failed)?;
@@ -542,11 +462,7 @@ impl Run<'_> {
     }
 
     /// Says which object has the bytes, and where.
-    async fn place(
-        &self,
-        meta: Option<&PackMeta>,
-        range: &Range<u64>,
-    ) -> Result<(Object, Vec<Part>), FetchError> {
+    async fn place(&self, meta: Option<&PackMeta>, range: &Range<u64>) -> Result<(Object, Vec<Part>), FetchError> {
         let wild = || bad_pack(self.c, "its place lies beyond any object");
         if let Some(meta) = meta
             && !meta.is_native()
@@ -568,30 +484,16 @@ impl Run<'_> {
         });
         match inside {
             true => Ok((Object::Own(data_key(key).into()), ranges)),
-            false => Err(bad_pack(
-                self.c,
-                "the content lies behind the end of its pack",
-            )),
+            false => Err(bad_pack(self.c, "the content lies behind the end of its pack")),
         }
     }
 
     /// An imported content is the whole of its own object.
-    fn place_pinned(
-        &self,
-        meta: &PackMeta,
-        range: &Range<u64>,
-    ) -> Result<(Object, Vec<Part>), FetchError> {
+    fn place_pinned(&self, meta: &PackMeta, range: &Range<u64>) -> Result<(Object, Vec<Part>), FetchError> {
         let position = meta.position(&self.c.content, self.c.size, &self.c.location);
         let object = position.and_then(|position| meta.object_of(position));
-        let object =
-            object.ok_or_else(|| bad_pack(self.c, "its index does not have this content"))?;
-        Ok((
-            object,
-            vec![Part::Data {
-                offset: range.start,
-                len: range.end - range.start,
-            }],
-        ))
+        let object = object.ok_or_else(|| bad_pack(self.c, "its index does not have this content"))?;
+        Ok((object, vec![Part::Data { offset: range.start, len: range.end - range.start }]))
     }
 
     fn damaged(&self, meta: Option<&PackMeta>, object: &Object, tries: u32) -> FetchError {
@@ -603,12 +505,7 @@ impl Run<'_> {
         let unproven_before = matches!(self.c.content, ContentId::Pin(_)) && meta.is_some();
         match unproven_before {
             true => FetchError::ProofConflict { pack, content, key },
-            false => FetchError::Damaged {
-                pack,
-                content,
-                key,
-                tries,
-            },
+            false => FetchError::Damaged { pack, content, key, tries },
         }
     }
 }
@@ -641,13 +538,7 @@ fn neighbours(flights: Vec<Flight>) -> Vec<Vec<Flight>> {
 
 impl Inner {
     /// Fills what is at hand; the public `try_read` is built on it.
-    pub(super) fn try_fill(
-        self: &Arc<Self>,
-        c: &ContentRef,
-        offset: u64,
-        buf: &mut [u8],
-        verify: Verify,
-    ) -> bool {
+    pub(super) fn try_fill(self: &Arc<Self>, c: &ContentRef, offset: u64, buf: &mut [u8], verify: Verify) -> bool {
         self.read_local(c, offset, buf, verify) == Fast::Filled
     }
 }

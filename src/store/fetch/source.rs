@@ -41,10 +41,7 @@ impl Object {
 #[derive(Debug, Clone)]
 pub(super) enum SourceError {
     /// Time ran out while errors were passing.
-    Late {
-        waited: Duration,
-        source: Arc<LakeError>,
-    },
+    Late { waited: Duration, source: Arc<LakeError> },
     /// Trying again does not help.
     Permanent(Arc<LakeError>),
 }
@@ -137,54 +134,35 @@ impl LakeReader {
         }
     }
 
-    async fn wait_or_give_up(
-        &self,
-        retry: &mut Retry,
-        error: LakeError,
-        begun: Instant,
-    ) -> Result<(), SourceError> {
+    async fn wait_or_give_up(&self, retry: &mut Retry, error: LakeError, begun: Instant) -> Result<(), SourceError> {
         match retry.failed(&error, begun.elapsed(), rand::random()) {
             Verdict::After(wait) => {
                 bump(self.retries());
                 sleep(wait).await;
                 Ok(())
             }
-            Verdict::GiveUp if error.is_passing() => Err(SourceError::Late {
-                waited: begun.elapsed(),
-                source: Arc::new(error),
-            }),
+            Verdict::GiveUp if error.is_passing() => {
+                Err(SourceError::Late { waited: begun.elapsed(), source: Arc::new(error) })
+            }
             Verdict::GiveUp => Err(SourceError::Permanent(Arc::new(error))),
         }
     }
 
-    async fn attempt_whole(
-        &self,
-        object: &Object,
-        len_max: u64,
-        what_for: For,
-    ) -> Result<Bytes, LakeError> {
+    async fn attempt_whole(&self, object: &Object, len_max: u64, what_for: For) -> Result<Bytes, LakeError> {
         let asked = async {
             match object {
                 Object::Own(key) => self.lake.get(key, None).await,
                 Object::Pinned(pin) => self.lake.get_pinned(pin, None).await,
             }
         };
-        let asked = timeout(self.stall_timeout, asked)
-            .await
-            .map_err(|_| passing(object, "no answer"))?;
-        let Body {
-            len, mut stream, ..
-        } = asked.inspect_err(|_| self.source_counters(what_for).add(0))?;
+        let asked = timeout(self.stall_timeout, asked).await.map_err(|_| passing(object, "no answer"))?;
+        let Body { len, mut stream, .. } = asked.inspect_err(|_| self.source_counters(what_for).add(0))?;
         if len > len_max {
-            return Err(LakeError::Permanent {
-                key: object.name(),
-                source: "the object is too large".into(),
-            });
+            return Err(LakeError::Permanent { key: object.name(), source: "the object is too large".into() });
         }
         let mut got = BytesMut::with_capacity(len.min(FIRST_ALLOCATION_MAX) as usize);
-        while let Some(chunk) = timeout(self.stall_timeout, stream.next())
-            .await
-            .map_err(|_| passing(object, "the body stalled"))?
+        while let Some(chunk) =
+            timeout(self.stall_timeout, stream.next()).await.map_err(|_| passing(object, "the body stalled"))?
         {
             got.extend_from_slice(&chunk?);
             if got.len() as u64 > len {
@@ -194,10 +172,7 @@ impl LakeReader {
         self.source_counters(what_for).add(got.len() as u64);
         match got.len() as u64 == len {
             true => Ok(got.freeze()),
-            false => Err(passing(
-                object,
-                "the body has another length than announced",
-            )),
+            false => Err(passing(object, "the body has another length than announced")),
         }
     }
 
@@ -222,18 +197,11 @@ impl LakeReader {
                 Object::Pinned(pin) => self.lake.get_pinned(pin, Some(rest)).await,
             }
         };
-        let asked = timeout(self.stall_timeout, asked)
-            .await
-            .map_err(|_| passing(object, "no answer"))?;
-        let Body {
-            len, mut stream, ..
-        } = asked.inspect_err(|_| counters.add(0))?;
+        let asked = timeout(self.stall_timeout, asked).await.map_err(|_| passing(object, "no answer"))?;
+        let Body { len, mut stream, .. } = asked.inspect_err(|_| counters.add(0))?;
         if len != expected {
             counters.add(0);
-            return Err(passing(
-                object,
-                "the answer has another length than was asked",
-            ));
+            return Err(passing(object, "the answer has another length than was asked"));
         }
         let before = got.len();
         let result = loop {
@@ -256,8 +224,5 @@ impl LakeReader {
 }
 
 fn passing(object: &Object, why: &'static str) -> LakeError {
-    LakeError::Passing {
-        key: object.name(),
-        source: why.into(),
-    }
+    LakeError::Passing { key: object.name(), source: why.into() }
 }

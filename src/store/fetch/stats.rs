@@ -67,10 +67,7 @@ impl SourceCounters {
     }
 
     pub(super) fn snapshot(&self) -> SourceStats {
-        SourceStats {
-            requests: self.requests.load(Ordering::Relaxed),
-            bytes: self.bytes.load(Ordering::Relaxed),
-        }
+        SourceStats { requests: self.requests.load(Ordering::Relaxed), bytes: self.bytes.load(Ordering::Relaxed) }
     }
 }
 

@@ -21,9 +21,7 @@ impl FetchTier for Tier {
     }
 
     fn quarantine(&self, pack: &PackId, identity: &FileIdentity, why: &str) -> io::Result<()> {
-        Tier::quarantine(self, pack, identity, why)
-            .map(drop)
-            .map_err(to_io)
+        Tier::quarantine(self, pack, identity, why).map(drop).map_err(to_io)
     }
 
     fn sidecar(&self, pack: &PackId, part: Sidecar) -> io::Result<Option<Vec<u8>>> {

@@ -48,10 +48,7 @@ impl FromStr for Verify {
             "tier" => Ok(Self::Tier),
             "node" => Ok(Self::Node),
             "always" => Ok(Self::Always),
-            _ => Err(ParseWordError {
-                text: text.to_owned(),
-                words: "tier, node, always",
-            }),
+            _ => Err(ParseWordError { text: text.to_owned(), words: "tier, node, always" }),
         }
     }
 }
@@ -87,10 +84,7 @@ impl FromStr for Prefetch {
             "none" => Ok(Self::None),
             "touched" => Ok(Self::Touched),
             "all" => Ok(Self::All),
-            _ => Err(ParseWordError {
-                text: text.to_owned(),
-                words: "none, touched, all",
-            }),
+            _ => Err(ParseWordError { text: text.to_owned(), words: "none, touched, all" }),
         }
     }
 }
@@ -143,28 +137,15 @@ pub enum FetchError {
     #[error(
         "{key}: the lake's bytes do not have their digest (pack {pack}, content {content}), fetched {tries} times; restore the object from a backup or push the data again"
     )]
-    Damaged {
-        pack: PackId,
-        content: String,
-        key: String,
-        tries: u32,
-    },
+    Damaged { pack: PackId, content: String, key: String, tries: u32 },
     /// The pack's description contradicts the placement or itself.
     #[error("pack {pack}: its description in the lake is damaged: {why} (content {content})")]
-    BadPack {
-        pack: PackId,
-        content: String,
-        why: &'static str,
-    },
+    BadPack { pack: PackId, content: String, why: &'static str },
     /// Two readers of an imported object saw different bytes under one pin.
     #[error(
         "{key}: its bytes are not those that were read first and recorded (pack {pack}, content {content}); import the objects again"
     )]
-    ProofConflict {
-        pack: PackId,
-        content: String,
-        key: String,
-    },
+    ProofConflict { pack: PackId, content: String, key: String },
     /// The fetcher is shutting down.
     #[error("fetching has stopped: the daemon is shutting down")]
     Stopped,

@@ -19,8 +19,7 @@ use futures::future::join_all;
 use super::embedded::{Server, Store, StoreOptions};
 use super::s3::{S3Config, S3Lake, StaticKeys};
 use super::{
-    Body, Lake, LakeError, ListPage, ObjectMeta, PutIf, RunningUpload, UploadId, UploadedPart,
-    get_all, list_all,
+    Body, Lake, LakeError, ListPage, ObjectMeta, PutIf, RunningUpload, UploadId, UploadedPart, get_all, list_all,
 };
 use crate::format::tree::Pin;
 use crate::store::catalog::lakefmt::{self, Conditions, RefChoice, RefMode};
@@ -71,11 +70,7 @@ fn odd_keys() -> Vec<String> {
         "back\\slash",
     ];
     let mut keys: Vec<String> = plain.iter().map(|key| (*key).to_owned()).collect();
-    keys.extend([
-        "k".repeat(900),
-        format!("{}/{}", "l".repeat(400), "m".repeat(400)),
-        "n/".repeat(300),
-    ]);
+    keys.extend(["k".repeat(900), format!("{}/{}", "l".repeat(400), "m".repeat(400)), "n/".repeat(300)]);
     keys
 }
 
@@ -91,10 +86,7 @@ async fn drain(body: Body) -> Result<Bytes, LakeError> {
 }
 
 fn pattern(len: usize, seed: u8) -> Bytes {
-    (0..len)
-        .map(|at| (at / 251) as u8 ^ (at as u8) ^ seed)
-        .collect::<Vec<u8>>()
-        .into()
+    (0..len).map(|at| (at / 251) as u8 ^ (at as u8) ^ seed).collect::<Vec<u8>>().into()
 }
 
 fn is_precondition<T>(result: Result<T, LakeError>) -> bool {
@@ -118,15 +110,9 @@ async fn all(subject: &Subject) {
 
 async fn objects_come_and_go(lake: &dyn Lake) {
     for body in [Bytes::new(), Bytes::from_static(b"x"), pattern(300_000, 1)] {
-        let etag = lake
-            .put("crud/one", body.clone(), PutIf::Always)
-            .await
-            .unwrap();
+        let etag = lake.put("crud/one", body.clone(), PutIf::Always).await.unwrap();
         let meta = lake.head("crud/one").await.unwrap();
-        assert_eq!(
-            (meta.size, &meta.etag, meta.key.as_str()),
-            (body.len() as u64, &etag, "crud/one")
-        );
+        assert_eq!((meta.size, &meta.etag, meta.key.as_str()), (body.len() as u64, &etag, "crud/one"));
         assert!(meta.modified_ms > 1_600_000_000_000, "{}", meta.modified_ms);
         let got = lake.get("crud/one", None).await.unwrap();
         assert_eq!(got.etag, etag);
@@ -134,67 +120,34 @@ async fn objects_come_and_go(lake: &dyn Lake) {
     }
     let listed = list_all(lake, "crud/").await.unwrap();
     assert_eq!(listed.len(), 1);
-    assert_eq!(
-        listed[0].etag,
-        lake.head("crud/one").await.unwrap().etag,
-        "a listing has ETags"
-    );
+    assert_eq!(listed[0].etag, lake.head("crud/one").await.unwrap().etag, "a listing has ETags");
     lake.delete("crud/one").await.unwrap();
     lake.delete("crud/one").await.unwrap();
-    assert!(matches!(
-        lake.get("crud/one", None).await,
-        Err(LakeError::NotFound { .. })
-    ));
-    assert!(matches!(
-        lake.head("crud/one").await,
-        Err(LakeError::NotFound { .. })
-    ));
+    assert!(matches!(lake.get("crud/one", None).await, Err(LakeError::NotFound { .. })));
+    assert!(matches!(lake.head("crud/one").await, Err(LakeError::NotFound { .. })));
     assert!(list_all(lake, "crud/").await.unwrap().is_empty());
 }
 
 async fn ranges_are_exact(lake: &dyn Lake) {
     let body = pattern(MIB + 17, 2);
-    lake.put("range", body.clone(), PutIf::Always)
-        .await
-        .unwrap();
+    lake.put("range", body.clone(), PutIf::Always).await.unwrap();
     let len = body.len() as u64;
-    for (from, to) in [
-        (0, 1),
-        (0, len),
-        (len - 1, len),
-        (1000, 600_000),
-        (5, 5),
-        (0, 0),
-        (len, len),
-    ] {
+    for (from, to) in [(0, 1), (0, len), (len - 1, len), (1000, 600_000), (5, 5), (0, 0), (len, len)] {
         let got = lake.get("range", Some(from..to)).await.unwrap();
         assert_eq!(got.len, to - from);
-        assert_eq!(
-            drain(got).await.unwrap(),
-            body.slice(from as usize..to as usize),
-            "{from}..{to}"
-        );
+        assert_eq!(drain(got).await.unwrap(), body.slice(from as usize..to as usize), "{from}..{to}");
     }
     for beyond in [len - 5..len + 1, len..len + 1] {
-        assert!(
-            lake.get("range", Some(beyond.clone())).await.is_err(),
-            "{beyond:?}"
-        );
+        assert!(lake.get("range", Some(beyond.clone())).await.is_err(), "{beyond:?}");
     }
 }
 
 async fn conditions_hold(lake: &dyn Lake) {
-    let put =
-        |text: &'static str, when| lake.put("cond", Bytes::from_static(text.as_bytes()), when);
-    assert!(
-        is_precondition(put("0", PutIf::Match("\"0123\"".into())).await),
-        "nothing is there to match"
-    );
+    let put = |text: &'static str, when| lake.put("cond", Bytes::from_static(text.as_bytes()), when);
+    assert!(is_precondition(put("0", PutIf::Match("\"0123\"".into())).await), "nothing is there to match");
     let first = put("1", PutIf::Absent).await.unwrap();
     assert!(is_precondition(put("2", PutIf::Absent).await));
-    assert!(is_precondition(
-        put("2", PutIf::Match("\"0123\"".into())).await
-    ));
+    assert!(is_precondition(put("2", PutIf::Match("\"0123\"".into())).await));
     let third = put("3", PutIf::Match(first.clone())).await.unwrap();
     assert!(is_precondition(put("4", PutIf::Match(first)).await));
     assert_eq!(get_all(lake, "cond", 10).await.unwrap(), "3");
@@ -207,10 +160,7 @@ async fn one_of_many_writers_wins(lake: &Arc<dyn Lake>) {
     let mut etag = None;
     for round in 0..5 {
         let racers = (0..16).map(|n| {
-            let (lake, body) = (
-                lake.clone(),
-                Bytes::from(format!("round {round} racer {n}")),
-            );
+            let (lake, body) = (lake.clone(), Bytes::from(format!("round {round} racer {n}")));
             let when = etag.clone().map_or(PutIf::Absent, PutIf::Match);
             tokio::spawn(async move { (body.clone(), lake.put("race", body, when).await) })
         });
@@ -238,23 +188,10 @@ async fn odd_keys_are_keys(subject: &Subject) {
     }
     for (n, key) in subject.odd_keys.iter().enumerate() {
         let got = get_all(lake, &format!("odd/{key}"), 100).await;
-        assert_eq!(
-            got.unwrap_or_else(|e| panic!("{key:?} {e:?}")),
-            format!("body {n}"),
-            "{key:?}"
-        );
+        assert_eq!(got.unwrap_or_else(|e| panic!("{key:?} {e:?}")), format!("body {n}"), "{key:?}");
     }
-    let listed: Vec<_> = list_all(lake, "odd/")
-        .await
-        .unwrap()
-        .into_iter()
-        .map(|meta| meta.key)
-        .collect();
-    let mut expected: Vec<_> = subject
-        .odd_keys
-        .iter()
-        .map(|key| format!("odd/{key}"))
-        .collect();
+    let listed: Vec<_> = list_all(lake, "odd/").await.unwrap().into_iter().map(|meta| meta.key).collect();
+    let mut expected: Vec<_> = subject.odd_keys.iter().map(|key| format!("odd/{key}")).collect();
     expected.sort();
     assert_eq!(listed, expected);
     for key in &expected {
@@ -267,107 +204,48 @@ async fn listings_are_in_byte_order_and_whole(subject: &Subject) {
     let lake = &subject.lake;
     let mut keys = BTreeSet::new();
     for n in 0..subject.many {
-        keys.insert(format!(
-            "list/{}/{}",
-            ["flat", "flat!", "flat0"][n % 3],
-            (n * 7919) % 100_003
-        ));
+        keys.insert(format!("list/{}/{}", ["flat", "flat!", "flat0"][n % 3], (n * 7919) % 100_003));
     }
     keys.extend(["list/flat", "list/flat/a/b", "list/other/x", "list/zz"].map(str::to_owned));
-    let puts = keys
-        .iter()
-        .map(|key| lake.put(key, Bytes::from_static(b"v"), PutIf::Always));
-    let done: Vec<_> = futures::stream::iter(puts)
-        .buffer_unordered(32)
-        .collect()
-        .await;
+    let puts = keys.iter().map(|key| lake.put(key, Bytes::from_static(b"v"), PutIf::Always));
+    let done: Vec<_> = futures::stream::iter(puts).buffer_unordered(32).collect().await;
     assert!(done.iter().all(Result::is_ok));
-    let listed: Vec<_> = list_all(&**lake, "list/")
-        .await
-        .unwrap()
-        .into_iter()
-        .map(|meta| meta.key)
-        .collect();
+    let listed: Vec<_> = list_all(&**lake, "list/").await.unwrap().into_iter().map(|meta| meta.key).collect();
     assert_eq!(listed, keys.iter().cloned().collect::<Vec<_>>());
-    let below: Vec<_> = list_all(&**lake, "list/flat/1")
-        .await
-        .unwrap()
-        .into_iter()
-        .map(|meta| meta.key)
-        .collect();
-    let expected: Vec<_> = keys
-        .iter()
-        .filter(|key| key.starts_with("list/flat/1"))
-        .cloned()
-        .collect();
+    let below: Vec<_> = list_all(&**lake, "list/flat/1").await.unwrap().into_iter().map(|meta| meta.key).collect();
+    let expected: Vec<_> = keys.iter().filter(|key| key.starts_with("list/flat/1")).cloned().collect();
     assert_eq!(below, expected);
-    assert_eq!(
-        lake.list_dirs("list/").await.unwrap(),
-        ["flat", "flat!", "flat0", "other"]
-    );
+    assert_eq!(lake.list_dirs("list/").await.unwrap(), ["flat", "flat!", "flat0", "other"]);
     assert!(lake.list_dirs("nothing/").await.unwrap().is_empty());
 }
 
 async fn uploads_resume(lake: &dyn Lake, lists_parts: bool) {
     let body = pattern(5 * MIB * 2 + 333, 3);
     let upload = lake.upload_begin("data/up load").await.unwrap();
-    let first = lake
-        .upload_part(&upload, 1, body.slice(..5 * MIB))
-        .await
-        .unwrap();
-    assert!(
-        lake.head("data/up load").await.is_err(),
-        "nothing is visible before the end"
-    );
+    let first = lake.upload_part(&upload, 1, body.slice(..5 * MIB)).await.unwrap();
+    assert!(lake.head("data/up load").await.is_err(), "nothing is visible before the end");
     // Killed here: another run lists what arrived, and goes on.
     let running = lake.list_uploads("data/").await.unwrap();
-    assert_eq!(
-        running
-            .iter()
-            .map(|found| &found.upload)
-            .collect::<Vec<_>>(),
-        [&upload]
-    );
+    assert_eq!(running.iter().map(|found| &found.upload).collect::<Vec<_>>(), [&upload]);
     if lists_parts {
         assert_eq!(lake.upload_parts(&upload).await.unwrap(), [first.clone()]);
     }
-    lake.upload_part(&upload, 2, pattern(5 * MIB, 9))
-        .await
-        .unwrap();
-    let second = lake
-        .upload_part(&upload, 2, body.slice(5 * MIB..10 * MIB))
-        .await
-        .unwrap();
-    let third = lake
-        .upload_part(&upload, 3, body.slice(10 * MIB..))
-        .await
-        .unwrap();
+    lake.upload_part(&upload, 2, pattern(5 * MIB, 9)).await.unwrap();
+    let second = lake.upload_part(&upload, 2, body.slice(5 * MIB..10 * MIB)).await.unwrap();
+    let third = lake.upload_part(&upload, 3, body.slice(10 * MIB..)).await.unwrap();
     let parts = vec![first, second, third];
     if lists_parts {
         assert_eq!(lake.upload_parts(&upload).await.unwrap(), parts);
     }
     let etag = lake.upload_finish(&upload, parts.clone()).await.unwrap();
     assert_eq!(lake.head("data/up load").await.unwrap().etag, etag);
-    assert_eq!(
-        drain(lake.get("data/up load", None).await.unwrap())
-            .await
-            .unwrap(),
-        body
-    );
+    assert_eq!(drain(lake.get("data/up load", None).await.unwrap()).await.unwrap(), body);
     let middle = 5 * MIB as u64 - 3..5 * MIB as u64 + 3;
-    let got = drain(
-        lake.get("data/up load", Some(middle.clone()))
-            .await
-            .unwrap(),
-    )
-    .await
-    .unwrap();
+    let got = drain(lake.get("data/up load", Some(middle.clone())).await.unwrap()).await.unwrap();
     assert_eq!(got, body.slice(middle.start as usize..middle.end as usize));
     assert!(lake.list_uploads("data/").await.unwrap().is_empty());
     let dropped = lake.upload_begin("data/dropped").await.unwrap();
-    lake.upload_part(&dropped, 1, body.slice(..100))
-        .await
-        .unwrap();
+    lake.upload_part(&dropped, 1, body.slice(..100)).await.unwrap();
     lake.upload_abort(&dropped).await.unwrap();
     lake.upload_abort(&dropped).await.unwrap();
     assert!(lake.upload_parts(&dropped).await.is_err());
@@ -403,40 +281,17 @@ async fn pins_hold_without_versions(subject: &Subject) {
         user.put(key, body.clone(), PutIf::Always).await.unwrap();
     }
     let found = list_foreign(&*subject.lake, bucket, "pics/").await;
-    assert_eq!(
-        found
-            .iter()
-            .map(|meta| meta.key.as_str())
-            .collect::<Vec<_>>(),
-        ["pics/a.jpg", "pics/b c.jpg"]
-    );
-    assert!(
-        found
-            .iter()
-            .all(|meta| meta.version.is_none() && meta.size == 10_000)
-    );
+    assert_eq!(found.iter().map(|meta| meta.key.as_str()).collect::<Vec<_>>(), ["pics/a.jpg", "pics/b c.jpg"]);
+    assert!(found.iter().all(|meta| meta.version.is_none() && meta.size == 10_000));
     let pin = pin_of(bucket, &found[1]);
     let got = subject.lake.get_pinned(&pin, Some(10..20)).await.unwrap();
     assert_eq!(drain(got).await.unwrap(), body.slice(10..20));
-    user.put("pics/b c.jpg", pattern(10_000, 5), PutIf::Always)
-        .await
-        .unwrap();
-    assert!(is_precondition(
-        subject.lake.get_pinned(&pin, Some(10..20)).await
-    ));
+    user.put("pics/b c.jpg", pattern(10_000, 5), PutIf::Always).await.unwrap();
+    assert!(is_precondition(subject.lake.get_pinned(&pin, Some(10..20)).await));
     assert!(is_precondition(subject.lake.get_pinned(&pin, None).await));
     user.delete("pics/b c.jpg").await.unwrap();
-    assert!(matches!(
-        subject.lake.get_pinned(&pin, None).await,
-        Err(LakeError::NotFound { .. })
-    ));
-    assert!(
-        subject
-            .lake
-            .list_foreign("no-such-bucket-here", "", None)
-            .await
-            .is_err()
-    );
+    assert!(matches!(subject.lake.get_pinned(&pin, None).await, Err(LakeError::NotFound { .. })));
+    assert!(subject.lake.list_foreign("no-such-bucket-here", "", None).await.is_err());
 }
 
 async fn pins_hold_with_versions(subject: &Subject) {
@@ -445,24 +300,12 @@ async fn pins_hold_with_versions(subject: &Subject) {
     user.put("v/a", old.clone(), PutIf::Always).await.unwrap();
     user.put("v/b", old.clone(), PutIf::Always).await.unwrap();
     let before = list_foreign(&*subject.lake, bucket, "v/").await;
-    assert!(
-        before.len() == 2 && before.iter().all(|meta| meta.version.is_some()),
-        "{before:?}"
-    );
+    assert!(before.len() == 2 && before.iter().all(|meta| meta.version.is_some()), "{before:?}");
     user.put("v/a", new.clone(), PutIf::Always).await.unwrap();
     user.delete("v/b").await.unwrap();
     for meta in &before {
-        let got = subject
-            .lake
-            .get_pinned(&pin_of(bucket, meta), None)
-            .await
-            .unwrap();
-        assert_eq!(
-            drain(got).await.unwrap(),
-            old,
-            "{} in its old version",
-            meta.key
-        );
+        let got = subject.lake.get_pinned(&pin_of(bucket, meta), None).await.unwrap();
+        assert_eq!(drain(got).await.unwrap(), old, "{} in its old version", meta.key);
     }
     let after = list_foreign(&*subject.lake, bucket, "v/").await;
     assert_eq!(after.len(), 1, "what is deleted is not listed: {after:?}");
@@ -472,9 +315,7 @@ async fn pins_hold_with_versions(subject: &Subject) {
 
 async fn large_bodies_stream(lake: &dyn Lake) {
     let body = pattern(24 * MIB, 8);
-    lake.put("data/large", body.clone(), PutIf::Always)
-        .await
-        .unwrap();
+    lake.put("data/large", body.clone(), PutIf::Always).await.unwrap();
     let got = lake.get("data/large", None).await.unwrap();
     let (mut stream, mut at, mut chunks) = (got.stream, 0, 0);
     while let Some(chunk) = stream.next().await {
@@ -483,46 +324,24 @@ async fn large_bodies_stream(lake: &dyn Lake) {
         at += chunk.len();
         chunks += 1;
     }
-    assert!(
-        at == body.len() && chunks > 3,
-        "{at} bytes in {chunks} chunks"
-    );
+    assert!(at == body.len() && chunks > 3, "{at} bytes in {chunks} chunks");
     let reads = (0..8).map(|n| {
         let range = n * 3 * MIB as u64..(n + 1) * 3 * MIB as u64;
-        async move {
-            drain(lake.get("data/large", Some(range)).await.unwrap())
-                .await
-                .unwrap()
-        }
+        async move { drain(lake.get("data/large", Some(range)).await.unwrap()).await.unwrap() }
     });
     assert!(join_all(reads).await.concat() == body);
     // A reader that stops in the middle leaves the lake usable.
     let mut stream = lake.get("data/large", None).await.unwrap().stream;
     assert!(stream.next().await.unwrap().is_ok());
     drop(stream);
-    assert_eq!(
-        lake.head("data/large").await.unwrap().size,
-        body.len() as u64
-    );
+    assert_eq!(lake.head("data/large").await.unwrap().size, body.len() as u64);
 }
 
 async fn what_is_missing_is_not_found(lake: &dyn Lake) {
-    assert!(matches!(
-        lake.get("none", None).await,
-        Err(LakeError::NotFound { .. })
-    ));
-    assert!(matches!(
-        lake.get("none", Some(1..2)).await,
-        Err(LakeError::NotFound { .. })
-    ));
-    assert!(matches!(
-        lake.get("none", Some(1..1)).await,
-        Err(LakeError::NotFound { .. })
-    ));
-    assert!(matches!(
-        lake.head("none").await,
-        Err(LakeError::NotFound { .. })
-    ));
+    assert!(matches!(lake.get("none", None).await, Err(LakeError::NotFound { .. })));
+    assert!(matches!(lake.get("none", Some(1..2)).await, Err(LakeError::NotFound { .. })));
+    assert!(matches!(lake.get("none", Some(1..1)).await, Err(LakeError::NotFound { .. })));
+    assert!(matches!(lake.head("none").await, Err(LakeError::NotFound { .. })));
     assert!(lake.list("none/", None).await.unwrap().objects.is_empty());
 }
 
@@ -542,19 +361,14 @@ async fn the_embedded_store_in_this_process_conforms() {
     let lake = |bucket: &'static str, prefix: &'static str| {
         let store = store.clone();
         async move {
-            let lake = S3Lake::in_process(&store, S3Config::new(bucket, prefix))
-                .await
-                .unwrap();
+            let lake = S3Lake::in_process(&store, S3Config::new(bucket, prefix)).await.unwrap();
             Arc::new(lake) as Arc<dyn Lake>
         }
     };
     let subject = Subject {
         lake: lake("lake-bucket", "some/prefix").await,
         plain: ("plain-bucket".into(), lake("plain-bucket", "").await),
-        versioned: (
-            "versioned-bucket".into(),
-            lake("versioned-bucket", "").await,
-        ),
+        versioned: ("versioned-bucket".into(), lake("versioned-bucket", "").await),
         odd_keys: odd_keys(),
         many: 2500,
         lists_parts: true,
@@ -567,10 +381,7 @@ async fn the_embedded_store_in_this_process_conforms() {
 }
 
 fn walk_files(dir: &std::path::Path) -> Vec<PathBuf> {
-    std::fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect()
+    std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -578,10 +389,7 @@ async fn the_embedded_store_over_tcp_conforms_also_for_two_servers_of_one_direct
     let dir = tempfile::tempdir().unwrap();
     let first = store(&dir);
     let second = Store::open(dir.path(), StoreOptions { fsync: false }).unwrap();
-    let keys = StaticKeys {
-        access_key: "key".into(),
-        secret_key: "secret".into(),
-    };
+    let keys = StaticKeys { access_key: "key".into(), secret_key: "secret".into() };
     let mut servers = Vec::new();
     for store in [first, second] {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -593,17 +401,11 @@ async fn the_embedded_store_over_tcp_conforms_also_for_two_servers_of_one_direct
     };
     let subject = Subject {
         lake: Arc::new(Alternating(
-            vec![
-                at(0, "lake-bucket", "p").await,
-                at(1, "lake-bucket", "p").await,
-            ],
+            vec![at(0, "lake-bucket", "p").await, at(1, "lake-bucket", "p").await],
             AtomicUsize::new(0),
         )),
         plain: ("plain-bucket".into(), at(1, "plain-bucket", "").await),
-        versioned: (
-            "versioned-bucket".into(),
-            at(0, "versioned-bucket", "").await,
-        ),
+        versioned: ("versioned-bucket".into(), at(0, "versioned-bucket", "").await),
         odd_keys: odd_keys(),
         many: 1200,
         lists_parts: true,
@@ -647,12 +449,7 @@ impl Lake for Alternating {
     async fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, LakeError> {
         self.next().list_dirs(prefix).await
     }
-    async fn list_foreign(
-        &self,
-        bucket: &str,
-        prefix: &str,
-        page: Option<String>,
-    ) -> Result<ListPage, LakeError> {
+    async fn list_foreign(&self, bucket: &str, prefix: &str, page: Option<String>) -> Result<ListPage, LakeError> {
         self.next().list_foreign(bucket, prefix, page).await
     }
     async fn list_uploads(&self, prefix: &str) -> Result<Vec<RunningUpload>, LakeError> {
@@ -661,22 +458,13 @@ impl Lake for Alternating {
     async fn upload_begin(&self, key: &str) -> Result<UploadId, LakeError> {
         self.next().upload_begin(key).await
     }
-    async fn upload_part(
-        &self,
-        upload: &UploadId,
-        number: u32,
-        body: Bytes,
-    ) -> Result<UploadedPart, LakeError> {
+    async fn upload_part(&self, upload: &UploadId, number: u32, body: Bytes) -> Result<UploadedPart, LakeError> {
         self.next().upload_part(upload, number, body).await
     }
     async fn upload_parts(&self, upload: &UploadId) -> Result<Vec<UploadedPart>, LakeError> {
         self.next().upload_parts(upload).await
     }
-    async fn upload_finish(
-        &self,
-        upload: &UploadId,
-        parts: Vec<UploadedPart>,
-    ) -> Result<String, LakeError> {
+    async fn upload_finish(&self, upload: &UploadId, parts: Vec<UploadedPart>) -> Result<String, LakeError> {
         self.next().upload_finish(upload, parts).await
     }
     async fn upload_abort(&self, upload: &UploadId) -> Result<(), LakeError> {
@@ -685,11 +473,7 @@ impl Lake for Alternating {
 }
 
 async fn tcp_lake(endpoint: String, bucket: &str, prefix: &str, keys: StaticKeys) -> Arc<dyn Lake> {
-    let config = S3Config {
-        endpoint: Some(endpoint),
-        keys: Some(keys),
-        ..S3Config::new(bucket, prefix)
-    };
+    let config = S3Config { endpoint: Some(endpoint), keys: Some(keys), ..S3Config::new(bucket, prefix) };
     Arc::new(S3Lake::connect(config).await.unwrap())
 }
 
@@ -718,16 +502,11 @@ async fn the_lake_in_memory_conforms_too() {
 
 /// The clock in memory counts from one: all but the times.
 async fn objects_come_and_go_in_memory(lake: &dyn Lake) {
-    lake.put("crud/one", Bytes::from_static(b"x"), PutIf::Always)
-        .await
-        .unwrap();
+    lake.put("crud/one", Bytes::from_static(b"x"), PutIf::Always).await.unwrap();
     assert_eq!(list_all(lake, "crud/").await.unwrap().len(), 1);
     lake.delete("crud/one").await.unwrap();
     lake.delete("crud/one").await.unwrap();
-    assert!(matches!(
-        lake.head("crud/one").await,
-        Err(LakeError::NotFound { .. })
-    ));
+    assert!(matches!(lake.head("crud/one").await, Err(LakeError::NotFound { .. })));
     ranges_are_exact(lake).await;
 }
 
@@ -752,13 +531,7 @@ impl Moto {
             return Some(path.into());
         }
         let cache = std::env::var_os("LARDER_TEST_CACHE").map(PathBuf::from);
-        let cache = cache.or_else(|| {
-            Some(
-                xdg::BaseDirectories::new()
-                    .get_cache_home()?
-                    .join("larder-test"),
-            )
-        });
+        let cache = cache.or_else(|| Some(xdg::BaseDirectories::new().get_cache_home()?.join("larder-test")));
         let kit = cache.map(|dir| dir.join("moto/bin/moto_server"));
         let paths = std::env::var_os("PATH").unwrap_or_default();
         let on_path = std::env::split_paths(&paths).map(|dir| dir.join("moto_server"));
@@ -768,34 +541,21 @@ impl Moto {
     async fn start() -> Option<Self> {
         let asked_for = std::env::var_os("LARDER_TEST_FOREIGN").is_some_and(|value| value == "1");
         let Some(program) = Self::program() else {
-            assert!(
-                !asked_for,
-                "LARDER_TEST_FOREIGN=1, but no moto_server: run tests/kit/moto.sh"
-            );
+            assert!(!asked_for, "LARDER_TEST_FOREIGN=1, but no moto_server: run tests/kit/moto.sh");
             eprintln!("skipped: no moto_server here; tests/kit/moto.sh installs it");
             return None;
         };
         // A port that was free a moment ago.
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let child = Command::new(&program)
             .args(["-H", "127.0.0.1", "-p", &port.to_string()])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
-        let moto = Self {
-            child,
-            endpoint: format!("http://127.0.0.1:{port}"),
-        };
+        let moto = Self { child, endpoint: format!("http://127.0.0.1:{port}") };
         for _ in 0..600 {
-            if tokio::net::TcpStream::connect(("127.0.0.1", port))
-                .await
-                .is_ok()
-            {
+            if tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
                 return Some(moto);
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -806,10 +566,7 @@ impl Moto {
     async fn lake(&self, bucket: &str, prefix: &str) -> S3Lake {
         let config = S3Config {
             endpoint: Some(self.endpoint.clone()),
-            keys: Some(StaticKeys {
-                access_key: "key".into(),
-                secret_key: "secret".into(),
-            }),
+            keys: Some(StaticKeys { access_key: "key".into(), secret_key: "secret".into() }),
             ..S3Config::new(bucket, prefix)
         };
         let lake = S3Lake::connect(config).await.unwrap();
@@ -832,15 +589,9 @@ async fn a_foreign_server_conforms() {
     versioned.set_versioning(true).await.unwrap();
     let subject = Subject {
         lake: Arc::new(moto.lake("lake-bucket", "some/prefix").await),
-        plain: (
-            "plain-bucket".into(),
-            Arc::new(moto.lake("plain-bucket", "").await),
-        ),
+        plain: ("plain-bucket".into(), Arc::new(moto.lake("plain-bucket", "").await)),
         versioned: ("versioned-bucket".into(), Arc::new(versioned)),
-        odd_keys: odd_keys()
-            .into_iter()
-            .filter(|key| moto_takes(key))
-            .collect(),
+        odd_keys: odd_keys().into_iter().filter(|key| moto_takes(key)).collect(),
         many: 1200,
         // It calls the element ListPartsResponse, which no SDK takes.
         lists_parts: false,
@@ -848,8 +599,6 @@ async fn a_foreign_server_conforms() {
     all(&subject).await;
     let lake = moto.lake("lake-bucket", "probed").await;
     assert_eq!(lakefmt::probe(&lake).await.unwrap(), Conditions::Kept);
-    let made = lakefmt::open_or_create(&lake, RefChoice::Auto)
-        .await
-        .unwrap();
+    let made = lakefmt::open_or_create(&lake, RefChoice::Auto).await.unwrap();
     assert_eq!(made.refs, RefMode::Cas);
 }

@@ -150,12 +150,7 @@ pub trait Lake: std::fmt::Debug + Send + Sync + 'static {
     async fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, LakeError>;
 
     /// Lists a foreign `bucket` below `prefix`; keys are whole, versions are given where kept.
-    async fn list_foreign(
-        &self,
-        bucket: &str,
-        prefix: &str,
-        page: Option<String>,
-    ) -> Result<ListPage, LakeError>;
+    async fn list_foreign(&self, bucket: &str, prefix: &str, page: Option<String>) -> Result<ListPage, LakeError>;
 
     /// Lists the multipart uploads below `prefix` that were neither finished nor aborted.
     async fn list_uploads(&self, prefix: &str) -> Result<Vec<RunningUpload>, LakeError>;
@@ -163,39 +158,21 @@ pub trait Lake: std::fmt::Debug + Send + Sync + 'static {
     /// Begins a multipart upload.
     async fn upload_begin(&self, key: &str) -> Result<UploadId, LakeError>;
     /// Uploads a part (5 MiB at least but for the last).
-    async fn upload_part(
-        &self,
-        upload: &UploadId,
-        number: u32,
-        body: Bytes,
-    ) -> Result<UploadedPart, LakeError>;
+    async fn upload_part(&self, upload: &UploadId, number: u32, body: Bytes) -> Result<UploadedPart, LakeError>;
     /// Lists the parts that arrived: for resuming.
     async fn upload_parts(&self, upload: &UploadId) -> Result<Vec<UploadedPart>, LakeError>;
-    async fn upload_finish(
-        &self,
-        upload: &UploadId,
-        parts: Vec<UploadedPart>,
-    ) -> Result<String, LakeError>;
+    async fn upload_finish(&self, upload: &UploadId, parts: Vec<UploadedPart>) -> Result<String, LakeError>;
     async fn upload_abort(&self, upload: &UploadId) -> Result<(), LakeError>;
 }
 
 /// Reads a whole small object into memory, refusing more than `limit` bytes; retries what passes.
 pub async fn get_all(lake: &dyn Lake, key: &str, limit: u64) -> Result<Bytes, LakeError> {
-    get_with_etag(lake, key, limit)
-        .await
-        .map(|(bytes, _)| bytes)
+    get_with_etag(lake, key, limit).await.map(|(bytes, _)| bytes)
 }
 
 /// Like [`get_all`], with the object's ETag.
-pub async fn get_with_etag(
-    lake: &dyn Lake,
-    key: &str,
-    limit: u64,
-) -> Result<(Bytes, String), LakeError> {
-    retry::with_retry(&retry::RetryPolicy::default(), || {
-        get_once(lake, key, limit)
-    })
-    .await
+pub async fn get_with_etag(lake: &dyn Lake, key: &str, limit: u64) -> Result<(Bytes, String), LakeError> {
+    retry::with_retry(&retry::RetryPolicy::default(), || get_once(lake, key, limit)).await
 }
 
 /// Lists everything below `prefix`; retries what passes.
@@ -233,23 +210,13 @@ async fn get_once(lake: &dyn Lake, key: &str, limit: u64) -> Result<(Bytes, Stri
 }
 
 fn too_large(key: &str, len_bytes: u64, limit_bytes: u64) -> LakeError {
-    let source = BodyError::TooLarge {
-        len_bytes,
-        limit_bytes,
-    }
-    .into();
-    LakeError::Permanent {
-        key: key.to_owned(),
-        source,
-    }
+    let source = BodyError::TooLarge { len_bytes, limit_bytes }.into();
+    LakeError::Permanent { key: key.to_owned(), source }
 }
 
 fn wrong_length(key: &str, announced_bytes: u64) -> LakeError {
     let source = BodyError::WrongLength { announced_bytes }.into();
-    LakeError::Passing {
-        key: key.to_owned(),
-        source,
-    }
+    LakeError::Passing { key: key.to_owned(), source }
 }
 
 /// What can be wrong with a body.

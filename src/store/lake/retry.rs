@@ -35,11 +35,7 @@ impl Default for RetryPolicy {
 impl RetryPolicy {
     /// Makes a policy that never tries again.
     pub fn never() -> Self {
-        Self {
-            first_wait: Duration::ZERO,
-            wait_max: Duration::ZERO,
-            total_max: Duration::ZERO,
-        }
+        Self { first_wait: Duration::ZERO, wait_max: Duration::ZERO, total_max: Duration::ZERO }
     }
 }
 
@@ -62,10 +58,7 @@ pub struct Retry {
 impl Retry {
     /// Begins with no failure.
     pub fn new(policy: RetryPolicy) -> Self {
-        Self {
-            policy,
-            failures: 0,
-        }
+        Self { policy, failures: 0 }
     }
 
     /// Counts how often it failed so far.
@@ -85,11 +78,7 @@ impl Retry {
             return Verdict::GiveUp;
         }
         let doublings = (self.failures - 1).min(20);
-        let ceiling = self
-            .policy
-            .first_wait
-            .saturating_mul(1 << doublings)
-            .min(self.policy.wait_max);
+        let ceiling = self.policy.first_wait.saturating_mul(1 << doublings).min(self.policy.wait_max);
         // At least a tenth, so that a run of small random numbers does not hammer a store.
         let wait = ceiling.mul_f64(0.1 + 0.9 * random.clamp(0.0, 1.0));
         if elapsed + wait > self.policy.total_max || self.policy.total_max.is_zero() {
@@ -124,10 +113,7 @@ mod tests {
     use super::*;
 
     fn passing() -> LakeError {
-        LakeError::Passing {
-            key: "k".into(),
-            source: "busy".into(),
-        }
+        LakeError::Passing { key: "k".into(), source: "busy".into() }
     }
 
     #[test]
@@ -136,12 +122,8 @@ mod tests {
         let mut last = Vec::new();
         for _ in 0..8 {
             let mut other = retry.clone();
-            let Verdict::After(long) = retry.failed(&passing(), Duration::ZERO, 1.0) else {
-                panic!("gave up")
-            };
-            let Verdict::After(short) = other.failed(&passing(), Duration::ZERO, 0.0) else {
-                panic!("gave up")
-            };
+            let Verdict::After(long) = retry.failed(&passing(), Duration::ZERO, 1.0) else { panic!("gave up") };
+            let Verdict::After(short) = other.failed(&passing(), Duration::ZERO, 0.0) else { panic!("gave up") };
             assert!(short < long && short > Duration::ZERO);
             last.push(long.as_millis());
         }
@@ -153,22 +135,13 @@ mod tests {
         let mut retry = Retry::new(RetryPolicy::default());
         let missing = LakeError::NotFound { key: "k".into() };
         assert_eq!(retry.failed(&missing, Duration::ZERO, 0.5), Verdict::GiveUp);
-        assert_eq!(
-            retry.failed(&passing(), Duration::from_secs(60), 0.5),
-            Verdict::GiveUp
-        );
-        assert_eq!(
-            Retry::new(RetryPolicy::never()).failed(&passing(), Duration::ZERO, 0.0),
-            Verdict::GiveUp
-        );
+        assert_eq!(retry.failed(&passing(), Duration::from_secs(60), 0.5), Verdict::GiveUp);
+        assert_eq!(Retry::new(RetryPolicy::never()).failed(&passing(), Duration::ZERO, 0.0), Verdict::GiveUp);
     }
 
     #[tokio::test]
     async fn work_is_repeated_until_it_succeeds() {
-        let policy = RetryPolicy {
-            first_wait: Duration::from_millis(1),
-            ..RetryPolicy::default()
-        };
+        let policy = RetryPolicy { first_wait: Duration::from_millis(1), ..RetryPolicy::default() };
         let mut tries = 0;
         let done = with_retry(&policy, || {
             tries += 1;

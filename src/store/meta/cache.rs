@@ -49,21 +49,11 @@ struct Inner {
 
 impl BlockCache {
     pub(super) fn new(bytes_max: u64) -> Self {
-        Self {
-            inner: Mutex::new(Inner {
-                blocks: LruCache::unbounded(),
-                bytes: 0,
-            }),
-            bytes_max,
-        }
+        Self { inner: Mutex::new(Inner { blocks: LruCache::unbounded(), bytes: 0 }), bytes_max }
     }
 
     pub(super) fn get(&self, need: &Need) -> Option<Held> {
-        self.inner
-            .lock()
-            .blocks
-            .get(need)
-            .map(|(held, _)| held.clone())
+        self.inner.lock().blocks.get(need).map(|(held, _)| held.clone())
     }
 
     pub(super) fn insert(&self, need: Need, held: Held) {
@@ -104,10 +94,7 @@ mod tests {
     }
 
     fn block(children: usize) -> Held {
-        Held::Placed(Arc::new(PlacedBlock::Index(vec![
-            BlockId([0; 32]);
-            children
-        ])))
+        Held::Placed(Arc::new(PlacedBlock::Index(vec![BlockId([0; 32]); children])))
     }
 
     #[test]
@@ -118,15 +105,8 @@ mod tests {
         }
         assert!(cache.get(&need(0)).is_some());
         cache.insert(need(3), block(1000));
-        assert!(
-            cache.get(&need(1)).is_none(),
-            "1 was used before all others"
-        );
-        assert!(
-            cache.get(&need(0)).is_some()
-                && cache.get(&need(2)).is_some()
-                && cache.get(&need(3)).is_some()
-        );
+        assert!(cache.get(&need(1)).is_none(), "1 was used before all others");
+        assert!(cache.get(&need(0)).is_some() && cache.get(&need(2)).is_some() && cache.get(&need(3)).is_some());
         assert!(cache.bytes() <= 3 * (1000 * 32 + 200));
     }
 

@@ -41,10 +41,7 @@ impl Disk {
         let mut bytes = Vec::with_capacity(stat.len() as usize);
         file.read_to_end(&mut bytes).ok()?;
         let now = SystemTime::now();
-        if stat
-            .modified()
-            .is_ok_and(|used| now.duration_since(used).is_ok_and(|age| age > RENEW_AFTER))
-        {
+        if stat.modified().is_ok_and(|used| now.duration_since(used).is_ok_and(|age| age > RENEW_AFTER)) {
             // Opened for reading: the owner may set times all the same.
             let _ = file.set_modified(now);
         }
@@ -70,9 +67,7 @@ impl Disk {
             }
             Err(error) => return Err(error),
         };
-        let done = file
-            .write_all(bytes)
-            .and_then(|()| fs::rename(&temp, &path));
+        let done = file.write_all(bytes).and_then(|()| fs::rename(&temp, &path));
         if done.is_err() {
             let _ = fs::remove_file(&temp);
         }
@@ -129,11 +124,7 @@ fn collect(dir: &Path, files: &mut Vec<CachedFile>) -> io::Result<()> {
             let _ = fs::remove_file(item.path());
             continue;
         }
-        files.push(CachedFile {
-            used,
-            len: stat.len(),
-            path: item.path(),
-        });
+        files.push(CachedFile { used, len: stat.len(), path: item.path() });
     }
     Ok(())
 }
@@ -150,12 +141,7 @@ mod tests {
         disk.write("nodes/ab/x", b"bytes").unwrap();
         assert_eq!(disk.read("nodes/ab/x").unwrap(), b"bytes");
         assert!(disk.has("nodes/ab/x"));
-        assert_eq!(
-            fs::read_dir(dir.path().join("meta/nodes/ab"))
-                .unwrap()
-                .count(),
-            1
-        );
+        assert_eq!(fs::read_dir(dir.path().join("meta/nodes/ab")).unwrap().count(), 1);
     }
 
     #[test]
@@ -167,14 +153,9 @@ mod tests {
             let key = format!("nodes/ab/{n}");
             disk.write(&key, &[0; 1000]).unwrap();
             let file = File::open(dir.path().join(&key)).unwrap();
-            file.set_modified(now - Duration::from_secs(age_days * 86400))
-                .unwrap();
+            file.set_modified(now - Duration::from_secs(age_days * 86400)).unwrap();
         }
-        assert_eq!(
-            disk.sweep(10_000).unwrap(),
-            4000,
-            "within the limit nothing leaves"
-        );
+        assert_eq!(disk.sweep(10_000).unwrap(), 4000, "within the limit nothing leaves");
         assert_eq!(disk.sweep(2500).unwrap(), 2000);
         assert!(!disk.has("nodes/ab/1") && !disk.has("nodes/ab/3"));
         assert!(disk.has("nodes/ab/0") && disk.has("nodes/ab/2"));
@@ -186,15 +167,9 @@ mod tests {
         let disk = Disk::new(dir.path().to_owned());
         disk.write("a/b", b"x").unwrap();
         let old = SystemTime::now() - Duration::from_secs(3 * 86400);
-        File::open(dir.path().join("a/b"))
-            .unwrap()
-            .set_modified(old)
-            .unwrap();
+        File::open(dir.path().join("a/b")).unwrap().set_modified(old).unwrap();
         disk.read("a/b").unwrap();
-        let used = fs::metadata(dir.path().join("a/b"))
-            .unwrap()
-            .modified()
-            .unwrap();
+        let used = fs::metadata(dir.path().join("a/b")).unwrap().modified().unwrap();
         assert!(used > old + Duration::from_secs(86400));
     }
 }

@@ -70,9 +70,7 @@ pub enum MetaError {
         source: DecodeError,
     },
     /// A tree and its placement do not belong together.
-    #[error(
-        "{key}: the placement does not have the shape of its tree; push the data again to make another one"
-    )]
+    #[error("{key}: the placement does not have the shape of its tree; push the data again to make another one")]
     Shape { key: String },
     /// Navigation ended otherwise than with a missing block.
     #[error(transparent)]
@@ -118,11 +116,10 @@ fn key_of(need: &Need) -> String {
 /// Checks bytes against the id and decodes them. None: they are not those of the id.
 fn check_block(need: &Need, bytes: &[u8]) -> Option<Result<Held, DecodeError>> {
     match need {
-        Need::Tree(id) => {
-            (Block::id_of(bytes) == *id).then(|| Ok(Held::Tree(Arc::new(Block::decode(bytes)?))))
+        Need::Tree(id) => (Block::id_of(bytes) == *id).then(|| Ok(Held::Tree(Arc::new(Block::decode(bytes)?)))),
+        Need::Placed(id) => {
+            (PlacedBlock::id_of(bytes) == *id).then(|| Ok(Held::Placed(Arc::new(PlacedBlock::decode(bytes)?))))
         }
-        Need::Placed(id) => (PlacedBlock::id_of(bytes) == *id)
-            .then(|| Ok(Held::Placed(Arc::new(PlacedBlock::decode(bytes)?)))),
     }
 }
 
@@ -135,9 +132,7 @@ impl MetaStore {
             cache: BlockCache::new(memory_bytes_max),
             flights: Mutex::new(HashMap::new()),
         };
-        Self {
-            inner: Arc::new(inner),
-        }
+        Self { inner: Arc::new(inner) }
     }
 
     /// Brings one block to memory and disk; at most one fetch of it runs at a time.
@@ -148,24 +143,10 @@ impl MetaStore {
     /// Brings all blocks of a snapshot (tree and placement) to the node's disk, 32 at a time.
     /// Dropping the future cancels it. Gives how many blocks were fetched.
     pub async fn prefetch_tree(&self, snap: &Snapshot) -> Result<u64, MetaError> {
-        let children: Vec<BlockId> = snap
-            .root
-            .top
-            .children
-            .iter()
-            .map(|child| child.id)
-            .collect();
+        let children: Vec<BlockId> = snap.root.top.children.iter().map(|child| child.id).collect();
         let mut todo = Vec::new();
-        let shape = || MetaError::Shape {
-            key: paths::placement_key(&snap.placement.tree, &snap.placement_id),
-        };
-        plan_children(
-            &mut todo,
-            snap.root.top.level,
-            &children,
-            &snap.placement.top,
-        )
-        .ok_or_else(shape)?;
+        let shape = || MetaError::Shape { key: paths::placement_key(&snap.placement.tree, &snap.placement_id) };
+        plan_children(&mut todo, snap.root.top.level, &children, &snap.placement.top).ok_or_else(shape)?;
         // Blocks are met more than once only in trees with equal parts; each is fetched once.
         let mut seen: HashSet<(BlockId, BlockId)> = HashSet::new();
         let mut running = FuturesUnordered::new();
@@ -187,16 +168,10 @@ impl MetaStore {
     }
 
     /// Runs a navigation to its end: fetches what it needs, keeps that until it succeeds.
-    pub async fn drive<T>(
-        &self,
-        mut f: impl FnMut(&dyn Blocks) -> Result<T, NavError>,
-    ) -> Result<T, MetaError> {
+    pub async fn drive<T>(&self, mut f: impl FnMut(&dyn Blocks) -> Result<T, NavError>) -> Result<T, MetaError> {
         let mut pinned: HashMap<Need, Held> = HashMap::new();
         loop {
-            let need = match f(&Pinned {
-                store: self,
-                pinned: &pinned,
-            }) {
+            let need = match f(&Pinned { store: self, pinned: &pinned }) {
                 Ok(value) => return Ok(value),
                 Err(NavError::Need(need)) if !pinned.contains_key(&need) => need,
                 Err(error) => return Err(MetaError::Nav(error)),
@@ -207,10 +182,7 @@ impl MetaStore {
     }
 
     /// Runs a navigation over memory and the node's disk, never the network.
-    pub fn try_now<T>(
-        &self,
-        f: impl FnOnce(&dyn Blocks) -> Result<T, NavError>,
-    ) -> Result<T, NavError> {
+    pub fn try_now<T>(&self, f: impl FnOnce(&dyn Blocks) -> Result<T, NavError>) -> Result<T, NavError> {
         f(self)
     }
 
@@ -224,28 +196,19 @@ impl MetaStore {
 
     /// Gives a tree's root by its id.
     pub async fn tree_root(&self, id: &TreeId) -> Result<Arc<TreeRoot>, MetaError> {
-        self.object(&paths::tree_key(id), |bytes| {
-            match TreeRoot::decode(bytes) {
-                Ok(root) => (root.id() == *id).then(|| Ok(Arc::new(root))),
-                Err(error) => Some(Err(error)),
-            }
+        self.object(&paths::tree_key(id), |bytes| match TreeRoot::decode(bytes) {
+            Ok(root) => (root.id() == *id).then(|| Ok(Arc::new(root))),
+            Err(error) => Some(Err(error)),
         })
         .await
     }
 
     /// Gives a placement's root by its id.
-    pub async fn placement_root(
-        &self,
-        tree: &TreeId,
-        id: &PlacementId,
-    ) -> Result<Arc<PlacementRoot>, MetaError> {
-        self.object(
-            &paths::placement_key(tree, id),
-            |bytes| match PlacementRoot::decode(bytes) {
-                Ok(root) => (root.id() == *id && root.tree == *tree).then(|| Ok(Arc::new(root))),
-                Err(error) => Some(Err(error)),
-            },
-        )
+    pub async fn placement_root(&self, tree: &TreeId, id: &PlacementId) -> Result<Arc<PlacementRoot>, MetaError> {
+        self.object(&paths::placement_key(tree, id), |bytes| match PlacementRoot::decode(bytes) {
+            Ok(root) => (root.id() == *id && root.tree == *tree).then(|| Ok(Arc::new(root))),
+            Err(error) => Some(Err(error)),
+        })
         .await
     }
 
@@ -297,10 +260,7 @@ impl MetaStore {
             }
             Some(Err(source)) => Some(Err(MetaError::Decode { key, source })),
             None => {
-                tracing::warn!(
-                    key,
-                    "a metadata file on disk is damaged; it is fetched again"
-                );
+                tracing::warn!(key, "a metadata file on disk is damaged; it is fetched again");
                 self.inner.disk.remove(&key);
                 None
             }
@@ -315,10 +275,7 @@ impl MetaStore {
         // Who is dropped while it fetches leaves the cell empty, and the next waiter fetches.
         let result = flight.get_or_init(|| self.fetch_block(need)).await.clone();
         let mut flights = self.inner.flights.lock();
-        if flights
-            .get(&need)
-            .is_some_and(|running| Arc::ptr_eq(running, &flight))
-        {
+        if flights.get(&need).is_some_and(|running| Arc::ptr_eq(running, &flight)) {
             flights.remove(&need);
         }
         result
@@ -329,10 +286,7 @@ impl MetaStore {
         let bytes = self.get(&key, BLOCK_BYTES_MAX).await?;
         let held = check_block(&need, &bytes)
             .ok_or_else(|| MetaError::Corrupt { key: key.clone() })?
-            .map_err(|source| MetaError::Decode {
-                key: key.clone(),
-                source,
-            })?;
+            .map_err(|source| MetaError::Decode { key: key.clone(), source })?;
         self.keep(&key, &bytes);
         self.inner.cache.insert(need, held.clone());
         Ok(held)
@@ -341,10 +295,7 @@ impl MetaStore {
     async fn get(&self, key: &str, limit: u64) -> Result<bytes::Bytes, MetaError> {
         lake::get_all(self.inner.lake.as_ref(), key, limit)
             .await
-            .map_err(|source| MetaError::Lake {
-                key: key.to_owned(),
-                source: Arc::new(source),
-            })
+            .map_err(|source| MetaError::Lake { key: key.to_owned(), source: Arc::new(source) })
     }
 
     /// Gives a checked object that is not a block. `check` answers None where the bytes are not the id's.
@@ -361,13 +312,8 @@ impl MetaStore {
         }
         let bytes = self.get(key, ROOT_BYTES_MAX).await?;
         let value = check(&bytes)
-            .ok_or_else(|| MetaError::Corrupt {
-                key: key.to_owned(),
-            })?
-            .map_err(|source| MetaError::Decode {
-                key: key.to_owned(),
-                source,
-            })?;
+            .ok_or_else(|| MetaError::Corrupt { key: key.to_owned() })?
+            .map_err(|source| MetaError::Decode { key: key.to_owned(), source })?;
         self.keep(key, &bytes);
         Ok(value)
     }
@@ -375,10 +321,7 @@ impl MetaStore {
     /// Brings one block of the tree and its placed twin to disk; gives what lies below index blocks.
     async fn prefetch_pair(&self, pair: BlockPair) -> Result<(u64, Vec<BlockPair>), MetaError> {
         let (tree, placed) = (Need::Tree(pair.tree), Need::Placed(pair.placed));
-        let fetched = [&tree, &placed]
-            .iter()
-            .filter(|need| !self.inner.disk.has(&key_of(need)))
-            .count() as u64;
+        let fetched = [&tree, &placed].iter().filter(|need| !self.inner.disk.has(&key_of(need))).count() as u64;
         if pair.level == 0 {
             futures::try_join!(self.prefetch_leaf(tree), self.prefetch_leaf(placed))?;
             return Ok((fetched, Vec::new()));
@@ -388,17 +331,14 @@ impl MetaStore {
         let planned = match (&tree, &placed_held) {
             (Held::Tree(block), Held::Placed(placed)) => match (block.as_ref(), placed.as_ref()) {
                 (Block::Index(index), PlacedBlock::Index(ids)) if index.level == pair.level => {
-                    let children: Vec<BlockId> =
-                        index.children.iter().map(|child| child.id).collect();
+                    let children: Vec<BlockId> = index.children.iter().map(|child| child.id).collect();
                     plan_children(&mut below, index.level, &children, ids)
                 }
                 _ => None,
             },
             _ => None,
         };
-        planned.ok_or_else(|| MetaError::Shape {
-            key: key_of(&placed),
-        })?;
+        planned.ok_or_else(|| MetaError::Shape { key: key_of(&placed) })?;
         Ok((fetched, below))
     }
 
@@ -430,12 +370,7 @@ struct BlockPair {
 }
 
 /// Adds the children of an index block, first on top of the stack. None: the two do not match.
-fn plan_children(
-    todo: &mut Vec<BlockPair>,
-    level: u8,
-    tree: &[BlockId],
-    placed: &[BlockId],
-) -> Option<()> {
+fn plan_children(todo: &mut Vec<BlockPair>, level: u8, tree: &[BlockId], placed: &[BlockId]) -> Option<()> {
     if tree.len() != placed.len() {
         return None;
     }
@@ -444,11 +379,7 @@ fn plan_children(
     }
     let level = level.checked_sub(1)?;
     let pairs = tree.iter().zip(placed).rev();
-    todo.extend(pairs.map(|(&tree, &placed)| BlockPair {
-        level,
-        tree,
-        placed,
-    }));
+    todo.extend(pairs.map(|(&tree, &placed)| BlockPair { level, tree, placed }));
     Some(())
 }
 

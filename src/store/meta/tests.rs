@@ -44,10 +44,7 @@ async fn a_store_without_memory_still_ends_every_navigation() {
     let snap = bench.catalog.snapshot(&rev("photos")).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let store = empty_store(&bench, &dir, 0);
-    let found = store
-        .drive(|blocks| nav::resolve(&snap.root, blocks, b"3/1003"))
-        .await
-        .unwrap();
+    let found = store.drive(|blocks| nav::resolve(&snap.root, blocks, b"3/1003")).await.unwrap();
     assert_eq!(&*found.unwrap().entry.name, b"1003");
     assert_eq!(store.memory_bytes(), 0);
 }
@@ -58,19 +55,13 @@ async fn a_damaged_file_on_disk_is_fetched_again() {
     let snap = bench.catalog.snapshot(&rev("photos")).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let id = snap.root.top.children[0].id;
-    empty_store(&bench, &dir, 0)
-        .fetch(Need::Tree(id))
-        .await
-        .unwrap();
+    empty_store(&bench, &dir, 0).fetch(Need::Tree(id)).await.unwrap();
     let file = dir.path().join("meta").join(node_key(&id));
     let mut bytes = std::fs::read(&file).unwrap();
     bytes[10] ^= 1;
     std::fs::write(&file, &bytes).unwrap();
     bench.faulty.reset_counters();
-    empty_store(&bench, &dir, 0)
-        .fetch(Need::Tree(id))
-        .await
-        .unwrap();
+    empty_store(&bench, &dir, 0).fetch(Need::Tree(id)).await.unwrap();
     assert_eq!(bench.faulty.counters().of(Op::Get), 1);
     assert_ne!(std::fs::read(&file).unwrap(), bytes, "mended on disk too");
 }
@@ -82,14 +73,8 @@ async fn a_damaged_block_in_the_lake_is_an_error_that_names_it() {
     let id = snap.root.top.children[0].id;
     bench.memory.flip(&node_key(&id), 20);
     let dir = tempfile::tempdir().unwrap();
-    let error = empty_store(&bench, &dir, 1 << 20)
-        .fetch(Need::Tree(id))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(&error, MetaError::Corrupt { key } if *key == node_key(&id)),
-        "{error}"
-    );
+    let error = empty_store(&bench, &dir, 1 << 20).fetch(Need::Tree(id)).await.unwrap_err();
+    assert!(matches!(&error, MetaError::Corrupt { key } if *key == node_key(&id)), "{error}");
 }
 
 #[tokio::test]
@@ -112,11 +97,7 @@ async fn a_prefetched_snapshot_is_walked_with_the_lake_away() {
     let (catalog, _dir) = bench.fresh().await;
     let snap = catalog.snapshot(&rev("photos")).await.unwrap();
     assert!(catalog.meta.prefetch_tree(&snap).await.unwrap() > 2);
-    assert_eq!(
-        catalog.meta.prefetch_tree(&snap).await.unwrap(),
-        0,
-        "all is there"
-    );
+    assert_eq!(catalog.meta.prefetch_tree(&snap).await.unwrap(), 0, "all is there");
     bench.faulty.rule(Rule::every(Op::Get, Fault::Permanent));
     let mut scan = crate::store::catalog::scan::Scan::new(&catalog.meta, &snap);
     let mut entries = 0;
@@ -151,9 +132,7 @@ async fn a_full_id_opens_a_second_time_with_the_lake_away() {
     for op in [Op::Get, Op::List, Op::Head] {
         bench.faulty.rule(Rule::every(op, Fault::Passing));
     }
-    let again = Catalog::open(bench.faulty.clone(), dir.path())
-        .await
-        .unwrap();
+    let again = Catalog::open(bench.faulty.clone(), dir.path()).await.unwrap();
     let reopened = again.snapshot(&by_id).await.unwrap();
     assert_eq!(reopened.placement_id, snap.placement_id);
 }
@@ -164,10 +143,7 @@ async fn a_missing_dataset_is_an_error_that_says_which_there_are() {
     let error = bench.catalog.snapshot(&rev("phots")).await.unwrap_err();
     assert!(matches!(error, CatalogError::NoDataset { .. }), "{error:?}");
     let text = error.to_string();
-    assert!(
-        text.contains("`phots`") && text.contains("there are: photos"),
-        "{text}"
-    );
+    assert!(text.contains("`phots`") && text.contains("there are: photos"), "{text}");
     assert!(error.is_not_found());
     let _: Arc<_> = bench.faulty;
 }
@@ -177,8 +153,7 @@ async fn a_damaged_placement_gives_way_to_an_older_one() {
     let bench = filled().await;
     let snap = bench.catalog.snapshot(&rev("photos")).await.unwrap();
     let tree = snap.commit_body.tree;
-    let newer =
-        crate::format::paths::placement_key(&tree, &crate::format::ids::PlacementId([7; 32]));
+    let newer = crate::format::paths::placement_key(&tree, &crate::format::ids::PlacementId([7; 32]));
     bench.memory.set(&newer, "nonsense");
     let (catalog, _dir) = bench.fresh().await;
     let opened = catalog.snapshot(&rev("photos")).await.unwrap();

@@ -49,23 +49,14 @@ impl<I: TierIo> Tier<I> {
         let mut findings = Vec::new();
         let (scan, usage, walked_bytes) = self.compare(&mut findings)?;
         for path in &scan.strangers {
-            found(
-                &mut findings,
-                path,
-                "not one of ours; remove it yourself if nobody needs it",
-                false,
-            );
+            found(&mut findings, path, "not one of ours; remove it yourself if nobody needs it", false);
         }
         for commit in &scan.commits {
             core.check_commit(commit, repair, scan.now_ms, &mut findings)?;
         }
         self.check_objects(&scan, repair, &mut findings)?;
         self.check_leftovers(&scan, repair, &mut findings)?;
-        Ok(CheckReport {
-            findings,
-            usage,
-            walked_bytes,
-        })
+        Ok(CheckReport { findings, usage, walked_bytes })
     }
 
     fn compare(&self, findings: &mut Vec<Finding>) -> Result<(Scan, TierUsage, u64), TierError> {
@@ -77,10 +68,7 @@ impl<I: TierIo> Tier<I> {
             tries += 1;
             if walked == usage.total_bytes || tries >= COMPARISONS {
                 if walked != usage.total_bytes {
-                    let problem = format!(
-                        "the accounting says {} bytes, a walk finds {walked}",
-                        usage.total_bytes
-                    );
+                    let problem = format!("the accounting says {} bytes, a walk finds {walked}", usage.total_bytes);
                     found(findings, ".", &problem, false);
                 }
                 return Ok((scan, usage, walked));
@@ -88,19 +76,9 @@ impl<I: TierIo> Tier<I> {
         }
     }
 
-    fn check_objects(
-        &self,
-        scan: &Scan,
-        repair: bool,
-        findings: &mut Vec<Finding>,
-    ) -> Result<(), TierError> {
+    fn check_objects(&self, scan: &Scan, repair: bool, findings: &mut Vec<Finding>) -> Result<(), TierError> {
         let mut lens = BTreeMap::new();
-        for used in scan
-            .commits
-            .iter()
-            .flat_map(|c| &c.records)
-            .flat_map(|r| &r.packs)
-        {
+        for used in scan.commits.iter().flat_map(|c| &c.records).flat_map(|r| &r.packs) {
             lens.insert(used.pack, used.len);
         }
         for (pack, object) in &scan.objects {
@@ -109,10 +87,7 @@ impl<I: TierIo> Tier<I> {
                 Ok(None) | Err(TierError::BadSidecar { .. }) => None,
                 Err(error) => return Err(error),
             };
-            let expected = index
-                .as_ref()
-                .map(|index| index.len)
-                .or_else(|| lens.get(pack).copied());
+            let expected = index.as_ref().map(|index| index.len).or_else(|| lens.get(pack).copied());
             let problem = match (index, expected) {
                 (_, Some(len)) if len != object.len => {
                     format!("has {} bytes instead of {len}", object.len)
@@ -129,12 +104,7 @@ impl<I: TierIo> Tier<I> {
     }
 
     /// What the steward would mend by itself counts as out of order only here.
-    fn check_leftovers(
-        &self,
-        scan: &Scan,
-        repair: bool,
-        findings: &mut Vec<Finding>,
-    ) -> Result<(), TierError> {
+    fn check_leftovers(&self, scan: &Scan, repair: bool, findings: &mut Vec<Finding>) -> Result<(), TierError> {
         let plan = plan(scan, &self.policy());
         for restore in &plan.restore {
             let path = format!("{}/{}/{}", layout::TRASH, restore.batch, restore.name);
@@ -142,44 +112,19 @@ impl<I: TierIo> Tier<I> {
         }
         for (name, _) in &plan.innocent {
             let path = format!("{}/{name}", layout::QUARANTINE);
-            found(
-                findings,
-                &path,
-                "in quarantine, but not the damaged file",
-                repair,
-            );
+            found(findings, &path, "in quarantine, but not the damaged file", repair);
         }
         for (pack, part) in &plan.loose {
-            found(
-                findings,
-                &layout::sidecar(pack, *part),
-                "without its pack",
-                repair,
-            );
+            found(findings, &layout::sidecar(pack, *part), "without its pack", repair);
         }
         for pack in &plan.orphans {
-            found(
-                findings,
-                &layout::object(pack),
-                "no cached commit needs it",
-                repair,
-            );
+            found(findings, &layout::object(pack), "no cached commit needs it", repair);
         }
         for name in &plan.staging {
-            found(
-                findings,
-                &format!("{}/{name}", layout::STAGING),
-                "nobody writes to it any more",
-                repair,
-            );
+            found(findings, &format!("{}/{name}", layout::STAGING), "nobody writes to it any more", repair);
         }
         for name in &plan.temp {
-            found(
-                findings,
-                &format!("{}/{name}", layout::TEMP),
-                "a forgotten temporary file",
-                repair,
-            );
+            found(findings, &format!("{}/{name}", layout::TEMP), "a forgotten temporary file", repair);
         }
         if repair && !findings.is_empty() {
             self.steward_step(&self.policy())?;
@@ -204,19 +149,11 @@ impl<I: TierIo> Core<I> {
         }
         let dir = layout::commit_dir(&commit.key);
         let idle = self.look(&dir)?.map_or(0, |stat| now_ms - stat.mtime_ms());
-        if commit.records.is_empty()
-            && commit.live_leases() == 0
-            && idle > signed(self.cfg.grace_ms)
-        {
+        if commit.records.is_empty() && commit.live_leases() == 0 && idle > signed(self.cfg.grace_ms) {
             if repair {
                 self.clear_commit(&commit.key, commit)?;
             }
-            found(
-                findings,
-                &dir,
-                "leftovers of a commit without a record",
-                repair,
-            );
+            found(findings, &dir, "leftovers of a commit without a record", repair);
         }
         Ok(())
     }
@@ -226,14 +163,8 @@ impl<I: TierIo> Core<I> {
         let mut seen = BTreeSet::new();
         let mut sum = 0;
         // Objects first: a hard link elsewhere is the same bytes.
-        let folders = [
-            layout::OBJECTS,
-            layout::STAGING,
-            layout::HOLDS,
-            layout::TRASH,
-            layout::QUARANTINE,
-            layout::TEMP,
-        ];
+        let folders =
+            [layout::OBJECTS, layout::STAGING, layout::HOLDS, layout::TRASH, layout::QUARANTINE, layout::TEMP];
         for folder in folders {
             let mut dirs = vec![folder.to_owned()];
             while let Some(dir) = dirs.pop() {
@@ -249,11 +180,7 @@ impl<I: TierIo> Core<I> {
                     };
                     if seen.insert(stat.file_id) {
                         let whole = folder == layout::OBJECTS || folder == layout::HOLDS;
-                        sum += if whole {
-                            stat.size_bytes
-                        } else {
-                            stat.on_medium()
-                        };
+                        sum += if whole { stat.size_bytes } else { stat.on_medium() };
                     }
                 }
             }
@@ -263,9 +190,5 @@ impl<I: TierIo> Core<I> {
 }
 
 fn found(findings: &mut Vec<Finding>, path: &str, problem: &str, repaired: bool) {
-    findings.push(Finding {
-        path: path.to_owned(),
-        problem: problem.to_owned(),
-        repaired,
-    });
+    findings.push(Finding { path: path.to_owned(), problem: problem.to_owned(), repaired });
 }

@@ -34,11 +34,7 @@ pub enum TierError {
     },
     /// Made by a newer larder.
     #[error("{}: the tier has format {found}, this larder knows up to {known}; use a newer larder", dir.display())]
-    NewerFormat {
-        dir: PathBuf,
-        found: u32,
-        known: u32,
-    },
+    NewerFormat { dir: PathBuf, found: u32, known: u32 },
     /// What was there is not there any more (ENOENT, ESTALE, EBADF of a lost open).
     #[error("{path}: gone from the tier; reads go on from the lake")]
     Gone {
@@ -72,22 +68,13 @@ pub enum TierError {
     },
     /// A staged pack has another length than it must have.
     #[error("pack {pack}: staged with {found} bytes instead of {expected}; it was not published")]
-    WrongSize {
-        pack: PackId,
-        expected: u64,
-        found: u64,
-    },
+    WrongSize { pack: PackId, expected: u64, found: u64 },
     /// A staged pack lacks a span.
     #[error("pack {pack}: span {span} has not arrived; it was not published")]
     Incomplete { pack: PackId, span: u32 },
     /// A write outside of the pack.
     #[error("pack {pack}: {len} bytes at {offset} lie outside of its {pack_len}")]
-    OutOfRange {
-        pack: PackId,
-        offset: u64,
-        len: u64,
-        pack_len: u64,
-    },
+    OutOfRange { pack: PackId, offset: u64, len: u64, pack_len: u64 },
     /// Published objects carry their index, so that scrubbing needs no commit.
     #[error("pack {pack}: its index is not in the tier; put it before you publish")]
     NoIndex { pack: PackId },

@@ -37,11 +37,7 @@ impl<I: TierIo> Core<I> {
             }
         }
         self.refresh(parent(path));
-        match self
-            .io
-            .open(path, false)
-            .map_err(|e| TierError::io("open", path, e))
-        {
+        match self.io.open(path, false).map_err(|e| TierError::io("open", path, e)) {
             Ok(file) => Ok(Some(file)),
             Err(error) if error.is_gone() => Ok(None),
             Err(error) => Err(error),
@@ -53,11 +49,7 @@ impl<I: TierIo> Core<I> {
         if self.io.refresh(parent(path)).is_err() {
             self.refresh(parent(path));
         }
-        match self
-            .io
-            .stat(path)
-            .map_err(|e| TierError::io("look at", path, e))
-        {
+        match self.io.stat(path).map_err(|e| TierError::io("look at", path, e)) {
             Ok(stat) => Ok(Some(stat)),
             Err(error) if error.is_gone() => Ok(None),
             Err(error) => Err(error),
@@ -66,11 +58,7 @@ impl<I: TierIo> Core<I> {
 
     /// Looks at a name that a listing has just given.
     pub(super) fn peek(&self, path: &str) -> Result<Option<Stat>, TierError> {
-        match self
-            .io
-            .stat(path)
-            .map_err(|e| TierError::io("look at", path, e))
-        {
+        match self.io.stat(path).map_err(|e| TierError::io("look at", path, e)) {
             Ok(stat) => Ok(Some(stat)),
             Err(error) if error.is_gone() => Ok(None),
             Err(error) => Err(error),
@@ -86,10 +74,7 @@ impl<I: TierIo> Core<I> {
         let len = file.stat().map_err(failed)?.size_bytes;
         if len > SMALL_LEN_MAX {
             let problem = format!("{len} bytes are too many");
-            return Err(TierError::BadFile {
-                path: path.to_owned(),
-                problem,
-            });
+            return Err(TierError::BadFile { path: path.to_owned(), problem });
         }
         let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
         let got = read_full(&file, &mut bytes, 0).map_err(failed)?;
@@ -98,19 +83,13 @@ impl<I: TierIo> Core<I> {
     }
 
     /// Reads and parses a small JSON file.
-    pub(super) fn read_json<T: serde::de::DeserializeOwned>(
-        &self,
-        path: &str,
-    ) -> Result<Option<T>, TierError> {
+    pub(super) fn read_json<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<Option<T>, TierError> {
         let Some(bytes) = self.read_small(path)? else {
             return Ok(None);
         };
         match serde_json::from_slice(&bytes) {
             Ok(value) => Ok(Some(value)),
-            Err(error) => Err(TierError::BadFile {
-                path: path.to_owned(),
-                problem: error.to_string(),
-            }),
+            Err(error) => Err(TierError::BadFile { path: path.to_owned(), problem: error.to_string() }),
         }
     }
 
@@ -141,9 +120,7 @@ impl<I: TierIo> Core<I> {
 
     fn make_dir(&self, dir: &str) -> Result<(), TierError> {
         match self.io.mkdir(dir) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                Err(TierError::io("make", dir, error))
-            }
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(TierError::io("make", dir, error)),
             _ => Ok(()),
         }
     }
@@ -192,11 +169,7 @@ impl<I: TierIo> Core<I> {
     }
 
     /// Puts something under a name whose folders may be missing, or vanish while we make them.
-    fn place(
-        &self,
-        path: &str,
-        put: impl Fn(&str) -> std::io::Result<()>,
-    ) -> Result<(), TierError> {
+    fn place(&self, path: &str, put: impl Fn(&str) -> std::io::Result<()>) -> Result<(), TierError> {
         for _ in 0..TRIES {
             match put(path).map_err(|e| TierError::io("put", path, e)) {
                 Err(error) if error.is_gone() => match self.make_dirs(parent(path)) {
@@ -206,18 +179,11 @@ impl<I: TierIo> Core<I> {
                 other => return other,
             }
         }
-        Err(TierError::Contended {
-            path: path.to_owned(),
-            times: TRIES,
-        })
+        Err(TierError::Contended { path: path.to_owned(), times: TRIES })
     }
 
     pub(super) fn sync_dir(&self, dir: &str) -> Result<(), TierError> {
-        match self
-            .io
-            .sync_dir(dir)
-            .map_err(|e| TierError::io("sync", dir, e))
-        {
+        match self.io.sync_dir(dir).map_err(|e| TierError::io("sync", dir, e)) {
             // Somebody removed it: nothing there is to become durable.
             Err(error) if error.is_gone() => Ok(()),
             other => other,
@@ -226,11 +192,7 @@ impl<I: TierIo> Core<I> {
 
     /// Removes a file; no error where there is none.
     pub(super) fn remove(&self, path: &str) -> Result<bool, TierError> {
-        match self
-            .io
-            .unlink(path)
-            .map_err(|e| TierError::io("remove", path, e))
-        {
+        match self.io.unlink(path).map_err(|e| TierError::io("remove", path, e)) {
             Ok(()) => Ok(true),
             Err(error) if error.is_gone() => Ok(false),
             Err(error) => Err(error),
@@ -240,11 +202,7 @@ impl<I: TierIo> Core<I> {
     /// Moves a name away. False: it was not there.
     pub(super) fn move_away(&self, from: &str, to: &str) -> Result<bool, TierError> {
         for tried in 0..2 {
-            match self
-                .io
-                .rename(from, to)
-                .map_err(|e| TierError::io("move", from, e))
-            {
+            match self.io.rename(from, to).map_err(|e| TierError::io("move", from, e)) {
                 Ok(()) => return Ok(true),
                 Err(error) if error.is_gone() && tried == 0 => self.refresh(parent(from)),
                 Err(error) if error.is_gone() => return Ok(false),

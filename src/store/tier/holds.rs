@@ -29,16 +29,9 @@ impl<I: TierIo> Tier<I> {
     /// Holds packs of a commit for a mount of this node; an existing hold of that name is continued.
     pub fn hold(&self, key: &CommitKey, mount: &str) -> Result<Hold<I>, TierError> {
         let dir = layout::hold_dir(&self.core.node, mount)?;
-        let text = serde_json::to_vec(&HoldText {
-            format: 1,
-            key: *key,
-        })
-        .expect("plain fields");
+        let text = serde_json::to_vec(&HoldText { format: 1, key: *key }).expect("plain fields");
         self.core.write_new(&format!("{dir}/hold"), &text)?;
-        Ok(Hold {
-            tier: self.clone(),
-            dir,
-        })
+        Ok(Hold { tier: self.clone(), dir })
     }
 
     /// Drops one hold of this node.
@@ -86,11 +79,7 @@ impl<I: TierIo> Hold<I> {
         match self.tier.core.io.link(&object, &to) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
                 let error = TierError::io("hold", &object, error);
-                if error.is_gone() {
-                    Ok(false)
-                } else {
-                    Err(error)
-                }
+                if error.is_gone() { Ok(false) } else { Err(error) }
             }
             _ => Ok(true),
         }

@@ -92,11 +92,7 @@ pub trait TierIo: fmt::Debug + Send + Sync + 'static {
 }
 
 /// Reads from `offset` until `buf` is full or the file ends.
-pub(crate) fn read_full<F: TierFile + ?Sized>(
-    file: &F,
-    buf: &mut [u8],
-    offset: u64,
-) -> io::Result<usize> {
+pub(crate) fn read_full<F: TierFile + ?Sized>(file: &F, buf: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut filled = 0;
     while let Some(rest) = buf.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         match file.read_at(rest, offset + filled as u64) {

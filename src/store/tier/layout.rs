@@ -20,9 +20,8 @@ pub(crate) const STEWARD: &str = "steward";
 pub(crate) const TEMP: &str = "tmp";
 
 /// Every folder that `init` makes (and the 256 fans below `objects`).
-pub(crate) const FOLDERS: [&str; 10] = [
-    OBJECTS, STAGING, COMMITS, DATASETS, HOLDS, TRASH, QUARANTINE, NODES, STEWARD, TEMP,
-];
+pub(crate) const FOLDERS: [&str; 10] =
+    [OBJECTS, STAGING, COMMITS, DATASETS, HOLDS, TRASH, QUARANTINE, NODES, STEWARD, TEMP];
 
 /// Where things go when a full medium takes no new folder; made by `init`.
 pub(crate) const TRASH_SPILL: &str = "trash/spill";
@@ -64,9 +63,7 @@ impl Sidecar {
 }
 
 /// A commit of a lake: what records, leases and keeps belong to.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct CommitKey {
     pub lake: LakeId,
     pub commit: CommitId,
@@ -103,10 +100,7 @@ pub(crate) enum ObjectName {
 pub(crate) fn parse_object(name: &str) -> Option<ObjectName> {
     match name.split_once('.') {
         None => name.parse().ok().map(ObjectName::Pack),
-        Some((pack, part)) => Some(ObjectName::Sidecar(
-            pack.parse().ok()?,
-            Sidecar::parse(part)?,
-        )),
+        Some((pack, part)) => Some(ObjectName::Sidecar(pack.parse().ok()?, Sidecar::parse(part)?)),
     }
 }
 
@@ -154,14 +148,8 @@ pub(crate) fn parse_staging(name: &str) -> Option<StagingName> {
     match parts.as_slice() {
         ["generation"] => Some(StagingName::Generation),
         ["data", generation] => Uuid::parse_str(generation).ok().map(StagingName::Data),
-        [s, generation, "claim"] => Some(StagingName::Claim(
-            span(s)?,
-            Uuid::parse_str(generation).ok()?,
-        )),
-        [s, generation, "done"] => Some(StagingName::Done(
-            span(s)?,
-            Uuid::parse_str(generation).ok()?,
-        )),
+        [s, generation, "claim"] => Some(StagingName::Claim(span(s)?, Uuid::parse_str(generation).ok()?)),
+        [s, generation, "done"] => Some(StagingName::Done(span(s)?, Uuid::parse_str(generation).ok()?)),
         _ => None,
     }
 }
@@ -225,10 +213,7 @@ pub(crate) fn parse_trashed_record(name: &str) -> Option<(CommitKey, PlacementId
     let parts: Vec<&str> = name.split('.').collect();
     match parts.as_slice() {
         ["record", lake, commit, placement] => {
-            let key = CommitKey {
-                lake: lake.parse().ok()?,
-                commit: commit.parse().ok()?,
-            };
+            let key = CommitKey { lake: lake.parse().ok()?, commit: commit.parse().ok()? };
             Some((key, placement.parse().ok()?))
         }
         _ => None,
@@ -239,9 +224,7 @@ pub(crate) fn parse_trashed_record(name: &str) -> Option<(CommitKey, PlacementId
 fn check_name(name: &str) -> Result<(), TierError> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     if name.is_empty() || name.len() > 200 || name.starts_with('.') || !name.bytes().all(plain) {
-        return Err(TierError::BadName {
-            name: name.to_owned(),
-        });
+        return Err(TierError::BadName { name: name.to_owned() });
     }
     Ok(())
 }

@@ -50,13 +50,7 @@ pub struct InitOptions {
 
 impl Default for InitOptions {
     fn default() -> Self {
-        Self {
-            capacity_bytes: None,
-            ttl_ms: None,
-            dir_mode: 0o770,
-            uid: None,
-            gid: None,
-        }
+        Self { capacity_bytes: None, ttl_ms: None, dir_mode: 0o770, uid: None, gid: None }
     }
 }
 
@@ -89,10 +83,7 @@ pub(crate) fn init<I: TierIo>(
 ) -> Result<Marker, TierError> {
     match read(io, dir) {
         Ok(marker) => {
-            return Err(TierError::AlreadyTier {
-                dir: dir.to_owned(),
-                tier: marker.tier.to_string(),
-            });
+            return Err(TierError::AlreadyTier { dir: dir.to_owned(), tier: marker.tier.to_string() });
         }
         Err(TierError::NoMarker { .. }) => {}
         Err(other) => return Err(other),
@@ -134,12 +125,8 @@ pub(crate) fn read<I: TierIo>(io: &I, dir: &Path) -> Result<Marker, TierError> {
         Ok(file) => file,
         Err(error) => {
             return Err(match TierError::io("open", path, error) {
-                TierError::Gone { .. } => TierError::NoMarker {
-                    dir: dir.to_owned(),
-                },
-                other if is_not_a_folder(&other) => TierError::NoMarker {
-                    dir: dir.to_owned(),
-                },
+                TierError::Gone { .. } => TierError::NoMarker { dir: dir.to_owned() },
+                other if is_not_a_folder(&other) => TierError::NoMarker { dir: dir.to_owned() },
                 other => other,
             });
         }
@@ -147,18 +134,11 @@ pub(crate) fn read<I: TierIo>(io: &I, dir: &Path) -> Result<Marker, TierError> {
     let mut bytes = vec![0; MARKER_LEN_MAX];
     let len = read_full(&file, &mut bytes, 0).map_err(|e| TierError::io("read", path, e))?;
     bytes.truncate(len);
-    let bad = |source| TierError::BadMarker {
-        dir: dir.to_owned(),
-        source,
-    };
+    let bad = |source| TierError::BadMarker { dir: dir.to_owned(), source };
     // The version first: a newer format may have fields that we cannot parse.
     let version: Version = serde_json::from_slice(&bytes).map_err(bad)?;
     if version.format > FORMAT {
-        return Err(TierError::NewerFormat {
-            dir: dir.to_owned(),
-            found: version.format,
-            known: FORMAT,
-        });
+        return Err(TierError::NewerFormat { dir: dir.to_owned(), found: version.format, known: FORMAT });
     }
     serde_json::from_slice(&bytes).map_err(bad)
 }
@@ -178,10 +158,7 @@ fn refuse_foreign<I: TierIo>(io: &I, dir: &Path) -> Result<(), TierError> {
     for listed in names {
         let ours = layout::FOLDERS.contains(&listed.name.as_str()) || listed.name == "lost+found";
         if !ours {
-            return Err(TierError::NotEmpty {
-                dir: dir.to_owned(),
-                name: listed.name,
-            });
+            return Err(TierError::NotEmpty { dir: dir.to_owned(), name: listed.name });
         }
     }
     Ok(())
@@ -189,9 +166,7 @@ fn refuse_foreign<I: TierIo>(io: &I, dir: &Path) -> Result<(), TierError> {
 
 fn make_dir<I: TierIo>(io: &I, path: &str) -> Result<(), TierError> {
     match io.mkdir(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            Err(TierError::io("make", path, error))
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(TierError::io("make", path, error)),
         _ => Ok(()),
     }
 }
@@ -200,15 +175,11 @@ fn write_marker<I: TierIo>(io: &I, marker: &Marker) -> Result<(), TierError> {
     let temp = format!("{}/marker.{}", layout::TEMP, marker.tier);
     let mut text = serde_json::to_vec_pretty(marker).expect("a marker has only plain fields");
     text.push(b'\n');
-    let file = io
-        .create(&temp)
-        .map_err(|e| TierError::io("create", &temp, e))?;
-    file.write_at(&text, 0)
-        .map_err(|e| TierError::io("write", &temp, e))?;
+    let file = io.create(&temp).map_err(|e| TierError::io("create", &temp, e))?;
+    file.write_at(&text, 0).map_err(|e| TierError::io("write", &temp, e))?;
     file.sync().map_err(|e| TierError::io("sync", &temp, e))?;
     for folder in layout::FOLDERS {
-        io.sync_dir(folder)
-            .map_err(|e| TierError::io("sync", folder, e))?;
+        io.sync_dir(folder).map_err(|e| TierError::io("sync", folder, e))?;
     }
     match io.link(&temp, layout::MARKER) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
@@ -217,6 +188,5 @@ fn write_marker<I: TierIo>(io: &I, marker: &Marker) -> Result<(), TierError> {
         _ => {}
     }
     io.sync_dir("").map_err(|e| TierError::io("sync", ".", e))?;
-    io.unlink(&temp)
-        .map_err(|e| TierError::io("remove", &temp, e))
+    io.unlink(&temp).map_err(|e| TierError::io("remove", &temp, e))
 }

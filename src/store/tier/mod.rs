@@ -122,9 +122,7 @@ pub struct Tier<I: TierIo = RealIo> {
 
 impl<I: TierIo> Clone for Tier<I> {
     fn clone(&self) -> Self {
-        Self {
-            core: Arc::clone(&self.core),
-        }
+        Self { core: Arc::clone(&self.core) }
     }
 }
 
@@ -171,15 +169,7 @@ impl Tier<RealIo> {
         let io = RealIo::new(dir);
         let found = marker::read(&io, dir)?;
         let io = io.with_marker(&found);
-        Ok(Self::with_marker(
-            io,
-            Arc::new(RealClock::default()),
-            dir,
-            found,
-            node,
-            Uuid::new_v4(),
-            cfg,
-        ))
+        Ok(Self::with_marker(io, Arc::new(RealClock::default()), dir, found, node, Uuid::new_v4(), cfg))
     }
 
     /// Says whether a directory is a tier (has a marker that can be read).
@@ -199,9 +189,7 @@ impl<I: TierIo> Tier<I> {
         cfg: TierConfig,
     ) -> Result<Self, TierError> {
         let found = marker::read(&io, dir)?;
-        Ok(Self::with_marker(
-            io, clock, dir, found, node, instance, cfg,
-        ))
+        Ok(Self::with_marker(io, clock, dir, found, node, instance, cfg))
     }
 
     fn with_marker(
@@ -224,9 +212,7 @@ impl<I: TierIo> Tier<I> {
             cfg,
             state: Mutex::default(),
         };
-        Self {
-            core: Arc::new(core),
-        }
+        Self { core: Arc::new(core) }
     }
 
     /// Gives the tier's id.
@@ -251,19 +237,12 @@ impl<I: TierIo> Tier<I> {
 
     /// Age-out after the last use, where neither commit nor dataset says otherwise.
     pub fn ttl_ms(&self) -> u64 {
-        self.core
-            .cfg
-            .ttl_ms
-            .or(self.core.marker.ttl_ms)
-            .unwrap_or(TTL_DEFAULT_MS)
+        self.core.cfg.ttl_ms.or(self.core.marker.ttl_ms).unwrap_or(TTL_DEFAULT_MS)
     }
 
     /// Bytes that the tier may take, where someone said so.
     pub fn configured_capacity_bytes(&self) -> Option<u64> {
-        self.core
-            .cfg
-            .capacity_bytes
-            .or(self.core.marker.capacity_bytes)
+        self.core.cfg.capacity_bytes.or(self.core.marker.capacity_bytes)
     }
 
     /// Gives the server's now, in milliseconds of the server's clock.
@@ -291,15 +270,12 @@ impl<I: TierIo> Core<I> {
                 }
             }
         }
-        let touched =
-            match self.replace(&path, &records::node_note(&self.node, self.clock.wall_ms())) {
-                Ok(()) => self.io.touch(&path),
-                Err(error) if error.is_full() => self.io.touch(layout::CLOCK),
-                Err(error) => return Err(error),
-            };
-        Ok(touched
-            .map_err(|e| TierError::io("touch", &path, e))?
-            .mtime_ms())
+        let touched = match self.replace(&path, &records::node_note(&self.node, self.clock.wall_ms())) {
+            Ok(()) => self.io.touch(&path),
+            Err(error) if error.is_full() => self.io.touch(layout::CLOCK),
+            Err(error) => return Err(error),
+        };
+        Ok(touched.map_err(|e| TierError::io("touch", &path, e))?.mtime_ms())
     }
 }
 

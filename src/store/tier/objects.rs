@@ -6,9 +6,7 @@ use crate::format::ids::{ContentDigest, ContentId, NodeId, PackId};
 use crate::format::pack::{PackIndex, PackOutboard, PackedContent, Place, Proof};
 use crate::store::tier::error::TierError;
 use crate::store::tier::io::{Stat, TierFile, TierIo, read_full};
-use crate::store::tier::layout::{
-    self, ObjectName, QUARANTINE, SCRUB_CURSOR, Sidecar, parse_object,
-};
+use crate::store::tier::layout::{self, ObjectName, QUARANTINE, SCRUB_CURSOR, Sidecar, parse_object};
 use crate::store::tier::turns::Turn;
 use crate::store::tier::{Core, Tier};
 
@@ -22,11 +20,7 @@ pub struct FileIdentity {
 
 impl From<Stat> for FileIdentity {
     fn from(stat: Stat) -> Self {
-        Self {
-            file_id: stat.file_id,
-            size_bytes: stat.size_bytes,
-            mtime_ns: stat.mtime_ns,
-        }
+        Self { file_id: stat.file_id, size_bytes: stat.size_bytes, mtime_ns: stat.mtime_ns }
     }
 }
 
@@ -113,11 +107,7 @@ impl<I: TierIo> Tier<I> {
             return Ok(None);
         };
         match file.stat().map_err(|e| TierError::io("look at", &path, e)) {
-            Ok(stat) => Ok(Some(PackFile {
-                file,
-                len: stat.size_bytes,
-                identity: stat.into(),
-            })),
+            Ok(stat) => Ok(Some(PackFile { file, len: stat.size_bytes, identity: stat.into() })),
             Err(error) if error.is_gone() => Ok(None),
             Err(error) => Err(error),
         }
@@ -134,12 +124,7 @@ impl<I: TierIo> Tier<I> {
 
     /// Keeps bytes beside a pack, by exclusive create; gives the bytes that are there afterwards.
     /// Damaged ones are replaced. Make the stage first: it protects a sidecar that has no pack yet.
-    pub fn put_sidecar(
-        &self,
-        pack: &PackId,
-        part: Sidecar,
-        bytes: &[u8],
-    ) -> Result<Vec<u8>, TierError> {
+    pub fn put_sidecar(&self, pack: &PackId, part: Sidecar, bytes: &[u8]) -> Result<Vec<u8>, TierError> {
         check_sidecar(pack, part, bytes)?;
         let path = layout::sidecar(pack, part);
         loop {
@@ -159,12 +144,7 @@ impl<I: TierIo> Tier<I> {
     }
 
     /// Sets a damaged object aside, if the name still has the file of that identity.
-    pub fn quarantine(
-        &self,
-        pack: &PackId,
-        bad: &FileIdentity,
-        why: &str,
-    ) -> Result<Quarantined, TierError> {
+    pub fn quarantine(&self, pack: &PackId, bad: &FileIdentity, why: &str) -> Result<Quarantined, TierError> {
         let claim = format!("{QUARANTINE}/{pack}.claim");
         match self.core.take_turn(&claim, self.core.cfg.claim_ttl_ms)? {
             Turn::Mine => {}
@@ -188,8 +168,7 @@ impl<I: TierIo> Tier<I> {
             found => found,
         };
         if let Some(pack) = found {
-            let text =
-                serde_json::to_vec(&ScrubCursor { after: Some(pack) }).expect("plain fields");
+            let text = serde_json::to_vec(&ScrubCursor { after: Some(pack) }).expect("plain fields");
             self.core.replace(SCRUB_CURSOR, &text)?;
         }
         Ok(found)
@@ -197,18 +176,8 @@ impl<I: TierIo> Tier<I> {
 
     /// Checks one object against its index, without any commit. `pace` is called with the bytes just
     /// read and may sleep: so the rate is the caller's. What is damaged is set aside.
-    pub fn scrub(
-        &self,
-        pack: &PackId,
-        pace: &mut dyn FnMut(u64),
-    ) -> Result<ScrubReport, TierError> {
-        let report = |bytes, outcome| {
-            Ok(ScrubReport {
-                pack: *pack,
-                bytes,
-                outcome,
-            })
-        };
+    pub fn scrub(&self, pack: &PackId, pace: &mut dyn FnMut(u64)) -> Result<ScrubReport, TierError> {
+        let report = |bytes, outcome| Ok(ScrubReport { pack: *pack, bytes, outcome });
         let Some(object) = self.pack(pack)? else {
             return report(0, ScrubOutcome::Gone);
         };
@@ -222,12 +191,7 @@ impl<I: TierIo> Tier<I> {
         };
         if index.len != object.len {
             self.quarantine(pack, &object.identity, "wrong length")?;
-            return report(
-                0,
-                ScrubOutcome::WrongSize {
-                    expected: index.len,
-                },
-            );
+            return report(0, ScrubOutcome::WrongSize { expected: index.len });
         }
         let proof = match self.sidecar(pack, Sidecar::Proof) {
             Ok(Some(bytes)) => Proof::decode(&bytes).ok(),
@@ -239,14 +203,10 @@ impl<I: TierIo> Tier<I> {
                 unproven += 1;
                 continue;
             };
-            let found = digest_of(&object.file, content, pace)
-                .map_err(|e| TierError::io("read", &layout::object(pack), e))?;
+            let found =
+                digest_of(&object.file, content, pace).map_err(|e| TierError::io("read", &layout::object(pack), e))?;
             if found != Some(expected) {
-                self.quarantine(
-                    pack,
-                    &object.identity,
-                    "scrub: a content has another digest",
-                )?;
+                self.quarantine(pack, &object.identity, "scrub: a content has another digest")?;
                 return report(object.len, ScrubOutcome::Damaged { content: at });
             }
         }
@@ -274,12 +234,7 @@ impl<I: TierIo> Core<I> {
         }
     }
 
-    fn set_aside(
-        &self,
-        pack: &PackId,
-        bad: &FileIdentity,
-        why: &str,
-    ) -> Result<Quarantined, TierError> {
+    fn set_aside(&self, pack: &PackId, bad: &FileIdentity, why: &str) -> Result<Quarantined, TierError> {
         let object = layout::object(pack);
         match self.look(&object)? {
             None => return Ok(Quarantined::Gone),
@@ -296,10 +251,7 @@ impl<I: TierIo> Core<I> {
             time_ms: self.clock.wall_ms(),
         };
         let report_path = format!("{aside}.json");
-        self.write_new(
-            &report_path,
-            &serde_json::to_vec_pretty(&report).expect("plain fields"),
-        )?;
+        self.write_new(&report_path, &serde_json::to_vec_pretty(&report).expect("plain fields"))?;
         if !self.move_away(&object, &aside)? {
             self.remove(&report_path)?;
             return Ok(Quarantined::Gone);
@@ -319,9 +271,7 @@ impl<I: TierIo> Core<I> {
     fn first_object_after(&self, after: Option<PackId>) -> Result<Option<PackId>, TierError> {
         let from = after.map_or(0, |pack| pack.0.first().copied().unwrap_or(0));
         for fan in from..=255 {
-            let names = self
-                .list(&format!("{}/{fan:02x}", layout::OBJECTS))?
-                .unwrap_or_default();
+            let names = self.list(&format!("{}/{fan:02x}", layout::OBJECTS))?.unwrap_or_default();
             let next = names
                 .iter()
                 .filter_map(|listed| match parse_object(&listed.name) {
@@ -346,21 +296,10 @@ fn check_sidecar(pack: &PackId, part: Sidecar, bytes: &[u8]) -> Result<(), TierE
         Sidecar::Outboard => ours(PackOutboard::decode(bytes).map(|_| true)),
         Sidecar::Proof => ours(Proof::decode(bytes).map(|proof| proof.pack == *pack)),
     };
-    if good {
-        Ok(())
-    } else {
-        Err(TierError::BadSidecar {
-            pack: *pack,
-            part: part.name(),
-        })
-    }
+    if good { Ok(()) } else { Err(TierError::BadSidecar { pack: *pack, part: part.name() }) }
 }
 
-fn expected_digest(
-    content: &PackedContent,
-    at: usize,
-    proof: Option<&Proof>,
-) -> Option<ContentDigest> {
+fn expected_digest(content: &PackedContent, at: usize, proof: Option<&Proof>) -> Option<ContentDigest> {
     match content.content {
         ContentId::Digest(digest) => Some(digest),
         ContentId::Pin(_) => proof.and_then(|proof| proof.digests.get(at).copied().flatten()),

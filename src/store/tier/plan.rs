@@ -10,9 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::format::ids::PackId;
-use crate::store::tier::layout::{
-    CommitKey, ObjectName, Sidecar, parse_object, parse_trashed_record,
-};
+use crate::store::tier::layout::{CommitKey, ObjectName, Sidecar, parse_object, parse_trashed_record};
 use crate::store::tier::scan::{CommitScan, Scan, signed};
 use crate::store::tier::{TierConfig, TierError};
 
@@ -138,22 +136,14 @@ pub struct Restore {
 impl SweepPlan {
     /// The commits that leave.
     pub fn leaving(&self) -> impl Iterator<Item = &Decision> {
-        self.decisions
-            .iter()
-            .filter(|decision| decision.verdict == Verdict::Leaves)
+        self.decisions.iter().filter(|decision| decision.verdict == Verdict::Leaves)
     }
 }
 
 /// Decides about everything in a scan.
 pub fn plan(scan: &Scan, policy: &Policy) -> SweepPlan {
-    let mut plan = SweepPlan {
-        decisions: scan
-            .commits
-            .iter()
-            .map(|c| by_age(c, scan.now_ms))
-            .collect(),
-        ..SweepPlan::default()
-    };
+    let mut plan =
+        SweepPlan { decisions: scan.commits.iter().map(|c| by_age(c, scan.now_ms)).collect(), ..SweepPlan::default() };
     for_room(scan, policy, &mut plan);
     restores(scan, &mut plan);
     leftovers(scan, policy, &mut plan);
@@ -176,19 +166,8 @@ fn by_age(commit: &CommitScan, now_ms: i64) -> Decision {
     let (verdict, reason) = match protection(commit) {
         Some(reason) => (Verdict::Stays, reason),
         None if commit.records.is_empty() => (Verdict::Leaves, Reason::Leftover),
-        None if unused_ms > ttl_ms => (
-            Verdict::Leaves,
-            Reason::AgedOut {
-                unused_ms,
-                ttl_ms: commit.ttl_ms,
-            },
-        ),
-        None => (
-            Verdict::Stays,
-            Reason::Fresh {
-                expires_in_ms: ttl_ms.saturating_sub(unused_ms),
-            },
-        ),
+        None if unused_ms > ttl_ms => (Verdict::Leaves, Reason::AgedOut { unused_ms, ttl_ms: commit.ttl_ms }),
+        None => (Verdict::Stays, Reason::Fresh { expires_in_ms: ttl_ms.saturating_sub(unused_ms) }),
     };
     Decision {
         key: commit.key,
@@ -206,9 +185,7 @@ fn for_room(scan: &Scan, policy: &Policy, plan: &mut SweepPlan) {
     let usage = crate::store::usage::account(&facts);
     // Trash, orphans and quarantine leave by themselves; evicting because of them would be for nothing.
     let leaving_anyway = usage.trash_bytes + usage.orphan_bytes;
-    let capacity = usage
-        .capacity_bytes
-        .min(usage.total_bytes.saturating_add(scan.space.free_bytes));
+    let capacity = usage.capacity_bytes.min(usage.total_bytes.saturating_add(scan.space.free_bytes));
     plan.high_bytes = share(capacity, policy.high_watermark_percent);
     plan.low_bytes = share(capacity, policy.low_watermark_percent);
     plan.taken_bytes = usage.total_bytes.saturating_sub(leaving_anyway);
@@ -241,8 +218,7 @@ fn for_room(scan: &Scan, policy: &Policy, plan: &mut SweepPlan) {
     let mut order: Vec<usize> = (0..scan.commits.len()).collect();
     order.sort_by_key(|at| scan.commits.get(*at).map(|c| (c.last_use_ms, c.key)));
     for at in order {
-        let (Some(commit), Some(decision)) = (scan.commits.get(at), plan.decisions.get_mut(at))
-        else {
+        let (Some(commit), Some(decision)) = (scan.commits.get(at), plan.decisions.get_mut(at)) else {
             continue;
         };
         if taken <= plan.low_bytes || !matches!(decision.reason, Reason::Fresh { .. }) {
@@ -272,20 +248,12 @@ fn restores(scan: &Scan, plan: &mut SweepPlan) {
     for batch in &scan.trash {
         for item in &batch.items {
             let needed = match (parse_object(&item.name), parse_trashed_record(&item.name)) {
-                (Some(ObjectName::Pack(pack) | ObjectName::Sidecar(pack, _)), _) => {
-                    referenced.contains(&pack)
-                }
-                (None, Some((key, _))) => scan
-                    .commits
-                    .iter()
-                    .any(|c| c.key == key && protection(c).is_some()),
+                (Some(ObjectName::Pack(pack) | ObjectName::Sidecar(pack, _)), _) => referenced.contains(&pack),
+                (None, Some((key, _))) => scan.commits.iter().any(|c| c.key == key && protection(c).is_some()),
                 (None, None) => false,
             };
             if needed {
-                plan.restore.push(Restore {
-                    batch: batch.name.clone(),
-                    name: item.name.clone(),
-                });
+                plan.restore.push(Restore { batch: batch.name.clone(), name: item.name.clone() });
             }
         }
     }
@@ -321,29 +289,14 @@ fn leftovers(scan: &Scan, policy: &Policy, plan: &mut SweepPlan) {
         .filter(|s| {
             let published = s.pack.is_some_and(|pack| scan.objects.contains_key(&pack));
             let unneeded = s.pack.is_some_and(|pack| !referenced.contains(&pack));
-            let limit_ms = if published || unneeded {
-                grace_ms
-            } else {
-                signed(policy.staging_ttl_ms)
-            };
+            let limit_ms = if published || unneeded { grace_ms } else { signed(policy.staging_ttl_ms) };
             s.live_claims == 0 && s.idle_ms > limit_ms
         })
         .map(|s| s.name.clone())
         .collect();
-    plan.trash = scan
-        .trash
-        .iter()
-        .filter(|b| b.age_ms > grace_ms)
-        .map(|b| b.name.clone())
-        .collect();
-    let leases = scan
-        .commits
-        .iter()
-        .flat_map(|c| &c.leases)
-        .filter(|lease| !lease.live);
-    plan.expired_leases = leases
-        .map(|lease| (lease.path.clone(), lease.stat))
-        .collect();
+    plan.trash = scan.trash.iter().filter(|b| b.age_ms > grace_ms).map(|b| b.name.clone()).collect();
+    let leases = scan.commits.iter().flat_map(|c| &c.leases).filter(|lease| !lease.live);
+    plan.expired_leases = leases.map(|lease| (lease.path.clone(), lease.stat)).collect();
     let quarantine_ttl_ms = signed(policy.quarantine_ttl_ms);
     plan.quarantine = scan
         .quarantine
@@ -352,12 +305,7 @@ fn leftovers(scan: &Scan, policy: &Policy, plan: &mut SweepPlan) {
         .map(|q| q.name.clone())
         .collect();
     // A temporary file lives for one write: a day is for clients that hang.
-    plan.temp = scan
-        .temp
-        .iter()
-        .filter(|t| t.age_ms > grace_ms.max(3_600_000))
-        .map(|t| t.name.clone())
-        .collect();
+    plan.temp = scan.temp.iter().filter(|t| t.age_ms > grace_ms.max(3_600_000)).map(|t| t.name.clone()).collect();
 }
 
 impl Reason {
@@ -376,7 +324,8 @@ impl Reason {
                 span_text(*unused_ms)
             ),
             Self::EvictionsFreeNothing => {
-                "the tier is above its high watermark, but evictions free nothing; do snapshots hold the space?".to_owned()
+                "the tier is above its high watermark, but evictions free nothing; do snapshots hold the space?"
+                    .to_owned()
             }
             Self::Leftover => "it has no record here: leftovers".to_owned(),
             Self::Uncached => "someone said `larder uncache`".to_owned(),
@@ -389,11 +338,7 @@ impl Reason {
 pub fn span_text(ms: i64) -> String {
     let duration = std::time::Duration::from_millis(u64::try_from(ms.max(0)).unwrap_or(0));
     // Whole seconds are enough above one.
-    let rounded = if ms >= 1000 {
-        std::time::Duration::from_secs(duration.as_secs())
-    } else {
-        duration
-    };
+    let rounded = if ms >= 1000 { std::time::Duration::from_secs(duration.as_secs()) } else { duration };
     humantime::format_duration(rounded).to_string()
 }
 
@@ -405,8 +350,5 @@ pub(crate) fn refusal(key: &CommitKey, reason: &Reason) -> TierError {
         Reason::Held => "a mount without a daemon holds it; unmount it first",
         _ => "it is in use",
     };
-    TierError::Busy {
-        commit: key.commit,
-        why,
-    }
+    TierError::Busy { commit: key.commit, why }
 }

@@ -84,10 +84,7 @@ fn stat_of(meta: &fs::Metadata) -> Stat {
         file_id: meta.ino(),
         size_bytes: meta.size(),
         allocated_bytes: meta.blocks().saturating_mul(512),
-        mtime_ns: meta
-            .mtime()
-            .saturating_mul(1_000_000_000)
-            .saturating_add(meta.mtime_nsec()),
+        mtime_ns: meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec()),
         is_dir: meta.is_dir(),
     }
 }
@@ -102,11 +99,7 @@ impl TierFile for File {
     }
 
     fn extend(&self, len_bytes: u64) -> io::Result<()> {
-        if self.metadata()?.len() < len_bytes {
-            self.set_len(len_bytes)
-        } else {
-            Ok(())
-        }
+        if self.metadata()?.len() < len_bytes { self.set_len(len_bytes) } else { Ok(()) }
     }
 
     fn stat(&self) -> io::Result<Stat> {
@@ -122,21 +115,12 @@ impl TierIo for RealIo {
     type File = File;
 
     fn open(&self, path: &str, write: bool) -> io::Result<File> {
-        OpenOptions::new()
-            .read(true)
-            .write(write)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(self.path(path))
+        OpenOptions::new().read(true).write(write).custom_flags(libc::O_NOFOLLOW).open(self.path(path))
     }
 
     fn create(&self, path: &str) -> io::Result<File> {
         let path = self.path(path);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(self.file_mode)
-            .open(&path)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(self.file_mode).open(&path)?;
         if file.metadata()?.mode() & 0o7777 != self.file_mode {
             file.set_permissions(fs::Permissions::from_mode(self.file_mode))?;
         }
@@ -175,10 +159,7 @@ impl TierIo for RealIo {
             if name == ".snapshot" || name.starts_with(".nfs") {
                 continue;
             }
-            names.push(Listed {
-                name,
-                is_dir: entry.file_type()?.is_dir(),
-            });
+            names.push(Listed { name, is_dir: entry.file_type()?.is_dir() });
         }
         names.sort();
         Ok(names)
@@ -186,18 +167,12 @@ impl TierIo for RealIo {
 
     fn stat(&self, path: &str) -> io::Result<Stat> {
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags)
-            .open(self.path(path))?;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(self.path(path))?;
         Ok(stat_of(&file.metadata()?))
     }
 
     fn touch(&self, path: &str) -> io::Result<Stat> {
-        let file = OpenOptions::new()
-            .write(true)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(self.path(path))?;
+        let file = OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(self.path(path))?;
         futimens(&file, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_NOW)?;
         Ok(stat_of(&file.metadata()?))
     }

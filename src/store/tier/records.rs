@@ -48,15 +48,8 @@ struct PackText {
 
 impl Record {
     pub(crate) fn encode(&self, created_ms: i64) -> Vec<u8> {
-        let packs = self
-            .packs
-            .iter()
-            .map(|p| PackText {
-                pack: p.pack,
-                len: p.len,
-                referenced: p.referenced,
-            })
-            .collect();
+        let packs =
+            self.packs.iter().map(|p| PackText { pack: p.pack, len: p.len, referenced: p.referenced }).collect();
         let text = RecordText {
             format: 1,
             lake: self.key.lake,
@@ -71,20 +64,10 @@ impl Record {
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         let text: RecordText = serde_json::from_slice(bytes)?;
-        let packs = text
-            .packs
-            .into_iter()
-            .map(|p| PackUse {
-                pack: p.pack,
-                len: p.len,
-                referenced: p.referenced,
-            })
-            .collect();
+        let packs =
+            text.packs.into_iter().map(|p| PackUse { pack: p.pack, len: p.len, referenced: p.referenced }).collect();
         Ok(Self {
-            key: CommitKey {
-                lake: text.lake,
-                commit: text.commit,
-            },
+            key: CommitKey { lake: text.lake, commit: text.commit },
             dataset: text.dataset,
             placement: text.placement,
             packs,
@@ -106,15 +89,8 @@ pub(crate) struct Note {
 }
 
 pub(crate) fn node_note(node: &NodeId, time_ms: i64) -> Vec<u8> {
-    let host = nix::sys::utsname::uname()
-        .map(|u| u.nodename().to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let note = Note {
-        format: 1,
-        node: *node,
-        host,
-        time_ms,
-    };
+    let host = nix::sys::utsname::uname().map(|u| u.nodename().to_string_lossy().into_owned()).unwrap_or_default();
+    let note = Note { format: 1, node: *node, host, time_ms };
     serde_json::to_vec(&note).expect("a note has only plain fields")
 }
 
@@ -159,18 +135,8 @@ impl<I: TierIo> Tier<I> {
     pub fn lease(&self, record: &Record) -> Result<Lease<I>, TierError> {
         let core = &self.core;
         let id = core.nonce();
-        core.state.lock().leases.insert(
-            id,
-            LeaseState {
-                record: record.clone(),
-            },
-        );
-        let lease = Lease {
-            tier: self.clone(),
-            id,
-            key: record.key,
-            released: false,
-        };
+        core.state.lock().leases.insert(id, LeaseState { record: record.clone() });
+        let lease = Lease { tier: self.clone(), id, key: record.key, released: false };
         core.renew(&id, record)?;
         core.state.lock().promises += 1;
         core.write_use(&record.key)?;
@@ -223,11 +189,7 @@ impl<I: TierIo> Tier<I> {
                 let _ = core.remove(&layout::lease(&lease.record.key, &core.node, &id));
             }
         }
-        written.extend(
-            used.into_iter()
-                .filter(|key| !written.contains(key))
-                .collect::<Vec<_>>(),
-        );
+        written.extend(used.into_iter().filter(|key| !written.contains(key)).collect::<Vec<_>>());
         for key in written {
             if let Err(error) = core.write_use(&key) {
                 renewed.failed.push(error);
@@ -265,10 +227,7 @@ impl<I: TierIo> Tier<I> {
         if core.record_names(key)?.is_empty() {
             return Err(TierError::NotCached { commit: key.commit });
         }
-        core.write_new(
-            &layout::keep(key),
-            &node_note(&core.node, core.clock.wall_ms()),
-        )?;
+        core.write_new(&layout::keep(key), &node_note(&core.node, core.clock.wall_ms()))?;
         // An eviction that was ahead of us has taken the record away and looks for keeps again.
         if core.record_names(key)?.is_empty() {
             core.remove(&layout::keep(key))?;
@@ -296,14 +255,8 @@ impl<I: TierIo> Tier<I> {
     }
 
     /// Sets the time to live of every commit of a dataset that has none of its own.
-    pub fn set_dataset_ttl(
-        &self,
-        lake: &LakeId,
-        dataset: &str,
-        ttl_ms: Option<u64>,
-    ) -> Result<(), TierError> {
-        self.core
-            .write_ttl(&layout::dataset_ttl(lake, dataset)?, ttl_ms)
+    pub fn set_dataset_ttl(&self, lake: &LakeId, dataset: &str, ttl_ms: Option<u64>) -> Result<(), TierError> {
+        self.core.write_ttl(&layout::dataset_ttl(lake, dataset)?, ttl_ms)
     }
 }
 
@@ -312,11 +265,7 @@ impl<I: TierIo> Core<I> {
     fn renew(&self, id: &Uuid, record: &Record) -> Result<bool, TierError> {
         let path = layout::lease(&record.key, &self.node, id);
         let mut there = true;
-        match self
-            .io
-            .touch(&path)
-            .map_err(|e| TierError::io("touch", &path, e))
-        {
+        match self.io.touch(&path).map_err(|e| TierError::io("touch", &path, e)) {
             Ok(_) => {}
             Err(error) if error.is_gone() => {
                 there = false;
@@ -334,21 +283,14 @@ impl<I: TierIo> Core<I> {
         if self.look(&path)?.is_some() {
             return Ok(true);
         }
-        self.write_new(&path, &record.encode(self.clock.wall_ms()))
-            .map(|new| !new)
+        self.write_new(&path, &record.encode(self.clock.wall_ms())).map(|new| !new)
     }
 
     /// Writes down that a commit was used: the file's time counts, its text is for people.
     fn write_use(&self, key: &CommitKey) -> Result<(), TierError> {
         let path = layout::use_file(key, &self.node);
-        match self
-            .io
-            .touch(&path)
-            .map_err(|e| TierError::io("touch", &path, e))
-        {
-            Err(error) if error.is_gone() => {
-                self.replace(&path, &node_note(&self.node, self.clock.wall_ms()))
-            }
+        match self.io.touch(&path).map_err(|e| TierError::io("touch", &path, e)) {
+            Err(error) if error.is_gone() => self.replace(&path, &node_note(&self.node, self.clock.wall_ms())),
             other => other.map(drop),
         }
     }
@@ -376,10 +318,7 @@ impl<I: TierIo> Core<I> {
     pub(super) fn record_names(&self, key: &CommitKey) -> Result<Vec<PlacementId>, TierError> {
         let dir = layout::commit_dir(key);
         let names = self.list(&dir)?.unwrap_or_default();
-        Ok(names
-            .iter()
-            .filter_map(|listed| layout::parse_record(&listed.name))
-            .collect())
+        Ok(names.iter().filter_map(|listed| layout::parse_record(&listed.name)).collect())
     }
 }
 

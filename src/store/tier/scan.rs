@@ -177,48 +177,25 @@ impl CommitScan {
 impl Scan {
     /// Gives the facts that accounting needs.
     pub fn facts(&self, configured_capacity_bytes: Option<u64>) -> TierFacts {
-        let commits = self
-            .commits
-            .iter()
-            .filter(|commit| !commit.records.is_empty())
-            .map(|commit| {
-                let facts = CommitFacts {
-                    packs: commit.packs(),
-                    last_use_ms: commit.last_use_ms,
-                    ttl_ms: commit.ttl_ms,
-                    kept: commit.kept,
-                    held: commit.held,
-                    mounts: commit.live_leases(),
-                };
-                (
-                    (
-                        commit.key.lake,
-                        commit.key.commit,
-                        commit.dataset().to_owned(),
-                    ),
-                    facts,
-                )
-            });
-        let staged = self
-            .staging
-            .iter()
-            .filter_map(|s| Some((s.pack?, s.done_bytes)));
+        let commits = self.commits.iter().filter(|commit| !commit.records.is_empty()).map(|commit| {
+            let facts = CommitFacts {
+                packs: commit.packs(),
+                last_use_ms: commit.last_use_ms,
+                ttl_ms: commit.ttl_ms,
+                kept: commit.kept,
+                held: commit.held,
+                mounts: commit.live_leases(),
+            };
+            ((commit.key.lake, commit.key.commit, commit.dataset().to_owned()), facts)
+        });
+        let staged = self.staging.iter().filter_map(|s| Some((s.pack?, s.done_bytes)));
         TierFacts {
             commits: commits.collect(),
-            objects: self
-                .objects
-                .iter()
-                .map(|(pack, o)| (*pack, o.len + o.sidecar_bytes))
-                .collect(),
+            objects: self.objects.iter().map(|(pack, o)| (*pack, o.len + o.sidecar_bytes)).collect(),
             staged: staged.collect(),
             loose_bytes: self.loose.iter().map(|l| l.bytes).sum(),
             staging_bytes: self.staging.iter().map(|s| s.bytes).sum(),
-            trash_bytes: self
-                .trash
-                .iter()
-                .flat_map(|b| &b.items)
-                .map(|item| item.bytes)
-                .sum(),
+            trash_bytes: self.trash.iter().flat_map(|b| &b.items).map(|item| item.bytes).sum(),
             quarantine_bytes: self.quarantine.iter().map(|q| q.bytes).sum(),
             held_only_bytes: self.holds.iter().map(|h| h.only_bytes).sum(),
             temp_bytes: self.temp.iter().map(|t| t.bytes).sum(),
@@ -230,35 +207,20 @@ impl Scan {
 
     /// What a file takes, unless it was counted under another name.
     fn weigh(&mut self, stat: Stat) -> u64 {
-        if self.seen.insert(stat.file_id) {
-            stat.on_medium()
-        } else {
-            0
-        }
+        if self.seen.insert(stat.file_id) { stat.on_medium() } else { 0 }
     }
 
     /// Packs that a record names.
     pub fn referenced(&self) -> BTreeSet<PackId> {
-        self.commits
-            .iter()
-            .flat_map(|c| &c.records)
-            .flat_map(|r| &r.packs)
-            .map(|p| p.pack)
-            .collect()
+        self.commits.iter().flat_map(|c| &c.records).flat_map(|r| &r.packs).map(|p| p.pack).collect()
     }
 }
 
 impl<I: TierIo> Core<I> {
     pub(super) fn scan(&self) -> Result<Scan, TierError> {
         let now_ms = self.now_ms()?;
-        let mut scan = Scan {
-            now_ms,
-            ..Scan::default()
-        };
-        scan.space = self
-            .io
-            .space()
-            .map_err(|e| TierError::io("measure", ".", e))?;
+        let mut scan = Scan { now_ms, ..Scan::default() };
+        scan.space = self.io.space().map_err(|e| TierError::io("measure", ".", e))?;
         scan.stalled = self.is_stalled(now_ms)?;
         // In the direction in which things move, so that nothing is missed; what is seen under two
         // names counts once.
@@ -277,11 +239,7 @@ impl<I: TierIo> Core<I> {
             if let Some(stat) = self.peek(&path)? {
                 let age_ms = now_ms - stat.mtime_ms();
                 let bytes = scan.weigh(stat);
-                scan.temp.push(FileScan {
-                    name: listed.name,
-                    bytes,
-                    age_ms,
-                });
+                scan.temp.push(FileScan { name: listed.name, bytes, age_ms });
             }
         }
         self.scan_strangers(&mut scan)?;
@@ -294,8 +252,7 @@ impl<I: TierIo> Core<I> {
             let dir = format!("{}/{fan:02x}", layout::OBJECTS);
             for listed in self.list(&dir)?.unwrap_or_default() {
                 let path = format!("{dir}/{}", listed.name);
-                let Some(name) = parse_object(&listed.name).filter(|name| name.path() == path)
-                else {
+                let Some(name) = parse_object(&listed.name).filter(|name| name.path() == path) else {
                     scan.strangers.push(path);
                     continue;
                 };
@@ -306,15 +263,7 @@ impl<I: TierIo> Core<I> {
                 match name {
                     ObjectName::Pack(pack) => {
                         let (len, identity) = (stat.size_bytes, stat.into());
-                        scan.objects.insert(
-                            pack,
-                            ObjectScan {
-                                identity,
-                                len,
-                                sidecar_bytes: 0,
-                                has_index: false,
-                            },
-                        );
+                        scan.objects.insert(pack, ObjectScan { identity, len, sidecar_bytes: 0, has_index: false });
                     }
                     ObjectName::Sidecar(pack, part) => sidecars.push((pack, part, stat)),
                 }
@@ -328,12 +277,7 @@ impl<I: TierIo> Core<I> {
                 }
                 None => {
                     let age_ms = scan.now_ms - stat.mtime_ms();
-                    scan.loose.push(LooseScan {
-                        pack,
-                        part,
-                        bytes: stat.size_bytes,
-                        age_ms,
-                    });
+                    scan.loose.push(LooseScan { pack, part, bytes: stat.size_bytes, age_ms });
                 }
             }
         }
@@ -355,19 +299,11 @@ impl<I: TierIo> Core<I> {
         Ok(())
     }
 
-    fn scan_one_staging(
-        &self,
-        dir: &str,
-        pack: Option<PackId>,
-        now_ms: i64,
-    ) -> Result<Option<StagingScan>, TierError> {
+    fn scan_one_staging(&self, dir: &str, pack: Option<PackId>, now_ms: i64) -> Result<Option<StagingScan>, TierError> {
         let Some(folder) = self.look(dir)? else {
             return Ok(None);
         };
-        let current = self
-            .read_json::<Generation>(&layout::generation(dir))
-            .ok()
-            .flatten();
+        let current = self.read_json::<Generation>(&layout::generation(dir)).ok().flatten();
         let name = layout::file_name(dir).to_owned();
         let mut found = StagingScan {
             name,
@@ -387,9 +323,7 @@ impl<I: TierIo> Core<I> {
             found.idle_ms = found.idle_ms.min(idle_ms);
             found.files.push((stat.file_id, stat.on_medium()));
             match layout::parse_staging(&listed.name) {
-                Some(StagingName::Claim(..)) if idle_ms <= signed(self.cfg.claim_ttl_ms) => {
-                    found.live_claims += 1
-                }
+                Some(StagingName::Claim(..)) if idle_ms <= signed(self.cfg.claim_ttl_ms) => found.live_claims += 1,
                 Some(StagingName::Done(span, of)) => {
                     if let Some(current) = current.as_ref().filter(|c| c.generation == of) {
                         let range = current.span_range(span);
@@ -407,18 +341,9 @@ impl<I: TierIo> Core<I> {
             let node_dir = format!("{}/{}", layout::HOLDS, node.name);
             for mount in self.list(&node_dir)?.unwrap_or_default() {
                 let dir = format!("{node_dir}/{}", mount.name);
-                let text = self
-                    .read_json::<holds::HoldText>(&format!("{dir}/hold"))
-                    .ok()
-                    .flatten();
+                let text = self.read_json::<holds::HoldText>(&format!("{dir}/hold")).ok().flatten();
                 let (node, mount) = (node.name.clone(), mount.name);
-                let mut found = HoldScan {
-                    node,
-                    mount,
-                    key: text.map(|t| t.key),
-                    only_bytes: 0,
-                    packs: 0,
-                };
+                let mut found = HoldScan { node, mount, key: text.map(|t| t.key), only_bytes: 0, packs: 0 };
                 for listed in self.list(&dir)?.unwrap_or_default() {
                     let Ok(_) = listed.name.parse::<PackId>() else {
                         continue;
@@ -444,15 +369,9 @@ impl<I: TierIo> Core<I> {
             let Ok(lake_id) = lake.name.parse() else {
                 continue;
             };
-            for commit in self
-                .list(&format!("{}/{}", layout::COMMITS, lake.name))?
-                .unwrap_or_default()
-            {
+            for commit in self.list(&format!("{}/{}", layout::COMMITS, lake.name))?.unwrap_or_default() {
                 if let Ok(commit) = commit.name.parse() {
-                    keys.push(CommitKey {
-                        lake: lake_id,
-                        commit,
-                    });
+                    keys.push(CommitKey { lake: lake_id, commit });
                 }
             }
         }
@@ -490,11 +409,7 @@ impl<I: TierIo> Core<I> {
     }
 
     /// Looks at one commit; None where it has no folder. Holds are not looked at.
-    pub(super) fn scan_commit(
-        &self,
-        key: &CommitKey,
-        now_ms: i64,
-    ) -> Result<Option<CommitScan>, TierError> {
+    pub(super) fn scan_commit(&self, key: &CommitKey, now_ms: i64) -> Result<Option<CommitScan>, TierError> {
         let dir = layout::commit_dir(key);
         self.refresh(&dir);
         let Some(names) = self.list(&dir)? else {
@@ -508,11 +423,7 @@ impl<I: TierIo> Core<I> {
             leases: Vec::new(),
             kept: false,
             held: false,
-            ttl_ms: self
-                .cfg
-                .ttl_ms
-                .or(self.marker.ttl_ms)
-                .unwrap_or(super::TTL_DEFAULT_MS),
+            ttl_ms: self.cfg.ttl_ms.or(self.marker.ttl_ms).unwrap_or(super::TTL_DEFAULT_MS),
         };
         for listed in &names {
             let path = format!("{dir}/{}", listed.name);
@@ -573,40 +484,20 @@ impl<I: TierIo> Core<I> {
             };
             let mut items = Vec::new();
             for listed in self.list(&dir)?.unwrap_or_default() {
-                let bytes = self.bytes_below(
-                    &format!("{dir}/{}", listed.name),
-                    listed.is_dir,
-                    &mut scan.seen,
-                )?;
-                items.push(TrashItem {
-                    name: listed.name,
-                    is_dir: listed.is_dir,
-                    bytes,
-                });
+                let bytes = self.bytes_below(&format!("{dir}/{}", listed.name), listed.is_dir, &mut scan.seen)?;
+                items.push(TrashItem { name: listed.name, is_dir: listed.is_dir, bytes });
             }
-            scan.trash.push(BatchScan {
-                name: batch.name,
-                age_ms: scan.now_ms - stat.mtime_ms(),
-                items,
-            });
+            scan.trash.push(BatchScan { name: batch.name, age_ms: scan.now_ms - stat.mtime_ms(), items });
         }
         Ok(())
     }
 
     /// Sums up a file, or a folder of files, without what was seen already.
-    pub(super) fn bytes_below(
-        &self,
-        path: &str,
-        is_dir: bool,
-        seen: &mut BTreeSet<u64>,
-    ) -> Result<u64, TierError> {
+    pub(super) fn bytes_below(&self, path: &str, is_dir: bool, seen: &mut BTreeSet<u64>) -> Result<u64, TierError> {
         let mut paths = vec![path.to_owned()];
         if is_dir {
             let names = self.list(path)?.unwrap_or_default();
-            paths = names
-                .into_iter()
-                .map(|listed| format!("{path}/{}", listed.name))
-                .collect();
+            paths = names.into_iter().map(|listed| format!("{path}/{}", listed.name)).collect();
         }
         let mut sum = 0;
         for path in paths {
@@ -636,9 +527,7 @@ impl<I: TierIo> Core<I> {
                 && let Some(report) = self.read_json::<QuarantineReport>(&report).ok().flatten()
             {
                 // The object's own age says nothing: the report is from when it was set aside.
-                found.age_ms = self
-                    .look(&format!("{path}.json"))?
-                    .map_or(found.age_ms, |s| scan.now_ms - s.mtime_ms());
+                found.age_ms = self.look(&format!("{path}.json"))?.map_or(found.age_ms, |s| scan.now_ms - s.mtime_ms());
                 found.innocent = (report.identity.file_id != stat.file_id).then_some(report.pack);
             }
             scan.quarantine.push(found);
@@ -656,8 +545,7 @@ impl<I: TierIo> Core<I> {
         }
         for listed in self.list(layout::NODES)?.unwrap_or_default() {
             if listed.name.parse::<NodeId>().is_err() {
-                scan.strangers
-                    .push(format!("{}/{}", layout::NODES, listed.name));
+                scan.strangers.push(format!("{}/{}", layout::NODES, listed.name));
             }
         }
         Ok(())

@@ -46,13 +46,8 @@ impl Generation {
     }
 
     pub(crate) fn span_range(&self, span: u32) -> Range<u64> {
-        let start = u64::from(span)
-            .saturating_mul(self.span_len_bytes)
-            .min(self.len_bytes);
-        start
-            ..start
-                .saturating_add(self.span_len_bytes)
-                .min(self.len_bytes)
+        let start = u64::from(span).saturating_mul(self.span_len_bytes).min(self.len_bytes);
+        start..start.saturating_add(self.span_len_bytes).min(self.len_bytes)
     }
 }
 
@@ -94,19 +89,9 @@ impl<I: TierIo> Tier<I> {
                 Ok(()) => {}
                 Err(error) => return Err(TierError::io("extend", &dir, error)),
             }
-            return Ok(Stage {
-                tier: self.clone(),
-                pack: *pack,
-                dir,
-                generation,
-                file,
-                done: Mutex::new(done),
-            });
+            return Ok(Stage { tier: self.clone(), pack: *pack, dir, generation, file, done: Mutex::new(done) });
         }
-        Err(TierError::Contended {
-            path: dir,
-            times: TRIES,
-        })
+        Err(TierError::Contended { path: dir, times: TRIES })
     }
 }
 
@@ -119,11 +104,7 @@ impl<I: TierIo> Core<I> {
             match self.read_json::<Generation>(&path) {
                 Ok(Some(found)) if found.len_bytes == len => return Ok(found),
                 Ok(Some(found)) => {
-                    return Err(TierError::WrongSize {
-                        pack: *pack,
-                        expected: found.len_bytes,
-                        found: len,
-                    });
+                    return Err(TierError::WrongSize { pack: *pack, expected: found.len_bytes, found: len });
                 }
                 Ok(None) => {}
                 Err(TierError::BadFile { .. }) => self.give_up_staging(dir)?,
@@ -145,30 +126,21 @@ impl<I: TierIo> Core<I> {
 
     /// Opens the data file and reads the marks. None: marks without their bytes, which a crash of
     /// the medium may leave; nothing of it can be trusted.
-    fn open_staging(
-        &self,
-        dir: &str,
-        generation: &Generation,
-    ) -> Result<Option<(I::File, Vec<bool>)>, TierError> {
+    fn open_staging(&self, dir: &str, generation: &Generation) -> Result<Option<(I::File, Vec<bool>)>, TierError> {
         let path = layout::staging_data(dir, &generation.generation);
         let file = match self.io.create(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => self
-                .io
-                .open(&path, true)
-                .map_err(|e| TierError::io("open", &path, e))?,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                self.io.open(&path, true).map_err(|e| TierError::io("open", &path, e))?
+            }
             Err(error) => return Err(TierError::io("create", &path, error)),
         };
         let done = self.marks(dir, generation)?;
-        let size = file
-            .stat()
-            .map_err(|e| TierError::io("look at", &path, e))?
-            .size_bytes;
-        let marked_end = done.iter().rposition(|d| *d).map_or(0, |last| {
-            generation
-                .span_range(u32::try_from(last).unwrap_or(u32::MAX))
-                .end
-        });
+        let size = file.stat().map_err(|e| TierError::io("look at", &path, e))?.size_bytes;
+        let marked_end = done
+            .iter()
+            .rposition(|d| *d)
+            .map_or(0, |last| generation.span_range(u32::try_from(last).unwrap_or(u32::MAX)).end);
         Ok((size >= marked_end && size <= generation.len_bytes).then_some((file, done)))
     }
 
@@ -194,12 +166,7 @@ impl<I: TierIo> Core<I> {
     }
 
     /// Refuses to begin what cannot end: the file system lacks the room.
-    fn check_room(
-        &self,
-        pack: &PackId,
-        generation: &Generation,
-        done: &[bool],
-    ) -> Result<(), TierError> {
+    fn check_room(&self, pack: &PackId, generation: &Generation, done: &[bool]) -> Result<(), TierError> {
         let Ok(space) = self.io.space() else {
             return Ok(());
         };
@@ -245,11 +212,7 @@ impl<I: TierIo> Stage<I> {
 
     /// Says whether a span is marked done, by this or an earlier run.
     pub fn is_done(&self, span: u32) -> bool {
-        self.done
-            .lock()
-            .get(span as usize)
-            .copied()
-            .unwrap_or(false)
+        self.done.lock().get(span as usize).copied().unwrap_or(false)
     }
 
     /// Looks for marks that others made meanwhile; gives how many spans are done.
@@ -278,39 +241,22 @@ impl<I: TierIo> Stage<I> {
         }
         Ok(match turn {
             Turn::Mine => Claimed::Mine,
-            Turn::Other { owner, idle_ms } => Claimed::Other {
-                node: owner.node,
-                idle_ms,
-            },
+            Turn::Other { owner, idle_ms } => Claimed::Other { node: owner.node, idle_ms },
         })
     }
 
     /// Gives a claim up.
     pub fn release_claim(&self, span: u32) -> Result<(), TierError> {
-        self.tier.core.give_turn(&layout::span_claim(
-            &self.dir,
-            span,
-            &self.generation.generation,
-        ))
+        self.tier.core.give_turn(&layout::span_claim(&self.dir, span, &self.generation.generation))
     }
 
     /// Writes verified bytes at their final offset.
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), TierError> {
         let len = bytes.len() as u64;
-        if offset
-            .checked_add(len)
-            .is_none_or(|end| end > self.generation.len_bytes)
-        {
-            return Err(TierError::OutOfRange {
-                pack: self.pack,
-                offset,
-                len,
-                pack_len: self.generation.len_bytes,
-            });
+        if offset.checked_add(len).is_none_or(|end| end > self.generation.len_bytes) {
+            return Err(TierError::OutOfRange { pack: self.pack, offset, len, pack_len: self.generation.len_bytes });
         }
-        self.file
-            .write_at(bytes, offset)
-            .map_err(|e| TierError::io("write", &self.dir, e))
+        self.file.write_at(bytes, offset).map_err(|e| TierError::io("write", &self.dir, e))
     }
 
     /// Reads what was staged; the caller knows what of it is there.
@@ -325,9 +271,7 @@ impl<I: TierIo> Stage<I> {
 
     /// The same for several spans with one sync.
     pub fn spans_done(&self, spans: &[u32]) -> Result<(), TierError> {
-        self.file
-            .sync()
-            .map_err(|e| TierError::io("sync", &self.dir, e))?;
+        self.file.sync().map_err(|e| TierError::io("sync", &self.dir, e))?;
         for span in spans {
             let path = layout::span_done(&self.dir, *span, &self.generation.generation);
             match self.tier.core.io.create(&path) {
@@ -339,18 +283,11 @@ impl<I: TierIo> Stage<I> {
             if let Some(mark) = self.done.lock().get_mut(*span as usize) {
                 *mark = true;
             }
-            if self
-                .tier
-                .core
-                .state
-                .lock()
-                .claims
-                .contains(&layout::span_claim(
-                    &self.dir,
-                    *span,
-                    &self.generation.generation,
-                ))
-            {
+            if self.tier.core.state.lock().claims.contains(&layout::span_claim(
+                &self.dir,
+                *span,
+                &self.generation.generation,
+            )) {
                 self.release_claim(*span)?;
             }
         }
@@ -361,10 +298,7 @@ impl<I: TierIo> Stage<I> {
     pub fn publish(&self) -> Result<PackFile<I::File>, TierError> {
         self.check_complete()?;
         let core = &self.tier.core;
-        if core
-            .look(&layout::sidecar(&self.pack, Sidecar::Index))?
-            .is_none()
-        {
+        if core.look(&layout::sidecar(&self.pack, Sidecar::Index))?.is_none() {
             return Err(TierError::NoIndex { pack: self.pack });
         }
         let data = layout::staging_data(&self.dir, &self.generation.generation);
@@ -386,41 +320,21 @@ impl<I: TierIo> Stage<I> {
                 let _ = self.clean();
                 return Ok(published);
             }
-            let why = format!(
-                "{} bytes instead of {}",
-                published.len, self.generation.len_bytes
-            );
-            self.tier
-                .quarantine(&self.pack, &published.identity, &why)?;
+            let why = format!("{} bytes instead of {}", published.len, self.generation.len_bytes);
+            self.tier.quarantine(&self.pack, &published.identity, &why)?;
         }
-        Err(TierError::Contended {
-            path: object,
-            times: TRIES,
-        })
+        Err(TierError::Contended { path: object, times: TRIES })
     }
 
     fn check_complete(&self) -> Result<(), TierError> {
         self.refresh_done()?;
         if let Some(span) = self.done.lock().iter().position(|d| !*d) {
-            return Err(TierError::Incomplete {
-                pack: self.pack,
-                span: u32::try_from(span).unwrap_or(u32::MAX),
-            });
+            return Err(TierError::Incomplete { pack: self.pack, span: u32::try_from(span).unwrap_or(u32::MAX) });
         }
-        self.file
-            .sync()
-            .map_err(|e| TierError::io("sync", &self.dir, e))?;
-        let found = self
-            .file
-            .stat()
-            .map_err(|e| TierError::io("look at", &self.dir, e))?
-            .size_bytes;
+        self.file.sync().map_err(|e| TierError::io("sync", &self.dir, e))?;
+        let found = self.file.stat().map_err(|e| TierError::io("look at", &self.dir, e))?.size_bytes;
         if found != self.generation.len_bytes {
-            return Err(TierError::WrongSize {
-                pack: self.pack,
-                expected: self.generation.len_bytes,
-                found,
-            });
+            return Err(TierError::WrongSize { pack: self.pack, expected: self.generation.len_bytes, found });
         }
         Ok(())
     }
@@ -432,9 +346,7 @@ impl<I: TierIo> Stage<I> {
         for listed in core.list(&self.dir)?.unwrap_or_default() {
             let path = format!("{}/{}", self.dir, listed.name);
             match parse_staging(&listed.name) {
-                Some(StagingName::Claim(_, of) | StagingName::Done(_, of))
-                    if of == self.generation.generation =>
-                {
+                Some(StagingName::Claim(_, of) | StagingName::Done(_, of)) if of == self.generation.generation => {
                     core.state.lock().claims.remove(&path);
                     core.remove(&path)?;
                 }

@@ -14,12 +14,8 @@ use std::sync::Arc;
 use crate::format::ids::PackId;
 use crate::store::tier::error::TierError;
 use crate::store::tier::io::TierIo;
-use crate::store::tier::layout::{
-    self, CommitKey, ObjectName, Sidecar, parse_object, parse_trashed_record,
-};
-use crate::store::tier::plan::{
-    Decision, Policy, Reason, SweepPlan, Verdict, plan, protection, refusal,
-};
+use crate::store::tier::layout::{self, CommitKey, ObjectName, Sidecar, parse_object, parse_trashed_record};
+use crate::store::tier::plan::{Decision, Policy, Reason, SweepPlan, Verdict, plan, protection, refusal};
 use crate::store::tier::records::Record;
 use crate::store::tier::scan::{CommitScan, signed};
 use crate::store::tier::turns::Turn;
@@ -88,10 +84,7 @@ impl<I: TierIo> Tier<I> {
         match core.take_turn(layout::STEWARD_LEASE, core.cfg.claim_ttl_ms) {
             Ok(Turn::Mine) => {}
             Ok(Turn::Other { .. }) => {
-                return Ok(StewardReport {
-                    elsewhere: true,
-                    ..StewardReport::default()
-                });
+                return Ok(StewardReport { elsewhere: true, ..StewardReport::default() });
             }
             // On a full medium nobody can take a turn, and sweeping is what helps.
             Err(error) if error.is_full() => {}
@@ -131,32 +124,17 @@ impl<I: TierIo> Tier<I> {
 
     /// Says why a commit stays or left.
     pub fn why(&self, key: &CommitKey) -> Result<Why, TierError> {
-        let last = self
-            .core
-            .decisions()?
-            .into_iter()
-            .find(|decision| decision.key == *key);
+        let last = self.core.decisions()?.into_iter().find(|decision| decision.key == *key);
         let scan = self.core.scan()?;
-        let now = plan(&scan, &self.policy())
-            .decisions
-            .into_iter()
-            .find(|decision| decision.key == *key);
+        let now = plan(&scan, &self.policy()).decisions.into_iter().find(|decision| decision.key == *key);
         Ok(Why { last, now })
     }
 
     /// Finds the commits, cached or once decided about, whose id begins so.
     pub fn find_commits(&self, prefix: &str) -> Result<Vec<CommitKey>, TierError> {
         let mut keys: BTreeSet<CommitKey> = self.core.commit_keys()?.into_iter().collect();
-        keys.extend(
-            self.core
-                .decisions()?
-                .into_iter()
-                .map(|decision| decision.key),
-        );
-        Ok(keys
-            .into_iter()
-            .filter(|key| key.commit.to_string().starts_with(prefix))
-            .collect())
+        keys.extend(self.core.decisions()?.into_iter().map(|decision| decision.key));
+        Ok(keys.into_iter().filter(|key| key.commit.to_string().starts_with(prefix)).collect())
     }
 }
 
@@ -172,10 +150,7 @@ impl<I: TierIo> Core<I> {
     }
 
     fn carry_out(&self, plan: SweepPlan) -> StewardReport {
-        let mut report = StewardReport {
-            decisions: plan.decisions.clone(),
-            ..StewardReport::default()
-        };
+        let mut report = StewardReport { decisions: plan.decisions.clone(), ..StewardReport::default() };
         self.carry_out_restores(&plan, &mut report);
         for (path, seen) in &plan.expired_leases {
             let taken = self.take_over(path, *seen);
@@ -204,9 +179,7 @@ impl<I: TierIo> Core<I> {
         }
         for (name, pack) in &plan.innocent {
             let from = format!("{}/{name}", layout::QUARANTINE);
-            let done = self
-                .put_back(&from, &layout::object(pack))
-                .and_then(|()| self.remove(&format!("{from}.json")));
+            let done = self.put_back(&from, &layout::object(pack)).and_then(|()| self.remove(&format!("{from}.json")));
             report.restored += u64::from(note(report, done).is_some());
         }
     }
@@ -257,10 +230,7 @@ impl<I: TierIo> Core<I> {
         let batch = self.new_batch()?;
         let mut moved = Vec::new();
         for placement in self.record_names(key)? {
-            let (from, to) = (
-                layout::record(key, &placement),
-                layout::trashed_record(key, &placement),
-            );
+            let (from, to) = (layout::record(key, &placement), layout::trashed_record(key, &placement));
             let to = format!("{batch}/{to}");
             if self.move_away(&from, &to)? {
                 moved.push((to, from));
@@ -269,9 +239,7 @@ impl<I: TierIo> Core<I> {
         // Who mounted meanwhile has written a lease before it looked for the record.
         let after = self.protected_scan(key)?;
         let protected = after.as_ref().and_then(protection);
-        let used = after
-            .as_ref()
-            .is_some_and(|now| !by_user && now.last_use_ms > before.last_use_ms);
+        let used = after.as_ref().is_some_and(|now| !by_user && now.last_use_ms > before.last_use_ms);
         if protected.is_some() || used {
             for (from, to) in &moved {
                 self.put_back(from, to)?;
@@ -326,12 +294,7 @@ impl<I: TierIo> Core<I> {
     }
 
     /// Moves what lies beside a pack away, unless the pack is there, or on its way.
-    pub(super) fn move_sidecars(
-        &self,
-        pack: &PackId,
-        parts: &[Sidecar],
-        batch: &str,
-    ) -> Result<(), TierError> {
+    pub(super) fn move_sidecars(&self, pack: &PackId, parts: &[Sidecar], batch: &str) -> Result<(), TierError> {
         let mut moved = Vec::new();
         for part in parts {
             let from = layout::sidecar(pack, *part);
@@ -366,12 +329,7 @@ impl<I: TierIo> Core<I> {
         self.remove(&layout::commit_ttl(key))?;
         // A folder in which something new has appeared stays: rmdir refuses.
         let dir = layout::commit_dir(key);
-        for empty in [
-            uses,
-            layout::leases_dir(key),
-            dir.clone(),
-            layout::parent(&dir).to_owned(),
-        ] {
+        for empty in [uses, layout::leases_dir(key), dir.clone(), layout::parent(&dir).to_owned()] {
             let _ = self.io.rmdir(&empty);
         }
         Ok(())
@@ -398,10 +356,7 @@ impl<I: TierIo> Core<I> {
                 }
             }
         }
-        let named = current
-            .values()
-            .flat_map(|r| r.packs.iter().map(|p| p.pack))
-            .collect();
+        let named = current.values().flat_map(|r| r.packs.iter().map(|p| p.pack)).collect();
         self.state.lock().records = current;
         Ok(named)
     }
@@ -425,8 +380,7 @@ impl<I: TierIo> Core<I> {
             let freed = after.free_bytes.saturating_sub(before.free_bytes);
             report.frees_nothing = freed < deleted / 10;
             let noted = if report.frees_nothing {
-                self.replace(layout::STALL, b"{\"format\":1}")
-                    .map(|()| true)
+                self.replace(layout::STALL, b"{\"format\":1}").map(|()| true)
             } else {
                 self.remove(layout::STALL)
             };
@@ -440,16 +394,9 @@ impl<I: TierIo> Core<I> {
         let (mut bytes, mut restored) = (0, 0);
         for listed in self.list(&dir)?.unwrap_or_default() {
             let path = format!("{dir}/{}", listed.name);
-            let needed = match (
-                parse_object(&listed.name),
-                parse_trashed_record(&listed.name),
-            ) {
-                (Some(ObjectName::Pack(pack) | ObjectName::Sidecar(pack, _)), _) => {
-                    named.contains(&pack)
-                }
-                (None, Some((key, _))) => self
-                    .protected_scan(&key)?
-                    .is_some_and(|c| protection(&c).is_some()),
+            let needed = match (parse_object(&listed.name), parse_trashed_record(&listed.name)) {
+                (Some(ObjectName::Pack(pack) | ObjectName::Sidecar(pack, _)), _) => named.contains(&pack),
+                (None, Some((key, _))) => self.protected_scan(&key)?.is_some_and(|c| protection(&c).is_some()),
                 (None, None) => false,
             };
             match restored_path(&listed.name).filter(|_| needed) {
@@ -492,26 +439,16 @@ impl<I: TierIo> Core<I> {
 
     /// Writes decisions down for `why`, the newest about each commit.
     fn remember(&self, decisions: &[Decision]) -> Result<(), TierError> {
-        let mut all: BTreeMap<CommitKey, Decision> = self
-            .decisions()?
-            .into_iter()
-            .map(|decision| (decision.key, decision))
-            .collect();
-        all.extend(
-            decisions
-                .iter()
-                .map(|decision| (decision.key, decision.clone())),
-        );
+        let mut all: BTreeMap<CommitKey, Decision> =
+            self.decisions()?.into_iter().map(|decision| (decision.key, decision)).collect();
+        all.extend(decisions.iter().map(|decision| (decision.key, decision.clone())));
         let mut all: Vec<Decision> = all.into_values().collect();
         if all.is_empty() {
             return Ok(());
         }
         all.sort_by_key(|decision| std::cmp::Reverse(decision.time_ms));
         all.truncate(DECISIONS_MAX);
-        self.replace(
-            layout::DECISIONS,
-            &serde_json::to_vec(&all).expect("plain fields"),
-        )
+        self.replace(layout::DECISIONS, &serde_json::to_vec(&all).expect("plain fields"))
     }
 
     /// Says whether evictions for room are suspended: they freed nothing within the last hour.
@@ -553,9 +490,7 @@ fn note<T>(report: &mut StewardReport, outcome: Result<T, TierError>) -> Option<
     match outcome {
         Ok(value) => Some(value),
         Err(error) => {
-            let cause = std::error::Error::source(&error)
-                .map(|c| format!(": {c}"))
-                .unwrap_or_default();
+            let cause = std::error::Error::source(&error).map(|c| format!(": {c}")).unwrap_or_default();
             report.failed.push(format!("{error}{cause}"));
             None
         }

@@ -33,11 +33,7 @@ pub(crate) enum Turn {
 
 impl<I: TierIo> Core<I> {
     fn owner(&self) -> Owner {
-        Owner {
-            node: self.node,
-            instance: self.instance,
-            address: None,
-        }
+        Owner { node: self.node, instance: self.instance, address: None }
     }
 
     /// Takes a turn, also from an owner that has not renewed it for `ttl_ms`.
@@ -73,18 +69,11 @@ impl<I: TierIo> Core<I> {
                 return Ok(Turn::Other { owner, idle_ms: 0 });
             }
         }
-        Err(TierError::Contended {
-            path: path.to_owned(),
-            times: TRIES,
-        })
+        Err(TierError::Contended { path: path.to_owned(), times: TRIES })
     }
 
     /// Moves a stale file out of the way; puts it back where it turns out to be another, or renewed.
-    pub(super) fn take_over(
-        &self,
-        path: &str,
-        seen: crate::store::tier::io::Stat,
-    ) -> Result<bool, TierError> {
+    pub(super) fn take_over(&self, path: &str, seen: crate::store::tier::io::Stat) -> Result<bool, TierError> {
         let aside = format!("{TEMP}/{}.{}", self.node, self.nonce().simple());
         if !self.move_away(path, &aside)? {
             return Ok(true);
@@ -106,11 +95,7 @@ impl<I: TierIo> Core<I> {
             Ok(_) | Err(TierError::BadFile { .. }) => return Ok(false),
             Err(error) => return Err(error),
         }
-        match self
-            .io
-            .touch(path)
-            .map_err(|e| TierError::io("touch", path, e))
-        {
+        match self.io.touch(path).map_err(|e| TierError::io("touch", path, e)) {
             Ok(_) => Ok(true),
             Err(error) if error.is_gone() => Ok(false),
             Err(error) => Err(error),

@@ -48,12 +48,7 @@ impl Scene {
         world.push(&source, "data");
         let wanted = files_below(&source)
             .into_iter()
-            .map(|path| {
-                (
-                    path.strip_prefix(&source).expect("below").to_owned(),
-                    fs::read(&path).expect("reads"),
-                )
-            })
+            .map(|path| (path.strip_prefix(&source).expect("below").to_owned(), fs::read(&path).expect("reads")))
             .collect();
         Self { world, s3, wanted }
     }
@@ -63,8 +58,7 @@ impl Scene {
     }
 
     fn umount(&self) {
-        self.world
-            .ok(["umount", self.world.path("m").to_str().expect("plain")]);
+        self.world.ok(["umount", self.world.path("m").to_str().expect("plain")]);
     }
 
     /// Reads everything: (right, failed). Other bytes end the test.
@@ -111,17 +105,10 @@ fn damage_in_the_tier_is_healed_from_the_lake() {
             let _ = fs::remove_file(scene.world.state().join("node.redb"));
         }
         Scene::drop_page_cache();
-        let verify = if round % 2 == 0 {
-            ["node", "always"][(round as usize / 2) % 2]
-        } else {
-            "always"
-        };
+        let verify = if round % 2 == 0 { ["node", "always"][(round as usize / 2) % 2] } else { "always" };
         let mount = scene.mount(verify);
         let (_, failed) = scene.read_all(&mount);
-        assert_eq!(
-            failed, 0,
-            "round {round}, verify {verify}: the lake has the right bytes"
-        );
+        assert_eq!(failed, 0, "round {round}, verify {verify}: the lake has the right bytes");
         scene.umount();
     }
 }
@@ -130,11 +117,7 @@ fn damage_in_the_tier_is_healed_from_the_lake() {
 #[ignore = "long: make campaign PART=damage"]
 fn damage_in_the_lake_is_an_error_and_only_for_what_it_hit() {
     let mut campaign = Campaign::new();
-    for (round, verify) in ["tier", "node", "always", "node"]
-        .iter()
-        .cycle()
-        .enumerate()
-    {
+    for (round, verify) in ["tier", "node", "always", "node"].iter().cycle().enumerate() {
         if !campaign.goes_on(round as u64, 12) {
             break;
         }
@@ -145,19 +128,11 @@ fn damage_in_the_lake_is_an_error_and_only_for_what_it_hit() {
         flip(&victim, campaign.below(len));
         // The push left blocks on this node's disk; a node that never saw them meets the damage.
         let _ = fs::remove_dir_all(scene.world.state().join("meta"));
-        let mounted = scene.world.run([
-            "mount",
-            "data",
-            scene.world.make_dir("m").to_str().expect("plain"),
-            "--verify",
-            verify,
-        ]);
+        let mounted =
+            scene.world.run(["mount", "data", scene.world.make_dir("m").to_str().expect("plain"), "--verify", verify]);
         if mounted.code == 0 {
             let (right, failed) = scene.read_all(&scene.world.path("m"));
-            println!(
-                "round {round}: {right} right, {failed} failed, damage in {}",
-                victim.display()
-            );
+            println!("round {round}: {right} right, {failed} failed, damage in {}", victim.display());
             scene.umount();
         } else {
             println!("round {round}: refused: {}", mounted.stderr.trim());

@@ -52,24 +52,16 @@ fn reads_come_late_or_fail_in_time_whatever_the_store_does() {
         world.run(["uncache", "data"]);
         world.mount("data", "m", &["--verify", "always", "--prefetch", "none"]);
         for _ in 0..3 {
-            let rule = Rule::every("GET", random_fault(&mut campaign))
-                .after(campaign.below(4))
-                .times(1 + campaign.below(4));
+            let rule =
+                Rule::every("GET", random_fault(&mut campaign)).after(campaign.below(4)).times(1 + campaign.below(4));
             proxy.rule(rule);
         }
         for number in 0..12 {
-            let name = if number == 0 {
-                "large".to_owned()
-            } else {
-                format!("f{}", campaign.below(300))
-            };
+            let name = if number == 0 { "large".to_owned() } else { format!("f{}", campaign.below(300)) };
             let begun = Instant::now();
             match fs::read(world.path("m").join(&name)) {
                 Ok(bytes) => {
-                    assert!(
-                        bytes == fs::read(source.join(&name)).expect("reads"),
-                        "{name} has other bytes"
-                    );
+                    assert!(bytes == fs::read(source.join(&name)).expect("reads"), "{name} has other bytes");
                     late += 1;
                 }
                 Err(error) => {
@@ -81,10 +73,7 @@ fn reads_come_late_or_fail_in_time_whatever_the_store_does() {
         }
         assert_eq!(world.daemon_pid(), Some(pid), "the daemon lives");
     }
-    println!(
-        "{late} right, {failed} EIO, the longest read took {longest:?}, peak memory {} MiB",
-        peak_memory_mib(pid)
-    );
+    println!("{late} right, {failed} EIO, the longest read took {longest:?}, peak memory {} MiB", peak_memory_mib(pid));
     assert!(longest < Duration::from_secs(180), "{longest:?}");
     assert!(peak_memory_mib(pid) < 1024);
 }
@@ -96,14 +85,8 @@ fn no_read_fails_while_the_tier_is_full() {
     let mut world = World::new();
     let tier = world.make_dir("small-tier");
     let options = Some("size=24m");
-    nix::mount::mount(
-        Some("tmpfs"),
-        &tier,
-        Some("tmpfs"),
-        nix::mount::MsFlags::empty(),
-        options,
-    )
-    .expect("mounts a tmpfs (needs root)");
+    nix::mount::mount(Some("tmpfs"), &tier, Some("tmpfs"), nix::mount::MsFlags::empty(), options)
+        .expect("mounts a tmpfs (needs root)");
     world.set("LARDER_TIER", tier.to_str().expect("plain"));
     world.ok(["tier", "init", tier.to_str().expect("plain")]);
     let source = world.path("source");
@@ -114,16 +97,9 @@ fn no_read_fails_while_the_tier_is_full() {
     fs::write(source.join("large"), campaign.bytes(70 << 20)).expect("writes");
     world.push(&source, "data");
     let mount = world.mount("data", "m", &[]);
-    for name in fs::read_dir(&source)
-        .expect("lists")
-        .flatten()
-        .map(|entry| entry.file_name())
-    {
+    for name in fs::read_dir(&source).expect("lists").flatten().map(|entry| entry.file_name()) {
         let bytes = fs::read(mount.join(&name)).expect("a full tier fails no read");
-        assert!(
-            bytes == fs::read(source.join(&name)).expect("reads"),
-            "{name:?} has other bytes"
-        );
+        assert!(bytes == fs::read(source.join(&name)).expect("reads"), "{name:?} has other bytes");
     }
     world.ok(["umount", mount.to_str().expect("plain")]);
     world.ok(["daemon", "stop"]);

@@ -12,19 +12,14 @@ use crate::kit::World;
 #[track_caller]
 fn assert_tier_is_sound(world: &World) {
     let report = world.run(["tier", "check", "--json"]);
-    assert_eq!(
-        report.code, 0,
-        "tier check: {}\n{}",
-        report.stdout, report.stderr
-    );
+    assert_eq!(report.code, 0, "tier check: {}\n{}", report.stdout, report.stderr);
 }
 
 fn source(campaign: &mut Campaign, world: &World) -> PathBuf {
     let root = world.path("source");
     campaign.write_tree(&root, 400);
     for number in 0..6 {
-        fs::write(root.join(format!("large{number}")), campaign.bytes(9 << 20))
-            .expect("writes a large file");
+        fs::write(root.join(format!("large{number}")), campaign.bytes(9 << 20)).expect("writes a large file");
     }
     root
 }
@@ -60,25 +55,15 @@ fn a_push_that_is_killed_resumes() {
                 .stderr(std::process::Stdio::null())
                 .spawn()
                 .expect("starts");
-            std::thread::sleep(Duration::from_millis(
-                campaign.below(whole * attempt / 2 + 1),
-            ));
-            if push
-                .try_wait()
-                .expect("looks")
-                .is_some_and(|status| status.success())
-            {
+            std::thread::sleep(Duration::from_millis(campaign.below(whole * attempt / 2 + 1)));
+            if push.try_wait().expect("looks").is_some_and(|status| status.success()) {
                 break;
             }
             push.kill().expect("kills");
             push.wait().expect("waits");
             kills += 1;
         }
-        assert_eq!(
-            world.json(&["show", &name])["tree"],
-            wanted,
-            "round {round}"
-        );
+        assert_eq!(world.json(&["show", &name])["tree"], wanted, "round {round}");
     }
     println!("{kills} kills");
     assert_mount_is(&world, &source, "killed0");
@@ -106,10 +91,7 @@ fn a_daemon_that_is_killed_while_it_fills_leaves_no_partial_object() {
             .expect("starts");
         std::thread::sleep(Duration::from_millis(campaign.below(600)));
         if let Some(pid) = world.daemon_pid() {
-            let _ = nix::sys::signal::kill(
-                nix::unistd::Pid::from_raw(pid),
-                nix::sys::signal::Signal::SIGKILL,
-            );
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
         cache.wait().expect("waits");
         if round % 10 == 0 {
@@ -169,9 +151,7 @@ fn mounts_are_made_again_after_the_daemon_was_killed() {
         }
         world.kill_daemon();
         world.ok(["mounts"]);
-        crate::kit::wait_for("the mount", || {
-            fs::read_dir(&mount).is_ok_and(|mut entries| entries.next().is_some())
-        });
+        crate::kit::wait_for("the mount", || fs::read_dir(&mount).is_ok_and(|mut entries| entries.next().is_some()));
     }
     assert_same_tree(&source, &mount);
 }

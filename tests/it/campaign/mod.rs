@@ -25,16 +25,11 @@ struct Campaign {
 
 impl Campaign {
     fn new() -> Self {
-        let number = |name: &str| {
-            std::env::var(name)
-                .ok()
-                .and_then(|text| text.parse::<u64>().ok())
-        };
+        let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
         let seed = number("LARDER_CAMPAIGN_SEED").unwrap_or(1);
         println!("LARDER_CAMPAIGN_SEED={seed}");
         Self {
-            ends: Instant::now()
-                + Duration::from_secs(60 * number("LARDER_CAMPAIGN_MINUTES").unwrap_or(20)),
+            ends: Instant::now() + Duration::from_secs(60 * number("LARDER_CAMPAIGN_MINUTES").unwrap_or(20)),
             random: SmallRng::seed_from_u64(seed),
         }
     }
@@ -63,9 +58,7 @@ impl Campaign {
                 }
                 1 => symlink(format!("../{number}/nowhere"), &path).expect("makes a symlink"),
                 2 => {
-                    let other = self
-                        .a_file(root)
-                        .filter(|other| fs::hard_link(other, &path).is_ok());
+                    let other = self.a_file(root).filter(|other| fs::hard_link(other, &path).is_ok());
                     if other.is_none() {
                         fs::write(&path, b"").expect("writes an empty file");
                     }
@@ -75,18 +68,14 @@ impl Campaign {
                     let len = 1 << 20;
                     file.set_len(len).expect("makes a hole");
                     let at = self.below(len - 5000);
-                    std::os::unix::fs::FileExt::write_all_at(&file, &self.bytes(5000), at)
-                        .expect("writes into it");
+                    std::os::unix::fs::FileExt::write_all_at(&file, &self.bytes(5000), at).expect("writes into it");
                 }
                 _ => {
-                    let sizes = [
-                        0, 1, 100, 4095, 4096, 4097, 70_000, 262_143, 262_144, 262_145, 600_000,
-                    ];
+                    let sizes = [0, 1, 100, 4095, 4096, 4097, 70_000, 262_143, 262_144, 262_145, 600_000];
                     let size = sizes[self.below(sizes.len() as u64) as usize];
                     fs::write(&path, self.bytes(size)).expect("writes a file");
                     let mode = [0o644, 0o600, 0o755, 0o444][self.below(4) as usize];
-                    fs::set_permissions(&path, fs::Permissions::from_mode(mode))
-                        .expect("sets the mode");
+                    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("sets the mode");
                 }
             }
         }
@@ -113,11 +102,8 @@ impl Campaign {
     }
 
     fn a_file(&mut self, root: &Path) -> Option<std::path::PathBuf> {
-        let files: Vec<_> = fs::read_dir(root)
-            .ok()?
-            .flatten()
-            .filter(|e| e.file_type().is_ok_and(|t| t.is_file()))
-            .collect();
+        let files: Vec<_> =
+            fs::read_dir(root).ok()?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_file())).collect();
         let chosen = self.below(files.len() as u64) as usize;
         files.get(chosen).map(|entry| entry.path())
     }
@@ -128,14 +114,7 @@ impl Campaign {
 fn assert_same_tree(source: &Path, mount: &Path) {
     let with_slash = |path: &Path| format!("{}/", path.display());
     let rsync = Command::new("rsync")
-        .args([
-            "-naciH",
-            "--no-o",
-            "--no-g",
-            "--delete",
-            &with_slash(source),
-            &with_slash(mount),
-        ])
+        .args(["-naciH", "--no-o", "--no-g", "--delete", &with_slash(source), &with_slash(mount)])
         .output()
         .expect("runs rsync");
     let said = String::from_utf8_lossy(&rsync.stdout);
@@ -144,42 +123,24 @@ fn assert_same_tree(source: &Path, mount: &Path) {
         "rsync sees a difference:\n{said}\n{}",
         String::from_utf8_lossy(&rsync.stderr)
     );
-    let diff = Command::new("diff")
-        .args(["-r", "--no-dereference"])
-        .args([source, mount])
-        .output()
-        .expect("runs diff");
-    assert!(
-        diff.status.success(),
-        "diff sees a difference:\n{}",
-        String::from_utf8_lossy(&diff.stdout)
-    );
+    let diff = Command::new("diff").args(["-r", "--no-dereference"]).args([source, mount]).output().expect("runs diff");
+    assert!(diff.status.success(), "diff sees a difference:\n{}", String::from_utf8_lossy(&diff.stdout));
 }
 
 /// The largest resident memory of a process so far, in MiB.
 fn peak_memory_mib(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok())
-        .map_or(0, |kib| kib / 1024)
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).map_or(0, |kib| kib / 1024)
 }
 
 /// Flips one bit of a file in place, keeping its times: damage that nobody notices by looking.
 fn flip(path: &Path, offset: u64) {
     use std::os::unix::fs::FileExt;
-    let before = fs::metadata(path)
-        .expect("looks at the file")
-        .modified()
-        .expect("has a time");
-    let file = fs::File::options()
-        .read(true)
-        .write(true)
-        .open(path)
-        .expect("opens the file");
+    let before = fs::metadata(path).expect("looks at the file").modified().expect("has a time");
+    let file = fs::File::options().read(true).write(true).open(path).expect("opens the file");
     let mut byte = [0];
-    file.read_exact_at(&mut byte, offset)
-        .expect("reads the byte");
-    file.write_all_at(&[byte[0] ^ 0x40], offset)
-        .expect("writes the byte");
+    file.read_exact_at(&mut byte, offset).expect("reads the byte");
+    file.write_all_at(&[byte[0] ^ 0x40], offset).expect("writes the byte");
     file.set_modified(before).expect("sets the time back");
 }

@@ -65,11 +65,7 @@ fn the_reference_shape_is_right_within_its_memory() {
 
 /// Reads every file through 8 readers; each has its own number's content.
 fn read_all(mount: &Path) -> usize {
-    let dirs: Vec<_> = fs::read_dir(mount)
-        .expect("lists")
-        .flatten()
-        .map(|entry| entry.path())
-        .collect();
+    let dirs: Vec<_> = fs::read_dir(mount).expect("lists").flatten().map(|entry| entry.path()).collect();
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..8)
             .map(|worker| {
@@ -79,16 +75,10 @@ fn read_all(mount: &Path) -> usize {
                     for dir in dirs.iter().skip(worker).step_by(8) {
                         for entry in fs::read_dir(dir).expect("lists").flatten() {
                             let name = entry.file_name().into_string().expect("plain");
-                            let number: usize = name["image".len()..]
-                                .trim_end_matches(".jpg")
-                                .parse()
-                                .expect("a number");
+                            let number: usize =
+                                name["image".len()..].trim_end_matches(".jpg").parse().expect("a number");
                             let content = fs::read(entry.path()).expect("reads");
-                            assert_eq!(
-                                content,
-                                format!("content of {number}").as_bytes(),
-                                "{name}"
-                            );
+                            assert_eq!(content, format!("content of {number}").as_bytes(), "{name}");
                             count += 1;
                         }
                     }
@@ -96,10 +86,7 @@ fn read_all(mount: &Path) -> usize {
                 })
             })
             .collect();
-        workers
-            .into_iter()
-            .map(|worker| worker.join().expect("reads on"))
-            .sum()
+        workers.into_iter().map(|worker| worker.join().expect("reads on")).sum()
     })
 }
 
@@ -126,11 +113,7 @@ fn a_mount_of_600_000_files_is_there_in_300_ms_with_a_store_20_ms_away() {
         })
         .collect();
     times.sort();
-    assert!(
-        times[2] < Duration::from_millis(300),
-        "the median of 5: {:?}",
-        times[2]
-    );
+    assert!(times[2] < Duration::from_millis(300), "the median of 5: {:?}", times[2]);
 }
 
 #[test]
@@ -146,11 +129,7 @@ fn ten_million_files_mount_in_a_second_and_walk_in_300_mib() {
     let (mount, took) = timed("mount", || world.mount("many", "m", &[]));
     assert!(took < Duration::from_secs(1), "{took:?}");
     let (count, _) = timed("find", || {
-        let done = std::process::Command::new("find")
-            .arg(&mount)
-            .args(["-printf", "x"])
-            .output()
-            .expect("runs find");
+        let done = std::process::Command::new("find").arg(&mount).args(["-printf", "x"]).output().expect("runs find");
         assert!(done.status.success());
         done.stdout.len()
     });
@@ -162,47 +141,20 @@ fn ten_million_files_mount_in_a_second_and_walk_in_300_mib() {
 
 /// Writes a tree of `dirs` directories with `files` empty files each into the lake, as dataset `many`.
 async fn synthesise(lake: Arc<dyn Lake>, dirs: u64, files: u64) {
-    let format = lakefmt::open_or_create(lake.as_ref(), RefChoice::Auto)
-        .await
-        .expect("makes the lake");
-    let mtime = Mtime {
-        secs: 1_700_000_000,
-        nanos: 5,
-    };
+    let format = lakefmt::open_or_create(lake.as_ref(), RefChoice::Auto).await.expect("makes the lake");
+    let mtime = Mtime { secs: 1_700_000_000, nanos: 5 };
     let mut builder = TreeBuilder::new(0o755, mtime, dirs, dirs);
-    let entry = |name: String, mode, kind| Entry {
-        name: name.into_bytes().into(),
-        mode,
-        mtime,
-        nlink: 1,
-        kind,
-    };
+    let entry = |name: String, mode, kind| Entry { name: name.into_bytes().into(), mode, mtime, nlink: 1, kind };
     for dir in 0..dirs {
-        let kind = EntryKind::Dir {
-            children: files,
-            descendants: files,
-            subdirs: 0,
-        };
-        builder
-            .push(
-                entry(format!("directory{dir:06}"), 0o755, kind),
-                Location::None,
-            )
-            .expect("a good entry");
+        let kind = EntryKind::Dir { children: files, descendants: files, subdirs: 0 };
+        builder.push(entry(format!("directory{dir:06}"), 0o755, kind), Location::None).expect("a good entry");
     }
     let nothing = ContentId::Digest(ContentDigest(*blake3::hash(b"").as_bytes()));
     for _ in 0..dirs {
         for file in 0..files {
-            let kind = EntryKind::File {
-                size: 0,
-                content: nothing,
-                pin: None,
-            };
+            let kind = EntryKind::File { size: 0, content: nothing, pin: None };
             builder
-                .push(
-                    entry(format!("some-picture-{file:06}.jpg"), 0o644, kind),
-                    Location::None,
-                )
+                .push(entry(format!("some-picture-{file:06}.jpg"), 0o644, kind), Location::None)
                 .expect("a good entry");
         }
         put_blocks(&lake, builder.drain()).await;
@@ -210,12 +162,7 @@ async fn synthesise(lake: Arc<dyn Lake>, dirs: u64, files: u64) {
     let (built, last) = builder.finish().expect("a good tree");
     put_blocks(&lake, last).await;
     put(&lake, paths::tree_key(&built.tree), built.root.encode()).await;
-    put(
-        &lake,
-        paths::placement_key(&built.tree, &built.placement.id()),
-        built.placement.encode(),
-    )
-    .await;
+    put(&lake, paths::placement_key(&built.tree, &built.placement.id()), built.placement.encode()).await;
     let commit = Commit {
         format: 1,
         tree: built.tree,
@@ -231,20 +178,11 @@ async fn synthesise(lake: Arc<dyn Lake>, dirs: u64, files: u64) {
     put(&lake, paths::commit_key(&id), bytes).await;
     let refs = Refs::new(lake.clone(), format.refs, "campaign".into());
     let dataset = DatasetName::parse("many").expect("a good name");
-    refs.ensure_dataset(&dataset)
+    refs.ensure_dataset(&dataset).await.expect("makes the dataset");
+    refs.add_commit(&dataset, &id).await.expect("adds the commit");
+    refs.move_branch(&dataset, &RefName::parse("main").expect("a good name"), id, Expect::Any)
         .await
-        .expect("makes the dataset");
-    refs.add_commit(&dataset, &id)
-        .await
-        .expect("adds the commit");
-    refs.move_branch(
-        &dataset,
-        &RefName::parse("main").expect("a good name"),
-        id,
-        Expect::Any,
-    )
-    .await
-    .expect("moves the branch");
+        .expect("moves the branch");
 }
 
 async fn put_blocks(lake: &Arc<dyn Lake>, blocks: Vec<BuiltBlock>) {
@@ -260,7 +198,5 @@ async fn put_blocks(lake: &Arc<dyn Lake>, blocks: Vec<BuiltBlock>) {
 }
 
 async fn put(lake: &Arc<dyn Lake>, key: String, bytes: Vec<u8>) {
-    lake.put(&key, Bytes::from(bytes), PutIf::Always)
-        .await
-        .expect("puts");
+    lake.put(&key, Bytes::from(bytes), PutIf::Always).await.expect("puts");
 }

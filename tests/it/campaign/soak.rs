@@ -30,11 +30,7 @@ fn random_reads_of_random_trees_are_right() {
         if campaign.below(2) == 0 {
             world.ok(["cache", &name]);
         }
-        let mount = world.mount(
-            &name,
-            &format!("m{round}"),
-            &["--verify", verify, "--prefetch", prefetch],
-        );
+        let mount = world.mount(&name, &format!("m{round}"), &["--verify", verify, "--prefetch", prefetch]);
         let files: Vec<PathBuf> = fs::read_dir(&source)
             .expect("lists")
             .flatten()

@@ -10,33 +10,18 @@ use crate::kit::World;
 fn trees() -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kit/trees.sh");
     let done = Command::new(script).output().expect("runs trees.sh");
-    assert!(
-        done.status.success(),
-        "{}",
-        String::from_utf8_lossy(&done.stderr)
-    );
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     PathBuf::from(String::from_utf8_lossy(&done.stdout).trim())
 }
 
 fn tree_of(world: &World, revision: &str) -> String {
-    world.json(&["show", revision])["tree"]
-        .as_str()
-        .expect("show tells the tree")
-        .to_owned()
+    world.json(&["show", revision])["tree"].as_str().expect("show tells the tree").to_owned()
 }
 
 #[track_caller]
 fn works(program: &str, args: &[&str], dir: &Path) -> String {
-    let done = Command::new(program)
-        .args(args)
-        .current_dir(dir)
-        .output()
-        .expect("runs the tool");
-    assert!(
-        done.status.success(),
-        "{program} {args:?}: {}",
-        String::from_utf8_lossy(&done.stderr)
-    );
+    let done = Command::new(program).args(args).current_dir(dir).output().expect("runs the tool");
+    assert!(done.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&done.stderr));
     String::from_utf8_lossy(&done.stdout).into_owned()
 }
 
@@ -51,10 +36,7 @@ fn a_linux_source_tree_survives_to_the_last_bit() {
     let mount = world.mount("linux", "m", &[]);
     assert_same_tree(&source, &mount);
     let names = works("find", &[".", "-type", "f"], &mount).lines().count();
-    assert_eq!(
-        names,
-        works("find", &[".", "-type", "f"], &source).lines().count()
-    );
+    assert_eq!(names, works("find", &[".", "-type", "f"], &source).lines().count());
     works("tar", &["cf", "/dev/null", "kernel"], &mount);
     works("grep", &["-rq", "SPDX", "kernel"], &mount);
 }
@@ -66,14 +48,7 @@ fn the_same_tree_from_another_place_has_the_same_id() {
     let world = World::new();
     let copy = world.path("copy");
     // Copied in reverse order, so that the directories list their entries in another one.
-    works(
-        "sh",
-        &[
-            "-c",
-            &format!("cp -a '{}' '{}'", source.display(), copy.display()),
-        ],
-        Path::new("/"),
-    );
+    works("sh", &["-c", &format!("cp -a '{}' '{}'", source.display(), copy.display())], Path::new("/"));
     world.push(&source, "one");
     world.push(&copy, "two");
     assert_eq!(tree_of(&world, "one"), tree_of(&world, "two"));
@@ -101,28 +76,17 @@ fn the_same_tree_from_another_place_has_the_same_id() {
 #[test]
 #[ignore = "long: make campaign PART=trees"]
 fn python_imports_its_packages_from_a_mount() {
-    let source = trees()
-        .join("site-packages")
-        .canonicalize()
-        .expect("is there");
+    let source = trees().join("site-packages").canonicalize().expect("is there");
     let world = World::new();
     world.push(&source, "packages");
     let mount = world.mount("packages", "m", &[]);
     assert_same_tree(&source, &mount);
-    let code =
-        "import sklearn, PIL, numpy, scipy.linalg; from PIL import Image; print(sklearn.__file__)";
+    let code = "import sklearn, PIL, numpy, scipy.linalg; from PIL import Image; print(sklearn.__file__)";
     let python = trees().join("python/bin/python");
-    let done = Command::new(python)
-        .args(["-S", "-B", "-c", code])
-        .env("PYTHONPATH", &mount)
-        .output()
-        .expect("runs python");
+    let done =
+        Command::new(python).args(["-S", "-B", "-c", code]).env("PYTHONPATH", &mount).output().expect("runs python");
     let said = String::from_utf8_lossy(&done.stdout);
-    assert!(
-        said.starts_with(mount.to_str().expect("plain")),
-        "{said} {}",
-        String::from_utf8_lossy(&done.stderr)
-    );
+    assert!(said.starts_with(mount.to_str().expect("plain")), "{said} {}", String::from_utf8_lossy(&done.stderr));
 }
 
 #[test]
@@ -131,14 +95,7 @@ fn git_works_on_a_mounted_repository() {
     let world = World::new();
     let source = world.files("repo", &[("a.txt", b"one\n"), ("d/b.txt", b"two\n")]);
     let git = |args: &[&str], dir: &Path| {
-        let mut all = vec![
-            "-c",
-            "safe.directory=*",
-            "-c",
-            "user.name=t",
-            "-c",
-            "user.email=t@t",
-        ];
+        let mut all = vec!["-c", "safe.directory=*", "-c", "user.name=t", "-c", "user.email=t@t"];
         all.extend(args);
         works("git", &all, dir)
     };
@@ -148,10 +105,7 @@ fn git_works_on_a_mounted_repository() {
     world.push(&source, "repo");
     let mount = world.mount("repo", "m", &[]);
     assert!(git(&["log", "--oneline"], &mount).contains("first"));
-    assert_eq!(
-        git(&["--no-optional-locks", "status", "--porcelain"], &mount),
-        ""
-    );
+    assert_eq!(git(&["--no-optional-locks", "status", "--porcelain"], &mount), "");
     assert_eq!(git(&["show", "HEAD:d/b.txt"], &mount), "two\n");
 }
 

@@ -52,21 +52,12 @@ pub struct Rule {
 impl Rule {
     /// Every request of a method, from now on.
     pub fn every(method: &'static str, fault: Fault) -> Self {
-        Self {
-            method: Some(method),
-            path_contains: String::new(),
-            skip: 0,
-            times: u64::MAX,
-            fault,
-        }
+        Self { method: Some(method), path_contains: String::new(), skip: 0, times: u64::MAX, fault }
     }
 
     /// The next request of a method.
     pub fn next(method: &'static str, fault: Fault) -> Self {
-        Self {
-            times: 1,
-            ..Self::every(method, fault)
-        }
+        Self { times: 1, ..Self::every(method, fault) }
     }
 
     /// Only requests whose path and query contain this.
@@ -136,9 +127,7 @@ impl Proxy {
     /// Starts a proxy before `server`.
     pub fn start(server: SocketAddr) -> Self {
         let state = Arc::new(Mutex::new(State::default()));
-        let listener = runtime()
-            .block_on(TcpListener::bind("127.0.0.1:0"))
-            .expect("a port");
+        let listener = runtime().block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
         let addr = listener.local_addr().expect("an address");
         let task = runtime().spawn(accept(listener, server, state.clone()));
         Self { addr, state, task }
@@ -172,10 +161,7 @@ impl Proxy {
     /// Forgets all rules, delays and limits.
     pub fn heal(&self) {
         let mut state = self.lock();
-        *state = State {
-            counters: std::mem::take(&mut state.counters),
-            ..State::default()
-        };
+        *state = State { counters: std::mem::take(&mut state.counters), ..State::default() };
     }
 
     pub fn counters(&self) -> Counters {
@@ -187,9 +173,7 @@ impl Proxy {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .expect("no test fails while it holds the lock")
+        self.state.lock().expect("no test fails while it holds the lock")
     }
 }
 
@@ -237,17 +221,11 @@ impl Head {
             };
             headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
         }
-        Ok(Some(Self {
-            first_line: first_line.trim_end().to_owned(),
-            headers,
-        }))
+        Ok(Some(Self { first_line: first_line.trim_end().to_owned(), headers }))
     }
 
     fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(have, _)| have == name)
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(have, _)| have == name).map(|(_, value)| value.as_str())
     }
 
     fn set(&mut self, name: &str, value: String) {
@@ -259,18 +237,12 @@ impl Head {
         if self.header("transfer-encoding").is_some() {
             return Framing::Chunked;
         }
-        let len = self
-            .header("content-length")
-            .and_then(|len| len.parse().ok());
+        let len = self.header("content-length").and_then(|len| len.parse().ok());
         Framing::Length(len.unwrap_or(0))
     }
 
     fn status(&self) -> u16 {
-        self.first_line
-            .split(' ')
-            .nth(1)
-            .and_then(|status| status.parse().ok())
-            .unwrap_or(0)
+        self.first_line.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -300,20 +272,10 @@ fn split(stream: TcpStream) -> io::Result<(Reader, Writer)> {
 }
 
 impl Connection {
-    async fn serve(
-        client: TcpStream,
-        server: SocketAddr,
-        state: Arc<Mutex<State>>,
-    ) -> io::Result<()> {
+    async fn serve(client: TcpStream, server: SocketAddr, state: Arc<Mutex<State>>) -> io::Result<()> {
         let (from_client, to_client) = split(client)?;
         let (from_server, to_server) = split(TcpStream::connect(server).await?)?;
-        let mut connection = Self {
-            from_client,
-            to_client,
-            from_server,
-            to_server,
-            state,
-        };
+        let mut connection = Self { from_client, to_client, from_server, to_server, state };
         while connection.exchange().await? {}
         Ok(())
     }
@@ -332,9 +294,7 @@ impl Connection {
         }
         if request.header("expect").is_some() {
             request.headers.retain(|(name, _)| name != "expect");
-            self.to_client
-                .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
-                .await?;
+            self.to_client.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
         tokio::time::sleep(delay).await;
         if let Some(Fault::Status(status)) = fault {
@@ -350,20 +310,11 @@ impl Connection {
     /// Counts a request; gives the fault that meets it, the delay, and whether the store is down.
     fn meet(&self, method: &str, path: &str) -> (Option<Fault>, Duration, bool) {
         let mut state = self.state.lock().expect("lock");
-        *state
-            .counters
-            .requests
-            .entry(method.to_owned())
-            .or_default() += 1;
-        state
-            .counters
-            .log
-            .push((method.to_owned(), path.to_owned()));
+        *state.counters.requests.entry(method.to_owned()).or_default() += 1;
+        state.counters.log.push((method.to_owned(), path.to_owned()));
         let mut fault = None;
         for rule in &mut state.rules {
-            if rule.method.is_some_and(|wanted| wanted != method)
-                || !path.contains(&rule.path_contains)
-            {
+            if rule.method.is_some_and(|wanted| wanted != method) || !path.contains(&rule.path_contains) {
                 continue;
             }
             if rule.skip > 0 {
@@ -377,12 +328,7 @@ impl Connection {
         (fault, state.delay, state.down)
     }
 
-    async fn request_body(
-        &mut self,
-        request: &Head,
-        method: &str,
-        forward: bool,
-    ) -> io::Result<()> {
+    async fn request_body(&mut self, request: &Head, method: &str, forward: bool) -> io::Result<()> {
         match request.framing() {
             Framing::Length(mut left) => {
                 let mut piece = vec![0; 64 * 1024];
@@ -416,24 +362,12 @@ impl Connection {
 
     fn count(&self, method: &str, up: usize, down: usize) {
         let mut state = self.state.lock().expect("lock");
-        *state
-            .counters
-            .bytes_up
-            .entry(method.to_owned())
-            .or_default() += up as u64;
-        *state
-            .counters
-            .bytes_down
-            .entry(method.to_owned())
-            .or_default() += down as u64;
+        *state.counters.bytes_up.entry(method.to_owned()).or_default() += up as u64;
+        *state.counters.bytes_down.entry(method.to_owned()).or_default() += down as u64;
     }
 
     async fn refuse(&mut self, status: u16, method: &str) -> io::Result<()> {
-        let code = if status == 503 {
-            "SlowDown"
-        } else {
-            "InternalError"
-        };
+        let code = if status == 503 { "SlowDown" } else { "InternalError" };
         let body = match method {
             "HEAD" => String::new(),
             _ => format!(
@@ -503,9 +437,7 @@ impl Connection {
         let mut at = 0;
         let mut piece = vec![0; 64 * 1024];
         while at < end {
-            let want = piece
-                .len()
-                .min(usize::try_from(end - at).unwrap_or(usize::MAX));
+            let want = piece.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
             let got = self.from_server.read(&mut piece[..want]).await?;
             if got == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());

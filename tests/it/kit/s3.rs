@@ -27,9 +27,7 @@ impl TestS3 {
         let store = Store::open(dir.path(), StoreOptions { fsync: false }).expect("a store");
         store.ensure_bucket(BUCKET).expect("a bucket");
         let server = runtime().block_on(async {
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
-                .await
-                .expect("a port");
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
             Server::start(store.clone(), listener, Some(keys())).expect("a server")
         });
         Self { store, server, dir }
@@ -56,11 +54,7 @@ impl TestS3 {
         while let Some(dir) = dirs.pop() {
             for entry in std::fs::read_dir(&dir).expect("a directory") {
                 let path = entry.expect("an entry").path();
-                if path.is_dir() {
-                    dirs.push(path)
-                } else {
-                    found.push(path)
-                }
+                if path.is_dir() { dirs.push(path) } else { found.push(path) }
             }
         }
         found.sort();
@@ -95,23 +89,14 @@ pub fn env_at(endpoint: &str, prefix: &str) -> Vec<(String, String)> {
 
 /// A client of a server behind another endpoint.
 pub fn lake_at(endpoint: &str, prefix: &str) -> S3Lake {
-    runtime()
-        .block_on(S3Lake::connect(config_at(endpoint, prefix)))
-        .expect("a client")
+    runtime().block_on(S3Lake::connect(config_at(endpoint, prefix))).expect("a client")
 }
 
 /// The client's configuration, for tests that change it.
 pub fn config_at(endpoint: &str, prefix: &str) -> S3Config {
-    S3Config {
-        endpoint: Some(endpoint.to_owned()),
-        keys: Some(keys()),
-        ..S3Config::new(BUCKET, prefix)
-    }
+    S3Config { endpoint: Some(endpoint.to_owned()), keys: Some(keys()), ..S3Config::new(BUCKET, prefix) }
 }
 
 fn keys() -> StaticKeys {
-    StaticKeys {
-        access_key: ACCESS_KEY.to_owned(),
-        secret_key: SECRET_KEY.to_owned(),
-    }
+    StaticKeys { access_key: ACCESS_KEY.to_owned(), secret_key: SECRET_KEY.to_owned() }
 }

@@ -32,16 +32,9 @@ pub struct World {
 impl World {
     /// A laptop: nothing is configured, the lake is embedded.
     pub fn new() -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("larder-it-")
-            .tempdir()
-            .expect("a temporary directory");
+        let dir = tempfile::Builder::new().prefix("larder-it-").tempdir().expect("a temporary directory");
         fs::create_dir(dir.path().join("home")).expect("makes the home");
-        let mut world = Self {
-            dir,
-            env: Vec::new(),
-            uid: None,
-        };
+        let mut world = Self { dir, env: Vec::new(), uid: None };
         // Sweeps come often enough for tests that wait for one.
         world.set("LARDER_STEWARD_PERIOD", "300ms");
         world.set("LARDER_TIER_GRACE", "1s");
@@ -110,8 +103,7 @@ impl World {
     /// Gives the command, ready to be spawned.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         // The campaign runs the release build.
-        let built =
-            std::env::var_os("LARDER_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_larder").into());
+        let built = std::env::var_os("LARDER_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_larder").into());
         let mut command = Command::new(built);
         command
             .args(args)
@@ -130,11 +122,7 @@ impl World {
 
     /// Runs a command to its end.
     pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Ran {
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = self.command(args).output().expect("runs larder");
+        let Output { status, stdout, stderr } = self.command(args).output().expect("runs larder");
         Ran {
             code: status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&stdout).into_owned(),
@@ -145,29 +133,16 @@ impl World {
     /// Runs a command that must work; gives its stdout.
     #[track_caller]
     pub fn ok<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {
-        let args: Vec<std::ffi::OsString> = args
-            .into_iter()
-            .map(|arg| arg.as_ref().to_owned())
-            .collect();
+        let args: Vec<std::ffi::OsString> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
         let ran = self.run(&args);
-        assert_eq!(
-            ran.code,
-            0,
-            "{args:?} failed\n{}\n{}\n{}",
-            ran.stdout,
-            ran.stderr,
-            self.log()
-        );
+        assert_eq!(ran.code, 0, "{args:?} failed\n{}\n{}\n{}", ran.stdout, ran.stderr, self.log());
         ran.stdout
     }
 
     /// Runs a command that must fail with this exit status; gives its stderr.
     #[track_caller]
     pub fn fails<S: AsRef<OsStr>>(&self, code: i32, args: impl IntoIterator<Item = S>) -> String {
-        let args: Vec<std::ffi::OsString> = args
-            .into_iter()
-            .map(|arg| arg.as_ref().to_owned())
-            .collect();
+        let args: Vec<std::ffi::OsString> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
         let ran = self.run(&args);
         assert_eq!(ran.code, code, "{args:?}\n{}\n{}", ran.stdout, ran.stderr);
         ran.stderr
@@ -177,18 +152,14 @@ impl World {
     #[track_caller]
     pub fn json(&self, args: &[&str]) -> Value {
         let text = self.ok(args.iter().chain(&["--json"]));
-        serde_json::from_str(&text)
-            .unwrap_or_else(|error| panic!("{args:?} printed no JSON ({error}): {text}"))
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{args:?} printed no JSON ({error}): {text}"))
     }
 
     /// Pushes a directory; gives the commit's id.
     #[track_caller]
     pub fn push(&self, dir: &Path, dataset: &str) -> String {
         let pushed = self.json(&["push", dir.to_str().expect("a plain path"), dataset]);
-        pushed["commit"]
-            .as_str()
-            .expect("push tells the commit")
-            .to_owned()
+        pushed["commit"].as_str().expect("push tells the commit").to_owned()
     }
 
     /// Makes a directory and mounts a revision there.
@@ -224,13 +195,8 @@ impl World {
     /// Lists what is mounted below this world's directory.
     pub fn mounted(&self) -> Vec<PathBuf> {
         let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let points = text
-            .lines()
-            .filter_map(|line| line.split(' ').nth(4))
-            .map(PathBuf::from);
-        points
-            .filter(|point| point.starts_with(self.dir.path()))
-            .collect()
+        let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+        points.filter(|point| point.starts_with(self.dir.path())).collect()
     }
 }
 
@@ -252,10 +218,7 @@ impl Drop for World {
 pub fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
-        assert!(
-            begun.elapsed() < Duration::from_secs(60),
-            "{what}: not within a minute"
-        );
+        assert!(begun.elapsed() < Duration::from_secs(60), "{what}: not within a minute");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

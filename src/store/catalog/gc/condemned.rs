@@ -59,11 +59,7 @@ pub(super) fn run_key(run: &str, name: &str) -> String {
     format!("{CONDEMNED_PREFIX}{run}/{name}")
 }
 
-pub(super) async fn list_page(
-    lake: &dyn Lake,
-    prefix: &str,
-    page: Option<String>,
-) -> Result<ListPage, LakeError> {
+pub(super) async fn list_page(lake: &dyn Lake, prefix: &str, page: Option<String>) -> Result<ListPage, LakeError> {
     with_retry(&RetryPolicy::default(), || lake.list(prefix, page.clone())).await
 }
 
@@ -83,10 +79,7 @@ pub(super) async fn runs(lake: &dyn Lake) -> Result<Vec<Run>, LakeError> {
                 Err(error) => return Err(error),
             };
             if let Ok(head) = serde_json::from_slice(&bytes) {
-                runs.push(Run {
-                    head,
-                    condemned_ms: object.modified_ms,
-                });
+                runs.push(Run { head, condemned_ms: object.modified_ms });
             }
         }
         page = listed.next;
@@ -100,10 +93,7 @@ pub(super) async fn runs(lake: &dyn Lake) -> Result<Vec<Run>, LakeError> {
 /// Reads the keys of one list of a run.
 pub(super) async fn list_of(lake: &dyn Lake, run: &Run, n: u64) -> Result<Vec<String>, LakeError> {
     let bytes = get_all(lake, &run.key(&format!("list/{n:08}")), LIST_LEN_MAX).await?;
-    Ok(String::from_utf8_lossy(&bytes)
-        .lines()
-        .map(str::to_owned)
-        .collect())
+    Ok(String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect())
 }
 
 /// Reads the keys that writers rescued from a run.
@@ -124,10 +114,7 @@ pub(super) async fn rescued(lake: &dyn Lake, run: &Run) -> Result<HashSet<String
 }
 
 /// Says whether a gc is deleting now what a key belongs to.
-pub(in crate::store::catalog) async fn is_being_swept(
-    lake: &Arc<dyn Lake>,
-    key: &str,
-) -> Result<bool, LakeError> {
+pub(in crate::store::catalog) async fn is_being_swept(lake: &Arc<dyn Lake>, key: &str) -> Result<bool, LakeError> {
     let set = CondemnedSet::load(lake).await?;
     let hash = hash(key);
     for loaded in set.runs.iter() {
@@ -194,11 +181,7 @@ impl CondemnedSet {
             hashes.dedup();
             loaded.push(LoadedRun { run, hashes });
         }
-        Ok(Self {
-            lake: lake.clone(),
-            runs: Arc::new(loaded),
-            settled: Arc::default(),
-        })
+        Ok(Self { lake: lake.clone(), runs: Arc::new(loaded), settled: Arc::default() })
     }
 
     /// Says whether nothing is condemned: then nothing needs to be asked.
@@ -209,9 +192,7 @@ impl CondemnedSet {
     /// Says whether a key is condemned. All parts of a pack (`packs/ab/<id>.*`) are so together.
     pub fn contains(&self, key: &str) -> bool {
         let hash = hash(key);
-        self.runs
-            .iter()
-            .any(|run| run.hashes.binary_search(&hash).is_ok())
+        self.runs.iter().any(|run| run.hashes.binary_search(&hash).is_ok())
     }
 
     /// Makes sure that a key is not deleted while this writer needs it.
@@ -222,11 +203,7 @@ impl CondemnedSet {
         if self.settled.lock().contains(stem) {
             return Ok(Relied::Safe);
         }
-        for loaded in self
-            .runs
-            .iter()
-            .filter(|run| run.hashes.binary_search(&hash).is_ok())
-        {
+        for loaded in self.runs.iter().filter(|run| run.hashes.binary_search(&hash).is_ok()) {
             let name = format!("rescue/{}", uuid::Uuid::new_v4().simple());
             let body = format!("{stem}\n");
             puts::put(self.lake.as_ref(), &loaded.run.key(&name), body.into()).await?;
@@ -244,10 +221,7 @@ impl CondemnedSet {
         let mut last_refresh = 0;
         let mut unchanged_since = tokio::time::Instant::now();
         loop {
-            let at = with_retry(&RetryPolicy::default(), || async {
-                self.lake.head(&run.key("sweeping")).await
-            })
-            .await;
+            let at = with_retry(&RetryPolicy::default(), || async { self.lake.head(&run.key("sweeping")).await }).await;
             match at {
                 Ok(meta) if meta.modified_ms != last_refresh => {
                     last_refresh = meta.modified_ms;

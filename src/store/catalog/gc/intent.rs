@@ -41,10 +41,7 @@ pub(in crate::store::catalog) struct Intent {
 }
 
 impl Intent {
-    pub(in crate::store::catalog) async fn begin(
-        catalog: &Catalog,
-        dataset: &DatasetName,
-    ) -> Result<Self, LakeError> {
+    pub(in crate::store::catalog) async fn begin(catalog: &Catalog, dataset: &DatasetName) -> Result<Self, LakeError> {
         let now_ms = jiff::Timestamp::now().as_millisecond();
         let id = uuid::Uuid::new_v4().simple().to_string();
         let mut body = IntentBody {
@@ -68,11 +65,7 @@ impl Intent {
                 }
             }
         });
-        Ok(Self {
-            lake,
-            key,
-            refresher,
-        })
+        Ok(Self { lake, key, refresher })
     }
 
     /// Removes the intent: everything it protected is referred to.
@@ -109,10 +102,7 @@ pub(super) async fn list(lake: &dyn Lake) -> Result<Vec<SeenIntent>, LakeError> 
     let mut seen = Vec::new();
     let mut page = None;
     loop {
-        let listed = with_retry(&RetryPolicy::default(), || {
-            lake.list(INTENTS_PREFIX, page.clone())
-        })
-        .await?;
+        let listed = with_retry(&RetryPolicy::default(), || lake.list(INTENTS_PREFIX, page.clone())).await?;
         for object in listed.objects {
             let bytes = match get_all(lake, &object.key, INTENT_LEN_MAX).await {
                 Ok(bytes) => bytes,
@@ -122,12 +112,8 @@ pub(super) async fn list(lake: &dyn Lake) -> Result<Vec<SeenIntent>, LakeError> 
             };
             let body: Option<IntentBody> = serde_json::from_slice(&bytes).ok();
             seen.push(SeenIntent {
-                by: body
-                    .as_ref()
-                    .map_or_else(String::new, |body| body.by.clone()),
-                dataset: body
-                    .as_ref()
-                    .map_or_else(String::new, |body| body.dataset.clone()),
+                by: body.as_ref().map_or_else(String::new, |body| body.by.clone()),
+                dataset: body.as_ref().map_or_else(String::new, |body| body.dataset.clone()),
                 // Unreadable: as if it had always been there.
                 start_ms: body.map_or(i64::MIN, |body| body.start_ms),
                 refreshed_ms: object.modified_ms,

@@ -56,11 +56,7 @@ pub(super) fn pack_stem(key: &str) -> &str {
 }
 
 /// Marks everything that is needed.
-pub(super) async fn mark(
-    catalog: &Catalog,
-    uses_since_ms: i64,
-    spool: &Path,
-) -> Result<Marked, GcError> {
+pub(super) async fn mark(catalog: &Catalog, uses_since_ms: i64, spool: &Path) -> Result<Marked, GcError> {
     let mut marker = Marker {
         catalog,
         keys: Sorter::new(spool, SORT_BYTES_MAX),
@@ -73,11 +69,7 @@ pub(super) async fn mark(
     let roots = marker.roots(uses_since_ms).await?;
     marker.commits(roots).await?;
     marker.packs().await?;
-    Ok(Marked {
-        keys: marker.keys,
-        counts: marker.counts,
-        commits: marker.commits,
-    })
+    Ok(Marked { keys: marker.keys, counts: marker.counts, commits: marker.commits })
 }
 
 struct Marker<'a> {
@@ -116,27 +108,18 @@ impl Marker<'_> {
             self.counts.datasets += 1;
             for state in self.catalog.refs.list(&dataset).await? {
                 let heads = state.heads.iter();
-                roots.extend(heads.map(|head| Pending {
-                    commit: head.commit,
-                    required: true,
-                }));
+                roots.extend(heads.map(|head| Pending { commit: head.commit, required: true }));
             }
         }
         let mut page = None;
         loop {
             let lake = &self.catalog.lake;
-            let listed = with_retry(&RetryPolicy::default(), || {
-                lake.list(USES_PREFIX, page.clone())
-            })
-            .await?;
+            let listed = with_retry(&RetryPolicy::default(), || lake.list(USES_PREFIX, page.clone())).await?;
             for object in listed.objects {
                 let mut parts = object.key.split('/').skip(1);
                 let commit = parts.next().and_then(|hex| hex.parse().ok());
                 if let Some(commit) = commit.filter(|_| object.modified_ms >= uses_since_ms) {
-                    roots.push(Pending {
-                        commit,
-                        required: false,
-                    });
+                    roots.push(Pending { commit, required: false });
                 }
             }
             page = listed.next;
@@ -160,15 +143,8 @@ impl Marker<'_> {
             self.commits.insert(commit);
             self.counts.commits += 1;
             self.keep(&paths::commit_key(&commit))?;
-            todo.extend(
-                body.parents
-                    .iter()
-                    .map(|&commit| Pending { commit, required }),
-            );
-            todo.extend(body.lineage.inputs.iter().map(|&commit| Pending {
-                commit,
-                required: false,
-            }));
+            todo.extend(body.parents.iter().map(|&commit| Pending { commit, required }));
+            todo.extend(body.lineage.inputs.iter().map(|&commit| Pending { commit, required: false }));
             if self.trees.insert(body.tree) {
                 self.tree(commit, &body.tree).await?;
             }
@@ -182,8 +158,7 @@ impl Marker<'_> {
         let root = self.catalog.meta.tree_root(tree).await.map_err(broken)?;
         self.keep(&paths::tree_key(tree))?;
         let children = root.top.children.iter().map(|child| child.id).collect();
-        self.walk(commit, Side::Tree, root.top.level, children)
-            .await?;
+        self.walk(commit, Side::Tree, root.top.level, children).await?;
         for id in self.catalog.placements(tree).await? {
             let placement = match self.catalog.meta.placement_root(tree, &id).await {
                 Ok(placement) => placement,
@@ -197,22 +172,14 @@ impl Marker<'_> {
             };
             self.counts.placements += 1;
             self.keep(&paths::placement_key(tree, &id))?;
-            self.packs
-                .extend(placement.packs.iter().map(|used| used.pack));
-            self.walk(commit, Side::Placed, root.top.level, placement.top.clone())
-                .await?;
+            self.packs.extend(placement.packs.iter().map(|used| used.pack));
+            self.walk(commit, Side::Placed, root.top.level, placement.top.clone()).await?;
         }
         Ok(())
     }
 
     /// Marks the blocks below a block of `level`; reads those that are index blocks themselves.
-    async fn walk(
-        &mut self,
-        commit: CommitId,
-        side: Side,
-        level: u8,
-        children: Vec<BlockId>,
-    ) -> Result<(), GcError> {
+    async fn walk(&mut self, commit: CommitId, side: Side, level: u8, children: Vec<BlockId>) -> Result<(), GcError> {
         let mut level = level;
         let mut row = children;
         while !row.is_empty() {
@@ -229,15 +196,9 @@ impl Marker<'_> {
             }
             row.retain(|id| self.blocks.insert(*id));
             let catalog = self.catalog;
-            let mut below = stream::iter(row)
-                .map(|id| children_of(catalog, side, id))
-                .buffer_unordered(PARALLEL);
+            let mut below = stream::iter(row).map(|id| children_of(catalog, side, id)).buffer_unordered(PARALLEL);
             let mut next = Vec::new();
-            while let Some(ids) = below
-                .try_next()
-                .await
-                .map_err(|source| GcError::Broken { commit, source })?
-            {
+            while let Some(ids) = below.try_next().await.map_err(|source| GcError::Broken { commit, source })? {
                 next.extend(ids);
             }
             drop(below);
@@ -264,8 +225,7 @@ impl Marker<'_> {
                         Err(LakeError::NotFound { .. }) => return Ok(None),
                         Err(error) => return Err(GcError::Lake(error)),
                     };
-                    let recipe = Recipe::decode(&bytes)
-                        .map_err(|source| GcError::Recipe { pack, source })?;
+                    let recipe = Recipe::decode(&bytes).map_err(|source| GcError::Recipe { pack, source })?;
                     Ok(match recipe.source {
                         Source::Native { key } => Some(key),
                         Source::Assembled { .. } => None,
@@ -276,20 +236,14 @@ impl Marker<'_> {
         while let Some(data) = recipes.try_next().await? {
             if let Some(data) = data {
                 let key = paths::data_key(&data);
-                self.keys
-                    .push(key.as_bytes(), b"")
-                    .map_err(GcError::Spool)?;
+                self.keys.push(key.as_bytes(), b"").map_err(GcError::Spool)?;
             }
         }
         Ok(())
     }
 }
 
-async fn children_of(
-    catalog: &Catalog,
-    side: Side,
-    id: BlockId,
-) -> Result<Vec<BlockId>, MetaError> {
+async fn children_of(catalog: &Catalog, side: Side, id: BlockId) -> Result<Vec<BlockId>, MetaError> {
     let ids = |blocks: &dyn Blocks| match side {
         Side::Tree => match blocks.tree_block(id) {
             Some(block) => Ok(match block.as_ref() {

@@ -56,12 +56,7 @@ pub struct GcOptions {
 impl Default for GcOptions {
     fn default() -> Self {
         let day = Duration::from_secs(24 * 3600);
-        Self {
-            delete: false,
-            wait: day,
-            intent_max: day,
-            uses_max: 7 * day,
-        }
+        Self { delete: false, wait: day, intent_max: day, uses_max: 7 * day }
     }
 }
 
@@ -113,17 +108,13 @@ pub struct GcReport {
 /// Why a gc stopped. Nothing that is needed was deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum GcError {
-    #[error(
-        "commit {commit} is needed, but cannot be read, so nothing is deleted; mend it, or remove the refs to it"
-    )]
+    #[error("commit {commit} is needed, but cannot be read, so nothing is deleted; mend it, or remove the refs to it")]
     Broken {
         commit: CommitId,
         #[source]
         source: MetaError,
     },
-    #[error(
-        "the recipe of pack {pack} cannot be read, so nothing is deleted; use a newer larder, or mend it"
-    )]
+    #[error("the recipe of pack {pack} cannot be read, so nothing is deleted; use a newer larder, or mend it")]
     Recipe {
         pack: PackId,
         #[source]
@@ -170,12 +161,7 @@ pub async fn gc(catalog: &Catalog, options: &GcOptions) -> Result<GcReport, GcEr
     result
 }
 
-async fn collect(
-    catalog: &Catalog,
-    options: &GcOptions,
-    plan: &mut Plan,
-    spool: &Path,
-) -> Result<GcReport, GcError> {
+async fn collect(catalog: &Catalog, options: &GcOptions, plan: &mut Plan, spool: &Path) -> Result<GcReport, GcError> {
     if let (true, Some(due)) = (options.delete, plan.due.clone()) {
         sweep::announce(catalog, &due).await?;
         // Only now: a push whose intent is not seen here sees the announcement.
@@ -212,42 +198,19 @@ async fn begin(catalog: &Catalog, options: &GcOptions) -> Result<Plan, GcError> 
     let pending = condemned::runs(lake).await?;
     let intents = intent::list(lake).await?;
     let started = alive(&intents, options, now_ms).map(|intent| intent.start_ms);
-    let oldest = started
-        .min()
-        .map_or(i64::MAX, |start| start.saturating_sub(ms(SKEW)));
+    let oldest = started.min().map_or(i64::MAX, |start| start.saturating_sub(ms(SKEW)));
     let young = ms(options.wait.min(SKEW));
-    let due = pending
-        .iter()
-        .find(|run| run.condemned_ms + ms(options.wait) <= now_ms)
-        .cloned();
-    Ok(Plan {
-        run,
-        now_ms,
-        cutoff_ms: oldest.min(now_ms - young),
-        pending,
-        due,
-        blocked_by: Vec::new(),
-    })
+    let due = pending.iter().find(|run| run.condemned_ms + ms(options.wait) <= now_ms).cloned();
+    Ok(Plan { run, now_ms, cutoff_ms: oldest.min(now_ms - young), pending, due, blocked_by: Vec::new() })
 }
 
-fn alive<'a>(
-    intents: &'a [SeenIntent],
-    options: &GcOptions,
-    now_ms: i64,
-) -> impl Iterator<Item = &'a SeenIntent> {
+fn alive<'a>(intents: &'a [SeenIntent], options: &GcOptions, now_ms: i64) -> impl Iterator<Item = &'a SeenIntent> {
     let since = now_ms - ms(options.intent_max);
-    intents
-        .iter()
-        .filter(move |intent| intent.refreshed_ms >= since)
+    intents.iter().filter(move |intent| intent.refreshed_ms >= since)
 }
 
 /// Names the writers that may not know the run: they began before it was condemned.
-async fn blocking(
-    catalog: &Catalog,
-    options: &GcOptions,
-    plan: &Plan,
-    due: &Run,
-) -> Result<Vec<String>, GcError> {
+async fn blocking(catalog: &Catalog, options: &GcOptions, plan: &Plan, due: &Run) -> Result<Vec<String>, GcError> {
     let intents = intent::list(catalog.lake.as_ref()).await?;
     let skew = SKEW.min(options.wait).max(STORE_TICK);
     let before = due.condemned_ms.saturating_add(ms(skew));

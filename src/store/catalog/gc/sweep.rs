@@ -15,22 +15,12 @@ use crate::store::catalog::{Catalog, puts};
 use crate::store::lake::retry::{RetryPolicy, with_retry};
 use crate::store::lake::{LakeError, get_all};
 
-use super::condemned::{
-    CONDEMNED_PREFIX, CondemnedSet, Run, RunHead, list_of, list_page, rescued, run_key,
-};
+use super::condemned::{CONDEMNED_PREFIX, CondemnedSet, Run, RunHead, list_of, list_page, rescued, run_key};
 use super::mark::{Marked, USES_PREFIX, pack_stem};
 use super::{GcError, GcOptions, GcReport, PendingRun, Plan, intent, ms};
 
 /// Where immutable objects lie.
-const CLASSES: [&str; 7] = [
-    "commits/",
-    "data/",
-    "nodes/",
-    "packs/",
-    "placed/",
-    "placements/",
-    "trees/",
-];
+const CLASSES: [&str; 7] = ["commits/", "data/", "nodes/", "packs/", "placed/", "placements/", "trees/"];
 /// How many deletions run at a time.
 const PARALLEL: usize = 32;
 /// Keys in one list object of a run.
@@ -49,10 +39,7 @@ pub(super) async fn announce(catalog: &Catalog, run: &Run) -> Result<(), GcError
 
 /// Takes the announcement back: nothing was deleted.
 pub(super) async fn renounce(catalog: &Catalog, run: &Run) -> Result<(), GcError> {
-    Ok(catalog
-        .lake
-        .delete(&run_key(&run.head.run, "sweeping"))
-        .await?)
+    Ok(catalog.lake.delete(&run_key(&run.head.run, "sweeping")).await?)
 }
 
 /// An object of the lake that nothing refers to.
@@ -71,10 +58,7 @@ pub(super) async fn compare_and_act(
     marked: Marked,
     spool: &Path,
 ) -> Result<GcReport, GcError> {
-    let mut report = GcReport {
-        live: marked.counts,
-        ..GcReport::default()
-    };
+    let mut report = GcReport { live: marked.counts, ..GcReport::default() };
     let known = CondemnedSet::load(&catalog.lake).await?;
     let mut sorter = Sorter::new(spool, SORT_BYTES_MAX);
     for class in CLASSES {
@@ -93,33 +77,16 @@ pub(super) async fn compare_and_act(
     for record in sorter.finish().map_err(GcError::Spool)? {
         let (key, value) = record.map_err(GcError::Spool)?;
         let key = String::from_utf8_lossy(&key);
-        while needed
-            .as_deref()
-            .is_some_and(|needed| needed < pack_stem(&key))
-        {
+        while needed.as_deref().is_some_and(|needed| needed < pack_stem(&key)) {
             needed = next_key(&mut live).map_err(GcError::Spool)?;
         }
         if needed.as_deref() == Some(pack_stem(&key)) {
             continue;
         }
         let (size, modified_ms) = decode_meta(&value);
-        verdicts
-            .judge(
-                catalog,
-                &Dead {
-                    key: &key,
-                    size,
-                    modified_ms,
-                },
-            )
-            .await?;
+        verdicts.judge(catalog, &Dead { key: &key, size, modified_ms }).await?;
     }
-    let Verdicts {
-        condemn,
-        delete,
-        mut report,
-        ..
-    } = verdicts;
+    let Verdicts { condemn, delete, mut report, .. } = verdicts;
     if options.delete {
         markers(catalog, plan, &marked.commits).await?;
         if let Some(due) = &plan.due {
@@ -148,29 +115,19 @@ fn encode_meta(size: u64, modified_ms: i64) -> [u8; 16] {
 }
 
 fn decode_meta(bytes: &[u8]) -> (u64, i64) {
-    let number = |part: Option<&[u8]>| {
-        part.and_then(|part| <[u8; 8]>::try_from(part).ok())
-            .unwrap_or_default()
-    };
+    let number = |part: Option<&[u8]>| part.and_then(|part| <[u8; 8]>::try_from(part).ok()).unwrap_or_default();
     let size = u64::from_le_bytes(number(bytes.get(..8)));
     (size, i64::from_le_bytes(number(bytes.get(8..16))))
 }
 
-async fn list_into(
-    catalog: &Catalog,
-    prefix: &str,
-    sorter: &mut Sorter,
-    report: &mut GcReport,
-) -> Result<(), GcError> {
+async fn list_into(catalog: &Catalog, prefix: &str, sorter: &mut Sorter, report: &mut GcReport) -> Result<(), GcError> {
     let mut page = None;
     loop {
         let listed = list_page(catalog.lake.as_ref(), prefix, page).await?;
         for object in listed.objects {
             report.listed.add(object.size);
             let value = encode_meta(object.size, object.modified_ms);
-            sorter
-                .push(object.key.as_bytes(), &value)
-                .map_err(GcError::Spool)?;
+            sorter.push(object.key.as_bytes(), &value).map_err(GcError::Spool)?;
         }
         page = listed.next;
         if page.is_none() {
@@ -190,13 +147,7 @@ struct DueKeys {
 
 impl DueKeys {
     async fn open(catalog: &Catalog, run: Option<Run>) -> Result<Self, GcError> {
-        let mut due = Self {
-            next_list: 0,
-            keys: Vec::new().into_iter(),
-            current: None,
-            rescued: HashSet::new(),
-            run,
-        };
+        let mut due = Self { next_list: 0, keys: Vec::new().into_iter(), current: None, rescued: HashSet::new(), run };
         if let Some(run) = due.run.clone() {
             due.rescued = with_data(catalog, rescued(catalog.lake.as_ref(), &run).await?).await?;
             due.advance(catalog).await?;
@@ -229,32 +180,15 @@ impl DueKeys {
 }
 
 /// Adds the data of rescued packs: a writer names the pack only.
-async fn with_data(
-    catalog: &Catalog,
-    mut rescued: HashSet<String>,
-) -> Result<HashSet<String>, GcError> {
-    let stems: Vec<String> = rescued
-        .iter()
-        .filter(|key| key.starts_with("packs/"))
-        .cloned()
-        .collect();
+async fn with_data(catalog: &Catalog, mut rescued: HashSet<String>) -> Result<HashSet<String>, GcError> {
+    let stems: Vec<String> = rescued.iter().filter(|key| key.starts_with("packs/")).cloned().collect();
     for stem in stems {
-        let bytes = match get_all(
-            catalog.lake.as_ref(),
-            &format!("{stem}.recipe"),
-            RECIPE_LEN_MAX,
-        )
-        .await
-        {
+        let bytes = match get_all(catalog.lake.as_ref(), &format!("{stem}.recipe"), RECIPE_LEN_MAX).await {
             Ok(bytes) => bytes,
             Err(LakeError::NotFound { .. }) => continue,
             Err(error) => return Err(error.into()),
         };
-        if let Ok(Recipe {
-            source: Source::Native { key },
-            ..
-        }) = Recipe::decode(&bytes)
-        {
+        if let Ok(Recipe { source: Source::Native { key }, .. }) = Recipe::decode(&bytes) {
             rescued.insert(paths::data_key(&key));
         }
     }
@@ -274,11 +208,7 @@ struct Verdicts<'a> {
 impl Verdicts<'_> {
     async fn judge(&mut self, catalog: &Catalog, dead: &Dead<'_>) -> Result<(), GcError> {
         if self.due.names(catalog, dead.key).await? {
-            let condemned_ms = self
-                .plan
-                .due
-                .as_ref()
-                .map_or(i64::MIN, |due| due.condemned_ms);
+            let condemned_ms = self.plan.due.as_ref().map_or(i64::MIN, |due| due.condemned_ms);
             // Put again since (stores count in seconds, so perhaps in the same one), or rescued: it
             // gets another wait.
             if dead.modified_ms >= condemned_ms || self.due.rescued.contains(pack_stem(dead.key)) {
@@ -297,9 +227,7 @@ impl Verdicts<'_> {
             return Ok(());
         }
         self.report.condemned.add(dead.size);
-        self.condemn
-            .push(dead.key.as_bytes(), &encode_meta(dead.size, 0))
-            .map_err(GcError::Spool)
+        self.condemn.push(dead.key.as_bytes(), &encode_meta(dead.size, 0)).map_err(GcError::Spool)
     }
 }
 
@@ -322,10 +250,7 @@ async fn delete_all(catalog: &Catalog, due: &Run, delete: Sorter) -> Result<(), 
     let mut keys = delete.finish().map_err(GcError::Spool)?.peekable();
     let mut refreshed = Instant::now();
     while let Some(first) = keys.peek() {
-        let class = first
-            .as_ref()
-            .ok()
-            .and_then(|record| record.0.first().copied());
+        let class = first.as_ref().ok().and_then(|record| record.0.first().copied());
         let same = |record: &io::Result<(Vec<u8>, Vec<u8>)>| match record {
             Ok((key, _)) => key.first().copied() == class,
             Err(_) => true,
@@ -388,11 +313,7 @@ async fn end_run(catalog: &Catalog, run: &Run) -> Result<(), GcError> {
     Ok(catalog.lake.delete(&format!("{prefix}sweeping")).await?)
 }
 
-async fn remove_below(
-    catalog: &Catalog,
-    prefix: &str,
-    which: impl Fn(&str) -> bool,
-) -> Result<(), GcError> {
+async fn remove_below(catalog: &Catalog, prefix: &str, which: impl Fn(&str) -> bool) -> Result<(), GcError> {
     let mut page = None;
     loop {
         let listed = list_page(catalog.lake.as_ref(), prefix, page).await?;
@@ -406,12 +327,7 @@ async fn remove_below(
 }
 
 /// Writes the lists of a new run, and its head last.
-async fn condemn_all(
-    catalog: &Catalog,
-    plan: &Plan,
-    condemn: Sorter,
-    report: &GcReport,
-) -> Result<(), GcError> {
+async fn condemn_all(catalog: &Catalog, plan: &Plan, condemn: Sorter, report: &GcReport) -> Result<(), GcError> {
     let lake = catalog.lake.as_ref();
     let mut lists = 0;
     let mut text = String::new();
@@ -447,12 +363,7 @@ async fn condemn_all(
 }
 
 /// Says which runs wait.
-async fn pending(
-    catalog: &Catalog,
-    options: &GcOptions,
-    plan: &Plan,
-    report: &mut GcReport,
-) -> Result<(), GcError> {
+async fn pending(catalog: &Catalog, options: &GcOptions, plan: &Plan, report: &mut GcReport) -> Result<(), GcError> {
     let runs = match options.delete {
         true => super::condemned::runs(catalog.lake.as_ref()).await?,
         false => plan.pending.clone(),
@@ -471,11 +382,7 @@ async fn pending(
 }
 
 /// Removes what writers and gcs that are long gone left: intents, use markers, uploads, half runs.
-pub(super) async fn tidy(
-    catalog: &Catalog,
-    options: &GcOptions,
-    plan: &Plan,
-) -> Result<(), GcError> {
+pub(super) async fn tidy(catalog: &Catalog, options: &GcOptions, plan: &Plan) -> Result<(), GcError> {
     let abandoned_ms = plan.now_ms - ms(options.intent_max * ABANDONED_AFTER.unsigned_abs());
     for seen in intent::list(catalog.lake.as_ref()).await? {
         if seen.refreshed_ms < abandoned_ms {
@@ -509,14 +416,8 @@ async fn remove_older(
     let mut page = None;
     loop {
         let listed = list_page(catalog.lake.as_ref(), prefix, page).await?;
-        let old = listed
-            .objects
-            .into_iter()
-            .filter(|object| object.modified_ms < before_ms);
-        let keys = old
-            .map(|object| object.key)
-            .filter(|key| which(key))
-            .collect();
+        let old = listed.objects.into_iter().filter(|object| object.modified_ms < before_ms);
+        let keys = old.map(|object| object.key).filter(|key| which(key)).collect();
         delete_keys(catalog, keys).await?;
         page = listed.next;
         if page.is_none() {

@@ -13,11 +13,7 @@ use crate::store::lake::Lake;
 use crate::testkit::faulty_lake::Rule;
 
 fn at_once(delete: bool) -> GcOptions {
-    GcOptions {
-        delete,
-        wait: Duration::ZERO,
-        ..GcOptions::default()
-    }
+    GcOptions { delete, wait: Duration::ZERO, ..GcOptions::default() }
 }
 
 /// A dataset with a live commit on `main` and a dead one: its branch was deleted.
@@ -32,12 +28,7 @@ async fn with_garbage() -> (Bench, crate::format::ids::CommitId) {
     bench.make_native().await;
     let side = RefName::parse("side").unwrap();
     let dataset = rev("photos").dataset;
-    bench
-        .catalog
-        .refs
-        .delete(&dataset, RefKind::Branch, &side)
-        .await
-        .unwrap();
+    bench.catalog.refs.delete(&dataset, RefKind::Branch, &side).await.unwrap();
     (bench, dead.commit)
 }
 
@@ -47,9 +38,7 @@ async fn live_is_whole(bench: &Bench) {
     let snap = catalog.snapshot(&rev("photos")).await.unwrap();
     let progress = std::sync::Arc::new(GetProgress::default());
     let dest = dir.path().join("out");
-    let report = get(&catalog, &bench.fetcher(), &snap, b"", &dest, &progress)
-        .await
-        .unwrap();
+    let report = get(&catalog, &bench.fetcher(), &snap, b"", &dest, &progress).await.unwrap();
     assert_eq!((report.files, report.failed_count), (40, 0), "{report:?}");
     assert_eq!(std::fs::read(dest.join("7")).unwrap(), b"live 7");
 }
@@ -73,47 +62,25 @@ async fn what_nothing_refers_to_goes_at_the_second_look_and_the_rest_stays_whole
     let condemned = run(&bench, true).await;
     assert_eq!(condemned.deleted.objects, 0);
     assert_eq!(condemned.pending.len(), 1);
-    assert!(
-        bench
-            .catalog
-            .snapshot(&rev(&format!("photos@{dead}")))
-            .await
-            .is_ok()
-    );
+    assert!(bench.catalog.snapshot(&rev(&format!("photos@{dead}"))).await.is_ok());
     let swept = run(&bench, true).await;
     assert_eq!(swept.deleted.objects, condemned.condemned.objects);
     assert_eq!(swept.deleted.bytes, condemned.condemned.bytes);
     let after = run(&bench, false).await;
-    assert_eq!(
-        after.condemned.objects + after.young.objects,
-        0,
-        "{after:?}"
-    );
+    assert_eq!(after.condemned.objects + after.young.objects, 0, "{after:?}");
     let left = bench.memory.keys();
-    assert!(
-        !left.iter().any(|key| key.contains(&dead.to_string())),
-        "{left:?}"
-    );
-    assert!(
-        !left.iter().any(|key| key.starts_with("condemned/")),
-        "{left:?}"
-    );
+    assert!(!left.iter().any(|key| key.contains(&dead.to_string())), "{left:?}");
+    assert!(!left.iter().any(|key| key.starts_with("condemned/")), "{left:?}");
     live_is_whole(&bench).await;
 }
 
 #[tokio::test]
 async fn what_was_condemned_is_left_alone_until_its_wait_is_over() {
     let (bench, _) = with_garbage().await;
-    let patient = GcOptions {
-        wait: Duration::from_secs(60),
-        ..at_once(true)
-    };
+    let patient = GcOptions { wait: Duration::from_secs(60), ..at_once(true) };
     // The memory lake's clock ticks a millisecond a write: nothing is a minute old.
     let report = gc(&bench.catalog, &patient).await.unwrap();
-    assert!(
-        report.young.objects > 5 && report.condemned.objects == 0,
-        "{report:?}"
-    );
+    assert!(report.young.objects > 5 && report.condemned.objects == 0, "{report:?}");
     run(&bench, true).await;
     let report = gc(&bench.catalog, &patient).await.unwrap();
     assert_eq!(report.deleted.objects, 0, "condemned just now");
@@ -124,11 +91,7 @@ async fn a_commit_that_gets_a_ref_again_is_kept() {
     let (bench, dead) = with_garbage().await;
     run(&bench, true).await;
     let tag = RefName::parse("v1").unwrap();
-    bench
-        .catalog
-        .make_tag(&rev(&format!("photos@{dead}")), &tag, false)
-        .await
-        .unwrap();
+    bench.catalog.make_tag(&rev(&format!("photos@{dead}")), &tag, false).await.unwrap();
     let report = run(&bench, true).await;
     assert_eq!(report.deleted.objects, 0, "{report:?}");
     let (catalog, _dir) = bench.fresh().await;
@@ -147,9 +110,7 @@ async fn a_push_that_began_before_the_condemnation_stops_the_sweep() {
         refreshed_ms: 1,
     };
     run(&bench, true).await;
-    bench
-        .memory
-        .set("intents/p", serde_json::to_vec(&body).unwrap());
+    bench.memory.set("intents/p", serde_json::to_vec(&body).unwrap());
     let report = run(&bench, true).await;
     assert_eq!(report.blocked_by, ["photos by ann@host"]);
     assert_eq!(report.deleted.objects, 0);
@@ -161,11 +122,7 @@ async fn a_push_that_began_before_the_condemnation_stops_the_sweep() {
 #[tokio::test]
 async fn a_pack_that_a_running_push_relies_on_is_kept_with_its_data() {
     let (bench, dead) = with_garbage().await;
-    let snap = bench
-        .catalog
-        .snapshot(&rev(&format!("photos@{dead}")))
-        .await
-        .unwrap();
+    let snap = bench.catalog.snapshot(&rev(&format!("photos@{dead}"))).await.unwrap();
     let pack = snap.placement.packs[0].pack;
     run(&bench, true).await;
     let lake: std::sync::Arc<dyn Lake> = bench.faulty.clone();
@@ -174,17 +131,10 @@ async fn a_pack_that_a_running_push_relies_on_is_kept_with_its_data() {
     assert!(set.contains(&recipe) && !set.is_empty());
     assert_eq!(set.rely_on(&recipe).await.unwrap(), Relied::Safe);
     let report = run(&bench, true).await;
-    assert!(
-        report.rescued.objects >= 3,
-        "index, recipe, data: {report:?}"
-    );
+    assert!(report.rescued.objects >= 3, "index, recipe, data: {report:?}");
     assert!(report.deleted.objects > 0);
     let left = bench.memory.keys();
-    for key in [
-        recipe,
-        pack_key(&pack, PackPart::Index),
-        format!("data/{pack}"),
-    ] {
+    for key in [recipe, pack_key(&pack, PackPart::Index), format!("data/{pack}")] {
         assert!(left.contains(&key), "{key} of {left:?}");
     }
 }
@@ -230,10 +180,7 @@ async fn a_crash_at_any_write_leaves_the_live_commit_whole_and_the_next_gc_ends_
             run(&bench, true).await;
         }
         let left = bench.memory.keys();
-        assert!(
-            !left.iter().any(|key| key.contains(&dead.to_string())),
-            "after {writes} writes: {left:?}"
-        );
+        assert!(!left.iter().any(|key| key.contains(&dead.to_string())), "after {writes} writes: {left:?}");
         live_is_whole(&bench).await;
         if first.is_ok() && second.is_ok() {
             assert!(writes > 10, "the crashes were inside of the work");
@@ -253,8 +200,5 @@ async fn a_needed_commit_that_is_missing_stops_gc_before_anything_is_deleted() {
     let before = bench.memory.keys().len();
     let error = gc(&catalog, &at_once(true)).await.unwrap_err();
     assert!(error.to_string().contains("nothing is deleted"), "{error}");
-    assert!(
-        bench.memory.keys().len() >= before - 1,
-        "at most gc's own marks differ"
-    );
+    assert!(bench.memory.keys().len() >= before - 1, "at most gc's own marks differ");
 }

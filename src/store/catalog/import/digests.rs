@@ -27,10 +27,7 @@ pub(super) async fn digest_all(
     progress: &ImportProgress,
     spool: &Path,
 ) -> Result<Records, ImportError> {
-    let spool_error = |source| ImportError::Spool {
-        path: spool.to_owned(),
-        source,
-    };
+    let spool_error = |source| ImportError::Spool { path: spool.to_owned(), source };
     let mut digested = Records::create(spool).map_err(spool_error)?;
     let read = rows.read().map_err(spool_error)?;
     let mut done = stream::iter(read)
@@ -62,25 +59,14 @@ async fn digest_row(
     match digest_pinned(catalog, &pin, progress).await {
         Ok(digested) => Ok(Some(digested)),
         Err(LakeError::Precondition { .. } | LakeError::NotFound { .. }) => {
-            Err(ImportError::Changed {
-                bucket: pin.bucket,
-                key: pin.key,
-            })
+            Err(ImportError::Changed { bucket: pin.bucket, key: pin.key })
         }
-        Err(source) => Err(ImportError::Read {
-            bucket: pin.bucket,
-            key: pin.key,
-            source,
-        }),
+        Err(source) => Err(ImportError::Read { bucket: pin.bucket, key: pin.key, source }),
     }
 }
 
 /// Reads one object to its end; a body that breaks goes on at the byte where it broke.
-async fn digest_pinned(
-    catalog: &Catalog,
-    pin: &Pin,
-    progress: &ImportProgress,
-) -> Result<Digested, LakeError> {
+async fn digest_pinned(catalog: &Catalog, pin: &Pin, progress: &ImportProgress) -> Result<Digested, LakeError> {
     let began = Instant::now();
     let mut retry = Retry::new(RetryPolicy::default());
     let mut hasher = ContentHasher::new();
@@ -92,14 +78,9 @@ async fn digest_pinned(
                 return Ok(Digested { digest, outboard });
             }
             Ok(()) if hasher.len() > pin.size => {
-                return Err(LakeError::Precondition {
-                    key: pin.key.clone(),
-                });
+                return Err(LakeError::Precondition { key: pin.key.clone() });
             }
-            Ok(()) => LakeError::Passing {
-                key: pin.key.clone(),
-                source: "the body ended too early".into(),
-            },
+            Ok(()) => LakeError::Passing { key: pin.key.clone(), source: "the body ended too early".into() },
             Err(error) => error,
         };
         if hasher.len() > before {

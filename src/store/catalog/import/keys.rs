@@ -115,22 +115,11 @@ impl Default for KeyWalk {
 
 impl KeyWalk {
     pub fn new() -> Self {
-        Self {
-            path: Vec::new(),
-            open: Vec::new(),
-            root: DirCounts::default(),
-            pending: Vec::new(),
-            last: None,
-        }
+        Self { path: Vec::new(), open: Vec::new(), root: DirCounts::default(), pending: Vec::new(), last: None }
     }
 
     /// Takes the next key, relative to the imported prefix.
-    pub fn add<S: Sink>(
-        &mut self,
-        key: &[u8],
-        object: Object,
-        sink: &mut S,
-    ) -> Result<(), S::Error> {
+    pub fn add<S: Sink>(&mut self, key: &[u8], object: Object, sink: &mut S) -> Result<(), S::Error> {
         if self.last.as_deref() == Some(key) {
             return sink.odd(key, Odd::Twice);
         }
@@ -139,23 +128,13 @@ impl KeyWalk {
             return sink.odd(key, odd);
         }
         self.settle(key, sink)?;
-        let dir_len = key
-            .iter()
-            .rposition(|&byte| byte == b'/')
-            .map_or(0, |at| at + 1);
+        let dir_len = key.iter().rposition(|&byte| byte == b'/').map_or(0, |at| at + 1);
         self.open_dirs(key, dir_len, sink)?;
         if dir_len == key.len() {
-            let odd = if object.size == 0 {
-                Odd::Marker
-            } else {
-                Odd::MarkerWithBytes
-            };
+            let odd = if object.size == 0 { Odd::Marker } else { Odd::MarkerWithBytes };
             return sink.odd(key, odd);
         }
-        self.pending.push(PendingFile {
-            path: key.to_vec(),
-            object,
-        });
+        self.pending.push(PendingFile { path: key.to_vec(), object });
         Ok(())
     }
 
@@ -182,12 +161,7 @@ impl KeyWalk {
     }
 
     /// Opens the directories of `key` up to `dir_len` that are not open yet.
-    fn open_dirs<S: Sink>(
-        &mut self,
-        key: &[u8],
-        dir_len: usize,
-        sink: &mut S,
-    ) -> Result<(), S::Error> {
+    fn open_dirs<S: Sink>(&mut self, key: &[u8], dir_len: usize, sink: &mut S) -> Result<(), S::Error> {
         for (at, &byte) in key.iter().enumerate().take(dir_len).skip(self.path.len()) {
             self.path.push(byte);
             if byte != b'/' {
@@ -198,21 +172,14 @@ impl KeyWalk {
                 self.pending.remove(found);
                 sink.odd(name, Odd::FileAndDirectory)?;
             }
-            self.open.push(OpenDir {
-                path_len: at + 1,
-                counts: DirCounts::default(),
-            });
+            self.open.push(OpenDir { path_len: at + 1, counts: DirCounts::default() });
         }
         Ok(())
     }
 
     /// Counts and emits a file. Its directory is open: it is a prefix of the current key, or was.
     fn emit_file<S: Sink>(&mut self, file: PendingFile, sink: &mut S) -> Result<(), S::Error> {
-        let dir_len = file
-            .path
-            .iter()
-            .rposition(|&byte| byte == b'/')
-            .map_or(0, |at| at + 1);
+        let dir_len = file.path.iter().rposition(|&byte| byte == b'/').map_or(0, |at| at + 1);
         let counts = match self.open.iter_mut().find(|dir| dir.path_len == dir_len) {
             Some(dir) => &mut dir.counts,
             None => &mut self.root,
@@ -226,10 +193,7 @@ impl KeyWalk {
         let Some(dir) = self.open.pop() else {
             return Ok(());
         };
-        let parent = self
-            .open
-            .last_mut()
-            .map_or(&mut self.root, |parent| &mut parent.counts);
+        let parent = self.open.last_mut().map_or(&mut self.root, |parent| &mut parent.counts);
         parent.children += 1;
         parent.subdirs += 1;
         parent.descendants += 1 + dir.counts.descendants;
@@ -250,14 +214,12 @@ fn refuse(key: &[u8]) -> Option<Odd> {
         return Some(Odd::NulByte);
     }
     let names = key.strip_suffix(b"/").unwrap_or(key);
-    names
-        .split(|&byte| byte == b'/')
-        .find_map(|name| match name {
-            b"" => Some(Odd::EmptyName),
-            b"." | b".." => Some(Odd::DotName),
-            long if long.len() > NAME_LEN_MAX => Some(Odd::NameTooLong),
-            _ => None,
-        })
+    names.split(|&byte| byte == b'/').find_map(|name| match name {
+        b"" => Some(Odd::EmptyName),
+        b"." | b".." => Some(Odd::DotName),
+        long if long.len() > NAME_LEN_MAX => Some(Odd::NameTooLong),
+        _ => None,
+    })
 }
 
 /// Gives bytes that sort entries as trees do: directory by directory in preorder, names in byte
@@ -267,10 +229,7 @@ pub fn sort_key(path: &[u8]) -> Vec<u8> {
         Some(at) => path.split_at(at),
         None => (&[][..], path),
     };
-    let mut key: Vec<u8> = dir
-        .iter()
-        .map(|&byte| if byte == b'/' { 0 } else { byte })
-        .collect();
+    let mut key: Vec<u8> = dir.iter().map(|&byte| if byte == b'/' { 0 } else { byte }).collect();
     // Two NULs sort before a NUL and a name: a directory's own entries before those of its directories.
     key.extend([0, 0]);
     key.extend_from_slice(name.strip_prefix(b"/").unwrap_or(name));
@@ -281,10 +240,7 @@ pub fn sort_key(path: &[u8]) -> Vec<u8> {
 pub fn path_of_sort_key(key: &[u8]) -> Vec<u8> {
     let at = key.windows(2).position(|pair| pair == [0, 0]).unwrap_or(0);
     let (dir, name) = key.split_at(at);
-    let mut path: Vec<u8> = dir
-        .iter()
-        .map(|&byte| if byte == 0 { b'/' } else { byte })
-        .collect();
+    let mut path: Vec<u8> = dir.iter().map(|&byte| if byte == 0 { b'/' } else { byte }).collect();
     if !path.is_empty() {
         path.push(b'/');
     }
@@ -308,15 +264,11 @@ mod tests {
         type Error = Infallible;
         fn entry(&mut self, path: &[u8], found: Found) -> Result<(), Infallible> {
             let path = String::from_utf8(path.to_vec()).unwrap();
-            assert!(
-                self.entries.insert(path.clone(), found).is_none(),
-                "{path} came twice"
-            );
+            assert!(self.entries.insert(path.clone(), found).is_none(), "{path} came twice");
             Ok(())
         }
         fn odd(&mut self, path: &[u8], odd: Odd) -> Result<(), Infallible> {
-            self.odd
-                .push((String::from_utf8_lossy(path).into_owned(), odd));
+            self.odd.push((String::from_utf8_lossy(path).into_owned(), odd));
             Ok(())
         }
     }
@@ -328,12 +280,7 @@ mod tests {
         let mut walk = KeyWalk::new();
         for key in sorted {
             let size = if key.ends_with('/') { 0 } else { 5 };
-            let object = Object {
-                size,
-                etag: "e".into(),
-                version: None,
-                modified_ms: 0,
-            };
+            let object = Object { size, etag: "e".into(), version: None, modified_ms: 0 };
             let Ok(()) = walk.add(key.as_bytes(), object, &mut collected);
         }
         let Ok(root) = walk.finish(&mut collected);
@@ -345,12 +292,7 @@ mod tests {
             .entries
             .iter()
             .filter_map(|(path, found)| match found {
-                Found::Dir(counts) => Some((
-                    path.as_str(),
-                    counts.children,
-                    counts.subdirs,
-                    counts.descendants,
-                )),
+                Found::Dir(counts) => Some((path.as_str(), counts.children, counts.subdirs, counts.descendants)),
                 Found::File(_) => None,
             })
             .collect()
@@ -360,14 +302,7 @@ mod tests {
     fn slashes_imply_directories_with_their_counts() {
         let (got, root) = walk(&["a/b/c", "a/b/d", "a/e", "f", "a!x"]);
         assert_eq!(dirs(&got), [("a", 2, 1, 4), ("a/b", 2, 0, 2)]);
-        assert_eq!(
-            root,
-            DirCounts {
-                children: 3,
-                subdirs: 1,
-                descendants: 7
-            }
-        );
+        assert_eq!(root, DirCounts { children: 3, subdirs: 1, descendants: 7 });
         assert_eq!(got.entries.len(), 7);
         assert!(got.odd.is_empty());
     }
@@ -379,35 +314,15 @@ mod tests {
         assert_eq!(got.odd, [("a".to_owned(), Odd::FileAndDirectory)]);
         assert_eq!(got.entries.keys().collect::<Vec<_>>(), ["a", "a!c", "a/b"]);
         assert_eq!(dirs(&got), [("a", 1, 0, 1)]);
-        assert_eq!(
-            root,
-            DirCounts {
-                children: 2,
-                subdirs: 1,
-                descendants: 3
-            }
-        );
+        assert_eq!(root, DirCounts { children: 2, subdirs: 1, descendants: 3 });
     }
 
     #[test]
     fn keys_that_no_tree_can_hold_are_named_and_left_out() {
         let long = "x".repeat(256);
-        let (got, root) = walk(&[
-            "",
-            "a//b",
-            "/c",
-            "d/../e",
-            "./f",
-            "nul\0",
-            long.as_str(),
-            "good",
-        ]);
+        let (got, root) = walk(&["", "a//b", "/c", "d/../e", "./f", "nul\0", long.as_str(), "good"]);
         assert_eq!(root.descendants, 1);
-        let odd: BTreeMap<&str, Odd> = got
-            .odd
-            .iter()
-            .map(|(key, odd)| (key.as_str(), *odd))
-            .collect();
+        let odd: BTreeMap<&str, Odd> = got.odd.iter().map(|(key, odd)| (key.as_str(), *odd)).collect();
         assert_eq!(odd[""], Odd::IsPrefix);
         assert_eq!(odd["a//b"], Odd::EmptyName);
         assert_eq!(odd["/c"], Odd::EmptyName);
@@ -421,14 +336,7 @@ mod tests {
     fn a_marker_becomes_an_empty_directory() {
         let (got, root) = walk(&["a/", "b/", "b/c"]);
         assert_eq!(dirs(&got), [("a", 0, 0, 0), ("b", 1, 0, 1)]);
-        assert_eq!(
-            root,
-            DirCounts {
-                children: 2,
-                subdirs: 2,
-                descendants: 3
-            }
-        );
+        assert_eq!(root, DirCounts { children: 2, subdirs: 2, descendants: 3 });
         assert_eq!(got.odd.len(), 2);
     }
 
@@ -436,15 +344,9 @@ mod tests {
     fn sort_keys_order_paths_as_trees_do() {
         let mut paths = ["b", "a/x", "a", "a!/z", "a/b/c", "a/b", "a!", "a/b!", "c"];
         paths.sort_by_key(|path| sort_key(path.as_bytes()));
-        assert_eq!(
-            paths,
-            ["a", "a!", "b", "c", "a/b", "a/b!", "a/x", "a/b/c", "a!/z"]
-        );
+        assert_eq!(paths, ["a", "a!", "b", "c", "a/b", "a/b!", "a/x", "a/b/c", "a!/z"]);
         for path in paths {
-            assert_eq!(
-                path_of_sort_key(&sort_key(path.as_bytes())),
-                path.as_bytes()
-            );
+            assert_eq!(path_of_sort_key(&sort_key(path.as_bytes())), path.as_bytes());
         }
     }
 }

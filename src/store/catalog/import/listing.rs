@@ -73,33 +73,18 @@ pub(super) fn decode((key, value): &(Vec<u8>, Vec<u8>)) -> io::Result<Row> {
     };
     let digested = stored.digest.map(|digest| Digested {
         digest,
-        outboard: stored
-            .blocks
-            .and_then(|blocks| Outboard::of_blocks(size, blocks))
-            .map(|(_, outboard)| outboard),
+        outboard: stored.blocks.and_then(|blocks| Outboard::of_blocks(size, blocks)).map(|(_, outboard)| outboard),
     });
-    Ok(Row {
-        path: path_of_sort_key(key),
-        found: stored.found,
-        digested,
-    })
+    Ok(Row { path: path_of_sort_key(key), found: stored.found, digested })
 }
 
 /// Encodes a row for the spool.
 pub(super) fn encode(found: Found, digested: Option<Digested>) -> io::Result<Vec<u8>> {
     let (digest, blocks) = match digested {
-        Some(digested) => (
-            Some(digested.digest),
-            digested.outboard.map(|outboard| outboard.blocks),
-        ),
+        Some(digested) => (Some(digested.digest), digested.outboard.map(|outboard| outboard.blocks)),
         None => (None, None),
     };
-    serde_json::to_vec(&StoredRow {
-        found,
-        digest,
-        blocks,
-    })
-    .map_err(io::Error::other)
+    serde_json::to_vec(&StoredRow { found, digest, blocks }).map_err(io::Error::other)
 }
 
 /// Lists the bucket below the prefix; gives the entries in tree order.
@@ -109,14 +94,9 @@ pub(super) async fn list(
     progress: &ImportProgress,
     spool: &Path,
 ) -> Result<Listed, ImportError> {
-    let spool_error = |source| ImportError::Spool {
-        path: spool.to_owned(),
-        source,
-    };
-    let excludes = Excludes::new(&options.exclude).map_err(|source| ImportError::Glob {
-        glob: options.exclude.join(" "),
-        source: Box::new(source),
-    })?;
+    let spool_error = |source| ImportError::Spool { path: spool.to_owned(), source };
+    let excludes = Excludes::new(&options.exclude)
+        .map_err(|source| ImportError::Glob { glob: options.exclude.join(" "), source: Box::new(source) })?;
     // Stores list in byte order, but not all of them; sorting costs little and is always right.
     let mut by_key = Sorter::new(spool, SORT_BYTES_MAX);
     let mut excluded = 0;
@@ -124,9 +104,7 @@ pub(super) async fn list(
     let mut page = None;
     loop {
         let listed = with_retry(&RetryPolicy::default(), || {
-            catalog
-                .lake
-                .list_foreign(&options.bucket, &options.prefix, page.clone())
+            catalog.lake.list_foreign(&options.bucket, &options.prefix, page.clone())
         })
         .await
         .map_err(|source| ImportError::List {
@@ -160,9 +138,7 @@ pub(super) async fn list(
     }
     let mut listed = walk(options, by_key, spool).map_err(spool_error)?;
     listed.excluded = excluded;
-    progress
-        .bytes_total
-        .store(listed.bytes, std::sync::atomic::Ordering::Relaxed);
+    progress.bytes_total.store(listed.bytes, std::sync::atomic::Ordering::Relaxed);
     Ok(listed)
 }
 
@@ -205,10 +181,7 @@ impl Sink for Collect {
         self.odd_count += 1;
         if self.odd.len() < ODD_NAMED_MAX {
             let key = format!("{}{}", self.prefix, String::from_utf8_lossy(path));
-            self.odd.push(OddKey {
-                key,
-                done: odd.done(),
-            });
+            self.odd.push(OddKey { key, done: odd.done() });
         }
         Ok(())
     }
@@ -234,12 +207,5 @@ fn walk(options: &ImportOptions, by_key: Sorter, spool: &Path) -> io::Result<Lis
         let (key, value) = record?;
         rows.push(&key, &value)?;
     }
-    Ok(Listed {
-        rows,
-        root,
-        bytes: collect.bytes,
-        excluded: 0,
-        odd_count: collect.odd_count,
-        odd: collect.odd,
-    })
+    Ok(Listed { rows, root, bytes: collect.bytes, excluded: 0, odd_count: collect.odd_count, odd: collect.odd })
 }

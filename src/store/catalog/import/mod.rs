@@ -112,9 +112,7 @@ pub enum ImportError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    #[error(
-        "s3://{bucket}/{key} was changed or deleted while it was imported; run the import again"
-    )]
+    #[error("s3://{bucket}/{key} was changed or deleted while it was imported; run the import again")]
     Changed { bucket: String, key: String },
     #[error("s3://{bucket}/{key} cannot be read")]
     Read {
@@ -133,14 +131,8 @@ pub enum ImportError {
     Build(#[from] BuildError),
     #[error("the sizes of the objects do not make packs")]
     Layout(#[from] crate::format::pack::plan::PlanError),
-    #[error(
-        "`{dataset}@{branch}` was moved by another writer; commit {commit} exists: tag it, or import again"
-    )]
-    Lost {
-        commit: CommitId,
-        dataset: String,
-        branch: String,
-    },
+    #[error("`{dataset}@{branch}` was moved by another writer; commit {commit} exists: tag it, or import again")]
+    Lost { commit: CommitId, dataset: String, branch: String },
     #[error("`{dataset}@{branch}` has more than one head; choose one with `larder branch` first")]
     Heads { dataset: String, branch: String },
     #[error("cannot write to the lake")]
@@ -164,10 +156,7 @@ pub async fn import(
     progress: &ImportProgress,
 ) -> Result<ImportOutcome, ImportError> {
     let spool = catalog.state_dir.join("spool");
-    let spool_error = |source| ImportError::Spool {
-        path: spool.clone(),
-        source,
-    };
+    let spool_error = |source| ImportError::Spool { path: spool.clone(), source };
     std::fs::create_dir_all(&spool).map_err(spool_error)?;
     let target = Target::find(catalog, options).await?;
     let intent = super::gc::intent::Intent::begin(catalog, &options.dataset).await?;
@@ -176,10 +165,7 @@ pub async fn import(
 
     let mut listed = listing::list(catalog, options, progress, &spool).await?;
     if listed.rows.count() == 0 {
-        return Err(ImportError::Empty {
-            bucket: options.bucket.clone(),
-            prefix: options.prefix.clone(),
-        });
+        return Err(ImportError::Empty { bucket: options.bucket.clone(), prefix: options.prefix.clone() });
     }
     if options.digest {
         listed.rows = digests::digest_all(catalog, options, listed.rows, progress, &spool).await?;
@@ -237,24 +223,15 @@ async fn build(
     listed: &mut Listed,
     packs: &[(PackId, u64)],
 ) -> Result<Built, ImportError> {
-    let spool_error = |source| ImportError::Spool {
-        path: catalog.state_dir.join("spool"),
-        source,
-    };
-    let DirCounts {
-        children, subdirs, ..
-    } = listed.root;
+    let spool_error = |source| ImportError::Spool { path: catalog.state_dir.join("spool"), source };
+    let DirCounts { children, subdirs, .. } = listed.root;
     let mut builder = TreeBuilder::new(DIR_MODE, Mtime::default(), children, subdirs);
     for (pack, len) in packs {
         builder.declare_pack(*pack, *len);
     }
     // The same sizes in the same order: the same slots as when the packs were stored.
     let mut planner = PackPlanner::new(listed.layout());
-    let mut puts = Puts::new(
-        catalog.lake.clone(),
-        catalog.meta.clone(),
-        condemned.clone(),
-    );
+    let mut puts = Puts::new(catalog.lake.clone(), catalog.meta.clone(), condemned.clone());
     let mut since_drain = 0_u32;
     for row in listed.rows().map_err(spool_error)? {
         let row = row.map_err(spool_error)?;
@@ -272,10 +249,7 @@ async fn build(
     Ok(built)
 }
 
-async fn store_blocks(
-    puts: &mut Puts,
-    blocks: Vec<crate::format::tree::build::BuiltBlock>,
-) -> Result<(), LakeError> {
+async fn store_blocks(puts: &mut Puts, blocks: Vec<crate::format::tree::build::BuiltBlock>) -> Result<(), LakeError> {
     for block in blocks {
         let key = match block.of {
             BlockOf::Tree => paths::node_key(&block.id),
@@ -286,11 +260,7 @@ async fn store_blocks(
     Ok(())
 }
 
-fn locate(
-    planner: &mut PackPlanner,
-    packs: &[(PackId, u64)],
-    row: &Row,
-) -> Result<Location, ImportError> {
+fn locate(planner: &mut PackPlanner, packs: &[(PackId, u64)], row: &Row) -> Result<Location, ImportError> {
     let Found::File(object) = &row.found else {
         return Ok(Location::None);
     };
@@ -301,56 +271,26 @@ fn locate(
     let number = usize::try_from(slot.pack).expect("packs are few");
     let (pack, _) = packs.get(number).expect("the same plan has the same packs");
     Ok(match slot.place {
-        Place::Run { offset } => Location::Run {
-            pack: *pack,
-            offset,
-        },
-        Place::Sparse { extents } => Location::Sparse {
-            pack: *pack,
-            extents,
-        },
+        Place::Run { offset } => Location::Run { pack: *pack, offset },
+        Place::Sparse { extents } => Location::Sparse { pack: *pack, extents },
     })
 }
 
 fn entry(options: &ImportOptions, row: Row) -> Entry {
-    let name = row
-        .path
-        .rsplit(|&byte| byte == b'/')
-        .next()
-        .unwrap_or_default();
+    let name = row.path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
     let (mode, mtime, kind) = match &row.found {
         Found::Dir(counts) => {
-            let kind = EntryKind::Dir {
-                children: counts.children,
-                descendants: counts.descendants,
-                subdirs: counts.subdirs,
-            };
+            let kind =
+                EntryKind::Dir { children: counts.children, descendants: counts.descendants, subdirs: counts.subdirs };
             (DIR_MODE, Mtime::default(), kind)
         }
         Found::File(object) => {
-            let mtime = Mtime {
-                secs: object.modified_ms.div_euclid(1000),
-                nanos: 0,
-            };
+            let mtime = Mtime { secs: object.modified_ms.div_euclid(1000), nanos: 0 };
             let (content, pin) = content_of(options, &row, object);
-            (
-                FILE_MODE,
-                mtime,
-                EntryKind::File {
-                    size: object.size,
-                    content,
-                    pin: pin.map(Box::new),
-                },
-            )
+            (FILE_MODE, mtime, EntryKind::File { size: object.size, content, pin: pin.map(Box::new) })
         }
     };
-    Entry {
-        name: name.into(),
-        mode,
-        mtime,
-        nlink: 1,
-        kind,
-    }
+    Entry { name: name.into(), mode, mtime, nlink: 1, kind }
 }
 
 /// Gives the content id of a file: its digest where known (an empty file's always is), else its pin.
@@ -378,16 +318,10 @@ impl Target {
             Some(branch) => branch.clone(),
             None => RefName::parse(DEFAULT_BRANCH).expect("the default branch is a name"),
         };
-        let heads = catalog
-            .refs
-            .heads(&options.dataset, RefKind::Branch, &branch)
-            .await?;
+        let heads = catalog.refs.heads(&options.dataset, RefKind::Branch, &branch).await?;
         match heads.as_slice() {
             [] => Ok(Self { branch, head: None }),
-            [only] => Ok(Self {
-                branch,
-                head: Some(only.commit),
-            }),
+            [only] => Ok(Self { branch, head: Some(only.commit) }),
             _ => Err(ImportError::Heads {
                 dataset: options.dataset.as_str().to_owned(),
                 branch: branch.as_str().to_owned(),
@@ -413,48 +347,27 @@ async fn commit(
     let made = match target.head {
         Some(head) if catalog.commit(&head).await?.tree == built.tree => {
             store_roots(catalog, condemned, built).await?;
-            Made {
-                commit: head,
-                unchanged: true,
-                heads: vec![head],
-            }
+            Made { commit: head, unchanged: true, heads: vec![head] }
         }
         _ => {
             store_roots(catalog, condemned, built).await?;
             let commit = store_commit(catalog, options, target, built).await?;
             let heads = move_branch(catalog, options, target, commit).await?;
-            Made {
-                commit,
-                unchanged: false,
-                heads,
-            }
+            Made { commit, unchanged: false, heads }
         }
     };
     if let Some(tag) = &options.tag {
-        let tagged = catalog
-            .refs
-            .tag(&options.dataset, tag, made.commit, false)
-            .await;
-        tagged.map_err(|source| ImportError::Tag {
-            commit: made.commit,
-            source,
-        })?;
+        let tagged = catalog.refs.tag(&options.dataset, tag, made.commit, false).await;
+        tagged.map_err(|source| ImportError::Tag { commit: made.commit, source })?;
     }
     Ok(made)
 }
 
-async fn store_roots(
-    catalog: &Catalog,
-    condemned: &CondemnedSet,
-    built: &Built,
-) -> Result<(), LakeError> {
+async fn store_roots(catalog: &Catalog, condemned: &CondemnedSet, built: &Built) -> Result<(), LakeError> {
     let placement = built.placement.id();
     for (key, bytes) in [
         (paths::tree_key(&built.tree), built.root.encode()),
-        (
-            paths::placement_key(&built.tree, &placement),
-            built.placement.encode(),
-        ),
+        (paths::placement_key(&built.tree, &placement), built.placement.encode()),
     ] {
         catalog.meta.keep(&key, &bytes);
         puts::save(condemned, &key).await?;
@@ -478,10 +391,7 @@ async fn store_commit(
         message: options.message.clone(),
         author: catalog.by.clone(),
         meta: options.meta.iter().cloned().collect(),
-        lineage: Lineage {
-            imported_from: Some(from),
-            ..Lineage::default()
-        },
+        lineage: Lineage { imported_from: Some(from), ..Lineage::default() },
     };
     let bytes = body.encode();
     let id = Commit::id_of(&bytes);
@@ -500,11 +410,7 @@ async fn move_branch(
     commit: CommitId,
 ) -> Result<Vec<CommitId>, ImportError> {
     let expect = Expect::Heads(target.head.into_iter().collect());
-    match catalog
-        .refs
-        .move_branch(&options.dataset, &target.branch, commit, expect)
-        .await
-    {
+    match catalog.refs.move_branch(&options.dataset, &target.branch, commit, expect).await {
         Ok(heads) => Ok(heads.iter().map(|head| head.commit).collect()),
         Err(RefError::Conflict { .. }) => Err(ImportError::Lost {
             commit,

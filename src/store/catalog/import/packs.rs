@@ -33,16 +33,9 @@ pub(super) async fn store(
     condemned: &CondemnedSet,
     listed: &mut Listed,
 ) -> Result<Vec<(PackId, u64)>, ImportError> {
-    let spool_error = |source| ImportError::Spool {
-        path: catalog.state_dir.join("spool"),
-        source,
-    };
+    let spool_error = |source| ImportError::Spool { path: catalog.state_dir.join("spool"), source };
     let mut planner = PackPlanner::new(listed.layout());
-    let mut puts = Puts::new(
-        catalog.lake.clone(),
-        catalog.meta.clone(),
-        condemned.clone(),
-    );
+    let mut puts = Puts::new(catalog.lake.clone(), catalog.meta.clone(), condemned.clone());
     let mut numbered: Vec<(u64, PackId, u64)> = Vec::new();
     let mut open = Open::default();
     for row in listed.rows().map_err(spool_error)? {
@@ -76,28 +69,15 @@ pub(super) async fn store(
     Ok(numbered.into_iter().map(|(_, id, len)| (id, len)).collect())
 }
 
-fn add(
-    pack: &mut Open,
-    options: &ImportOptions,
-    row: &Row,
-    slot: &crate::format::pack::Slot,
-    size: u64,
-) {
+fn add(pack: &mut Open, options: &ImportOptions, row: &Row, slot: &crate::format::pack::Slot, size: u64) {
     let Found::File(object) = &row.found else {
         return;
     };
     let (content, pin) = content_of(options, row, object);
     pack.draft.fill(slot, size, content);
-    pack.pins
-        .push(pin.unwrap_or_else(|| pin_of(options, &row.path, object)));
-    if let Some(outboard) = row
-        .digested
-        .as_ref()
-        .and_then(|digested| digested.outboard.as_ref())
-    {
-        pack.outboard
-            .contents
-            .push((slot.position, outboard.clone()));
+    pack.pins.push(pin.unwrap_or_else(|| pin_of(options, &row.path, object)));
+    if let Some(outboard) = row.digested.as_ref().and_then(|digested| digested.outboard.as_ref()) {
+        pack.outboard.contents.push((slot.position, outboard.clone()));
     }
 }
 
@@ -108,10 +88,7 @@ async fn store_one(
     puts: &mut Puts,
     open: Open,
 ) -> Result<(PackId, u64), ImportError> {
-    let index = open
-        .draft
-        .finish()
-        .expect("every slot of a closed pack was filled");
+    let index = open.draft.finish().expect("every slot of a closed pack was filled");
     let encoded = index.encode();
     let id = crate::format::pack::PackIndex::id_of(&encoded);
     let kept = puts::save(condemned, &pack_key(&id, PackPart::Recipe)).await? == Relied::Safe;
@@ -144,8 +121,7 @@ async fn store_one(
 async fn has_own_bytes(catalog: &Catalog, id: &PackId) -> Result<bool, ImportError> {
     let key = pack_key(id, PackPart::Recipe);
     match get_all(catalog.lake.as_ref(), &key, RECIPE_LEN_MAX).await {
-        Ok(bytes) => Ok(Recipe::decode(&bytes)
-            .is_ok_and(|recipe| matches!(recipe.source, Source::Native { .. }))),
+        Ok(bytes) => Ok(Recipe::decode(&bytes).is_ok_and(|recipe| matches!(recipe.source, Source::Native { .. }))),
         Err(LakeError::NotFound { .. }) => Ok(false),
         Err(error) => Err(error.into()),
     }

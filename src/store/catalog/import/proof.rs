@@ -41,14 +41,8 @@ pub async fn load(lake: &dyn Lake, pack: &PackId) -> Result<Option<Proof>, Proof
     };
     match Proof::decode(&bytes) {
         Ok(proof) if proof.pack == *pack => Ok(Some(proof)),
-        Ok(proof) => Err(ProofError::Conflict {
-            pack: proof.pack,
-            position: 0,
-        }),
-        Err(source) => Err(ProofError::Damaged {
-            pack: *pack,
-            source,
-        }),
+        Ok(proof) => Err(ProofError::Conflict { pack: proof.pack, position: 0 }),
+        Err(source) => Err(ProofError::Damaged { pack: *pack, source }),
     }
 }
 
@@ -63,13 +57,9 @@ pub async fn fix(lake: &dyn Lake, found: &Proof) -> Result<Proof, ProofError> {
     let Some(fixed) = load(lake, &found.pack).await? else {
         return Ok(found.clone());
     };
-    let differs =
-        |(old, new): (&Option<_>, &Option<_>)| old.is_some() && new.is_some() && old != new;
+    let differs = |(old, new): (&Option<_>, &Option<_>)| old.is_some() && new.is_some() && old != new;
     match fixed.digests.iter().zip(&found.digests).position(differs) {
-        Some(position) => Err(ProofError::Conflict {
-            pack: found.pack,
-            position,
-        }),
+        Some(position) => Err(ProofError::Conflict { pack: found.pack, position }),
         None => Ok(fixed),
     }
 }

@@ -19,11 +19,7 @@ async fn paths(bench: &Bench, revision: &str) -> Vec<String> {
         if walked.is_empty() {
             return paths;
         }
-        paths.extend(
-            walked
-                .iter()
-                .map(|item| String::from_utf8(item.path.clone()).unwrap()),
-        );
+        paths.extend(walked.iter().map(|item| String::from_utf8(item.path.clone()).unwrap()));
     }
 }
 
@@ -34,47 +30,21 @@ async fn cat(bench: &Bench, path: &str) -> Result<String, GetError> {
         text.extend_from_slice(bytes);
         Ok(())
     };
-    get::cat(
-        &bench.catalog,
-        &bench.fetcher(),
-        &snap,
-        path.as_bytes(),
-        sink,
-    )
-    .await?;
+    get::cat(&bench.catalog, &bench.fetcher(), &snap, path.as_bytes(), sink).await?;
     Ok(String::from_utf8(text).unwrap())
 }
 
 #[tokio::test]
 async fn objects_become_files_without_a_byte_copied() {
     let bench = bench().await;
-    for (key, body) in [
-        ("p/a/x", "ax"),
-        ("p/a/y", "ay"),
-        ("p/b", "b"),
-        ("p/empty", ""),
-        ("q/no", ""),
-    ] {
+    for (key, body) in [("p/a/x", "ax"), ("p/a/y", "ay"), ("p/b", "b"), ("p/empty", ""), ("q/no", "")] {
         bench.object(key, body);
     }
     let outcome = bench.import("p/", "main", false).await.unwrap();
     assert_eq!((outcome.files, outcome.dirs, outcome.bytes), (4, 1, 5));
-    assert_eq!(
-        paths(&bench, "photos").await,
-        ["a", "b", "empty", "a/x", "a/y"]
-    );
-    assert!(
-        !bench
-            .memory
-            .keys()
-            .iter()
-            .any(|key| key.starts_with("data/"))
-    );
-    assert_eq!(
-        bench.faulty.counters().of(Op::GetPinned),
-        0,
-        "nothing was read"
-    );
+    assert_eq!(paths(&bench, "photos").await, ["a", "b", "empty", "a/x", "a/y"]);
+    assert!(!bench.memory.keys().iter().any(|key| key.starts_with("data/")));
+    assert_eq!(bench.faulty.counters().of(Op::GetPinned), 0, "nothing was read");
     assert_eq!(cat(&bench, "a/y").await.unwrap(), "ay");
     assert_eq!(cat(&bench, "empty").await.unwrap(), "");
 }
@@ -110,16 +80,7 @@ async fn an_overwritten_object_is_an_error_for_its_own_file_only() {
     let snap = bench.catalog.snapshot(&rev("photos")).await.unwrap();
     let dest = bench.dir.path().join("out");
     let progress = std::sync::Arc::new(GetProgress::default());
-    let got = get::get(
-        &bench.catalog,
-        &bench.fetcher(),
-        &snap,
-        b"",
-        &dest,
-        &progress,
-    )
-    .await
-    .unwrap();
+    let got = get::get(&bench.catalog, &bench.fetcher(), &snap, b"", &dest, &progress).await.unwrap();
     assert_eq!((got.files, got.failed_count), (2, 1));
     assert_eq!(got.failed[0].path, "b");
     assert!(!dest.join("b").exists(), "half a file is worse than none");
@@ -150,9 +111,7 @@ async fn a_body_that_breaks_while_it_is_digested_is_read_on() {
     let bench = bench().await;
     let large = "0123456789".repeat(100_000);
     bench.object("p/large", &large);
-    bench
-        .faulty
-        .rule(Rule::next(Op::GetPinned, Fault::CutBody(300_000)));
+    bench.faulty.rule(Rule::next(Op::GetPinned, Fault::CutBody(300_000)));
     bench.import("p/", "main", true).await.unwrap();
     assert_eq!(bench.faulty.counters().of(Op::GetPinned), 2);
     assert_eq!(cat(&bench, "large").await.unwrap(), large);
@@ -200,9 +159,7 @@ async fn excluded_keys_and_directories_are_left_out() {
     let mut options = options("p/", "main", false);
     options.exclude = vec!["*.tmp".into(), "cache/".into()];
     options.tag = Some(RefName::parse("v1").unwrap());
-    let outcome = import(&bench.catalog, &options, &ImportProgress::default())
-        .await
-        .unwrap();
+    let outcome = import(&bench.catalog, &options, &ImportProgress::default()).await.unwrap();
     assert_eq!(outcome.excluded, 3);
     assert_eq!(paths(&bench, "photos@v1").await, ["keep"]);
 }

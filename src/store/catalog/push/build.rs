@@ -74,10 +74,7 @@ pub(super) fn run(mut work: Build<'_>) -> Result<Built, PushError> {
         if let Some(number) = place.map(|place| place.at.pack)
             && number != NO_PACK
             && declared.insert(number)
-            && let Some((id, len)) = work
-                .packs
-                .row(number)
-                .and_then(|row| Some((row.id?, row.len)))
+            && let Some((id, len)) = work.packs.row(number).and_then(|row| Some((row.id?, row.len)))
         {
             builder.declare_pack(id, len);
         }
@@ -98,19 +95,13 @@ fn is_dropped_link(item: &Item, dropped: &HashSet<u64>) -> bool {
 }
 
 impl Build<'_> {
-    fn entry_of(
-        &self,
-        item: Item,
-        place: Option<PlaceRow>,
-    ) -> Result<(Entry, Location), PushError> {
+    fn entry_of(&self, item: Item, place: Option<PlaceRow>) -> Result<(Entry, Location), PushError> {
         let mut entry = Entry {
             name: item.name.into_boxed_slice(),
             mode: item.mode,
             mtime: item.mtime,
             nlink: item.nlink,
-            kind: EntryKind::Symlink {
-                target: Box::default(),
-            },
+            kind: EntryKind::Symlink { target: Box::default() },
         };
         let mut location = Location::None;
         entry.kind = match item.kind {
@@ -119,37 +110,19 @@ impl Build<'_> {
                 entry.mode = place.mode;
                 entry.mtime = place.mtime;
                 location = self.location(place.at, &place.digest)?;
-                EntryKind::File {
-                    size: place.size,
-                    content: ContentId::Digest(place.digest),
-                    pin: None,
-                }
+                EntryKind::File { size: place.size, content: ContentId::Digest(place.digest), pin: None }
             }
-            Kind::Known {
-                size,
-                content,
-                pin,
-                location: known,
-            } => {
+            Kind::Known { size, content, pin, location: known } => {
                 location = known;
                 EntryKind::File { size, content, pin }
             }
             Kind::Dir { number } => {
                 let counts = self.spool.counts(number)?;
-                let (children, descendants, subdirs) =
-                    (counts.children, counts.descendants, counts.subdirs);
-                EntryKind::Dir {
-                    children,
-                    descendants,
-                    subdirs,
-                }
+                let (children, descendants, subdirs) = (counts.children, counts.descendants, counts.subdirs);
+                EntryKind::Dir { children, descendants, subdirs }
             }
-            Kind::Symlink { target } => EntryKind::Symlink {
-                target: target.into_boxed_slice(),
-            },
-            Kind::Link { path, .. } => EntryKind::HardLink {
-                first: path.into_boxed_slice(),
-            },
+            Kind::Symlink { target } => EntryKind::Symlink { target: target.into_boxed_slice() },
+            Kind::Link { path, .. } => EntryKind::HardLink { first: path.into_boxed_slice() },
         };
         Ok((entry, location))
     }
@@ -159,16 +132,8 @@ impl Build<'_> {
             return Ok(Location::None);
         }
         let lost = || self.spool.damaged("a file's pack is not known");
-        let row = self
-            .index
-            .layout(at)?
-            .filter(|row| row.content == *digest)
-            .ok_or_else(lost)?;
-        let pack = self
-            .packs
-            .row(at.pack)
-            .and_then(|row| row.id)
-            .ok_or_else(lost)?;
+        let row = self.index.layout(at)?.filter(|row| row.content == *digest).ok_or_else(lost)?;
+        let pack = self.packs.row(at.pack).and_then(|row| row.id).ok_or_else(lost)?;
         Ok(match row.place {
             Place::Run { offset } => Location::Run { pack, offset },
             Place::Sparse { extents } => Location::Sparse { pack, extents },
@@ -203,9 +168,7 @@ impl Build<'_> {
             meta.keep(&key, &block.bytes);
             uploads.put_named(&key, block.bytes.into()).await
         });
-        let done: Vec<Result<(), _>> = uploads
-            .rt
-            .block_on(puts.buffer_unordered(PARALLEL).collect());
+        let done: Vec<Result<(), _>> = uploads.rt.block_on(puts.buffer_unordered(PARALLEL).collect());
         done.into_iter().collect::<Result<Vec<()>, _>>()?;
         self.index.mark_blocks(&marks, self.generation)?;
         self.index.commit()

@@ -110,10 +110,7 @@ impl<'a> Take<'a> {
         String::from_utf8(self.bytes()?.to_vec()).ok()
     }
     pub(super) fn mtime(&mut self) -> Option<Mtime> {
-        Some(Mtime {
-            secs: self.u64()?.cast_signed(),
-            nanos: self.u32()?,
-        })
+        Some(Mtime { secs: self.u64()?.cast_signed(), nanos: self.u32()? })
     }
     pub(super) fn content(&mut self) -> Option<ContentId> {
         match self.u8()? {
@@ -127,27 +124,13 @@ impl<'a> Take<'a> {
         if count > self.0.len() / 24 {
             return None;
         }
-        (0..count)
-            .map(|_| {
-                Some(Extent {
-                    logical: self.u64()?,
-                    offset: self.u64()?,
-                    len: self.u64()?,
-                })
-            })
-            .collect()
+        (0..count).map(|_| Some(Extent { logical: self.u64()?, offset: self.u64()?, len: self.u64()? })).collect()
     }
     pub(super) fn location(&mut self) -> Option<Location> {
         match self.u8()? {
             0 => Some(Location::None),
-            1 => Some(Location::Run {
-                pack: PackId(self.array()?),
-                offset: self.u64()?,
-            }),
-            2 => Some(Location::Sparse {
-                pack: PackId(self.array()?),
-                extents: self.extents()?,
-            }),
+            1 => Some(Location::Run { pack: PackId(self.array()?), offset: self.u64()? }),
+            2 => Some(Location::Sparse { pack: PackId(self.array()?), extents: self.extents()? }),
             _ => None,
         }
     }
@@ -158,12 +141,6 @@ impl<'a> Take<'a> {
             0 => None,
             _ => Some(self.text()?),
         };
-        Some(Pin {
-            bucket,
-            key,
-            version,
-            etag: self.text()?,
-            size: self.u64()?,
-        })
+        Some(Pin { bucket, key, version, etag: self.text()?, size: self.u64()? })
     }
 }

@@ -34,10 +34,7 @@ impl Target {
     pub(super) async fn find(catalog: &Catalog, options: &PushOptions) -> Result<Self, PushError> {
         let dataset = &options.dataset;
         let branch = branch_of(catalog, options).await?;
-        let heads = catalog
-            .refs
-            .heads(dataset, RefKind::Branch, &branch)
-            .await?;
+        let heads = catalog.refs.heads(dataset, RefKind::Branch, &branch).await?;
         let heads: Vec<CommitId> = heads.iter().map(|head| head.commit).collect();
         let onto = match &options.onto {
             Some(onto) => Some(catalog.resolve(&onto.rev).await?),
@@ -55,85 +52,45 @@ impl Target {
         let base = match parents.as_slice() {
             [] => None,
             [first, ..] => {
-                let dataset = options
-                    .onto
-                    .as_ref()
-                    .map_or(dataset, |onto| &onto.rev.dataset);
+                let dataset = options.onto.as_ref().map_or(dataset, |onto| &onto.rev.dataset);
                 Some(catalog.snapshot_of(dataset, first).await?)
             }
         };
-        let mut target = Self {
-            branch,
-            heads,
-            parents,
-            other: None,
-            tag_at_head: false,
-            base,
-        };
+        let mut target = Self { branch, heads, parents, other: None, tag_at_head: false, base };
         target.tag_at_head = target.check_tag(catalog, options).await?;
         target.with_other(catalog, options).await
     }
 
     /// A new branch has no parent, but the dataset's default branch has contents.
-    async fn with_other(
-        mut self,
-        catalog: &Catalog,
-        options: &PushOptions,
-    ) -> Result<Self, PushError> {
+    async fn with_other(mut self, catalog: &Catalog, options: &PushOptions) -> Result<Self, PushError> {
         if self.base.is_some() {
             return Ok(self);
         }
         let Ok(main) = RefName::parse(DEFAULT_BRANCH) else {
             return Ok(self);
         };
-        let heads = catalog
-            .refs
-            .heads(&options.dataset, RefKind::Branch, &main)
-            .await?;
+        let heads = catalog.refs.heads(&options.dataset, RefKind::Branch, &main).await?;
         if let Some(head) = heads.first() {
             // Only a help: what cannot be opened is not reused.
-            self.other = catalog
-                .snapshot_of(&options.dataset, &head.commit)
-                .await
-                .ok();
+            self.other = catalog.snapshot_of(&options.dataset, &head.commit).await.ok();
         }
         Ok(self)
     }
 
     async fn check_tag(&self, catalog: &Catalog, options: &PushOptions) -> Result<bool, PushError> {
         let dataset = options.dataset.as_str().to_owned();
-        let branch_as_tag = catalog
-            .refs
-            .heads(&options.dataset, RefKind::Tag, &self.branch)
-            .await?;
+        let branch_as_tag = catalog.refs.heads(&options.dataset, RefKind::Tag, &self.branch).await?;
         if !branch_as_tag.is_empty() {
-            return Err(PushError::NameTaken {
-                dataset,
-                kind: "tag",
-                name: self.branch.as_str().to_owned(),
-            });
+            return Err(PushError::NameTaken { dataset, kind: "tag", name: self.branch.as_str().to_owned() });
         }
         let Some(tag) = &options.tag else {
             return Ok(false);
         };
-        let taken = |kind| PushError::NameTaken {
-            dataset: dataset.clone(),
-            kind,
-            name: tag.as_str().to_owned(),
-        };
-        if tag == &self.branch
-            || !catalog
-                .refs
-                .heads(&options.dataset, RefKind::Branch, tag)
-                .await?
-                .is_empty()
-        {
+        let taken = |kind| PushError::NameTaken { dataset: dataset.clone(), kind, name: tag.as_str().to_owned() };
+        if tag == &self.branch || !catalog.refs.heads(&options.dataset, RefKind::Branch, tag).await?.is_empty() {
             return Err(taken("branch"));
         }
-        let at = catalog
-            .refs
-            .heads(&options.dataset, RefKind::Tag, tag)
-            .await?;
+        let at = catalog.refs.heads(&options.dataset, RefKind::Tag, tag).await?;
         // At the head it may stay: the tree may turn out unchanged.
         if at.iter().any(|head| !self.heads.contains(&head.commit)) {
             return Err(taken("tag"));
@@ -147,11 +104,7 @@ async fn branch_of(catalog: &Catalog, options: &PushOptions) -> Result<RefName, 
         return Ok(branch.clone());
     }
     if let Some(At::Named(name)) = options.onto.as_ref().map(|onto| &onto.rev.at)
-        && !catalog
-            .refs
-            .heads(&options.dataset, RefKind::Branch, name)
-            .await?
-            .is_empty()
+        && !catalog.refs.heads(&options.dataset, RefKind::Branch, name).await?.is_empty()
     {
         return Ok(name.clone());
     }
@@ -186,20 +139,14 @@ pub(super) async fn commit(
     let wanted = options.message.is_some() || !options.meta.is_empty();
     let in_place = target.heads.as_slice() == target.parents.as_slice();
     let made = match parent {
-        Some(parent) if !wanted && in_place => Committed {
-            commit: parent,
-            unchanged: true,
-            heads: target.heads.clone(),
-        },
+        Some(parent) if !wanted && in_place => {
+            Committed { commit: parent, unchanged: true, heads: target.heads.clone() }
+        }
         _ => {
             refuse_taken_tag(options, target)?;
             let commit = store_commit(catalog, uploads, options, target, built).await?;
             let heads = move_branch(catalog, options, target, commit).await?;
-            Committed {
-                commit,
-                unchanged: false,
-                heads,
-            }
+            Committed { commit, unchanged: false, heads }
         }
     };
     tag(catalog, options, target, made.commit).await?;
@@ -220,10 +167,7 @@ fn refuse_taken_tag(options: &PushOptions, target: &Target) -> Result<(), PushEr
 
 async fn store_roots(catalog: &Catalog, uploads: &Uploads, built: &Built) -> Result<(), PushError> {
     let (tree, placement) = (built.root.encode(), built.placement.encode());
-    let keys = [
-        tree_key(&built.tree),
-        placement_key(&built.tree, &built.placement.id()),
-    ];
+    let keys = [tree_key(&built.tree), placement_key(&built.tree, &built.placement.id())];
     for (key, bytes) in keys.iter().zip([tree, placement]) {
         catalog.meta.keep(key, &bytes);
         uploads.put_named(key, bytes.into()).await?;
@@ -265,10 +209,7 @@ async fn move_branch(
     commit: CommitId,
 ) -> Result<Vec<CommitId>, PushError> {
     let expect = Expect::Heads(target.heads.clone());
-    let moved = catalog
-        .refs
-        .move_branch(&options.dataset, &target.branch, commit, expect)
-        .await;
+    let moved = catalog.refs.move_branch(&options.dataset, &target.branch, commit, expect).await;
     match moved {
         Ok(heads) => Ok(heads.iter().map(|head| head.commit).collect()),
         Err(RefError::Conflict { .. }) => Err(PushError::Lost {
@@ -280,22 +221,13 @@ async fn move_branch(
     }
 }
 
-async fn tag(
-    catalog: &Catalog,
-    options: &PushOptions,
-    target: &Target,
-    commit: CommitId,
-) -> Result<(), PushError> {
+async fn tag(catalog: &Catalog, options: &PushOptions, target: &Target, commit: CommitId) -> Result<(), PushError> {
     let Some(tag) = &options.tag else {
         return Ok(());
     };
     match catalog.refs.tag(&options.dataset, tag, commit, false).await {
         Ok(_) => Ok(()),
-        Err(RefError::TagExists { heads, .. })
-            if heads.iter().all(|head| head.commit == commit) =>
-        {
-            Ok(())
-        }
+        Err(RefError::TagExists { heads, .. }) if heads.iter().all(|head| head.commit == commit) => Ok(()),
         Err(RefError::TagExists { .. }) => Err(PushError::TagTaken {
             commit,
             dataset: options.dataset.as_str().to_owned(),

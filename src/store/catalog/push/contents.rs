@@ -170,26 +170,16 @@ struct Coordinator<'a, 'w> {
 }
 
 /// Gives every walked file (or those of `rewrite`) a place. `root` is the pushed directory.
-pub(super) fn run(
-    work: &mut Work<'_>,
-    root: &OwnedFd,
-    reports: &Sender<Message>,
-) -> Result<Found, PushError> {
+pub(super) fn run(work: &mut Work<'_>, root: &OwnedFd, reports: &Sender<Message>) -> Result<Found, PushError> {
     let (jobs, inbox) = crossbeam_channel::unbounded::<Job>();
-    let (progress, racy, readers) = (
-        work.progress.clone(),
-        work.tuning.racy,
-        work.tuning.readers.max(1),
-    );
+    let (progress, racy, readers) = (work.progress.clone(), work.tuning.racy, work.tuning.readers.max(1));
     let uploads = work.uploads.clone();
     std::thread::scope(|scope| {
         for number in 0..readers {
             let (inbox, reports, progress) = (inbox.clone(), reports.clone(), progress.clone());
             let spawned = std::thread::Builder::new()
                 .name(format!("push-read-{number}"))
-                .spawn_scoped(scope, move || {
-                    read_jobs(Reader::new(root, &progress, racy), &inbox, &reports)
-                });
+                .spawn_scoped(scope, move || read_jobs(Reader::new(root, &progress, racy), &inbox, &reports));
             if spawned.is_err() && number == 0 {
                 return Err(PushError::Thread);
             }
@@ -220,12 +210,7 @@ fn read_jobs(mut reader: Reader<'_>, inbox: &Receiver<Job>, reports: &Sender<Mes
 }
 
 impl<'a, 'w> Coordinator<'a, 'w> {
-    fn new(
-        work: &'a mut Work<'w>,
-        root: &'a OwnedFd,
-        records: SpoolReader<'a>,
-        jobs: Sender<Job>,
-    ) -> Self {
+    fn new(work: &'a mut Work<'w>, root: &'a OwnedFd, records: SpoolReader<'a>, jobs: Sender<Job>) -> Self {
         let whole_sizes = work.packs.lens();
         Self {
             work,
@@ -276,15 +261,11 @@ impl<'a, 'w> Coordinator<'a, 'w> {
     }
 
     fn front_is_ready(&self) -> bool {
-        self.queue
-            .front()
-            .is_some_and(|slot| !matches!(slot.state, State::Waiting { .. }))
+        self.queue.front().is_some_and(|slot| !matches!(slot.state, State::Waiting { .. }))
     }
 
     fn front_waits(&self) -> bool {
-        self.queue
-            .front()
-            .is_some_and(|slot| matches!(slot.state, State::Waiting { .. }))
+        self.queue.front().is_some_and(|slot| matches!(slot.state, State::Waiting { .. }))
     }
 
     // ---- from the spool to the queue ----------------------------------------------------------
@@ -300,8 +281,7 @@ impl<'a, 'w> Coordinator<'a, 'w> {
                 },
             };
             let is_whole = matches!(slot.state, State::Waiting { whole: true });
-            let full =
-                self.charged > 0 && self.charged + slot.charge > self.work.tuning.read_ahead_bytes;
+            let full = self.charged > 0 && self.charged + slot.charge > self.work.tuning.read_ahead_bytes;
             if full || (is_whole && self.wholes >= WHOLES_MAX) {
                 self.held = Some(slot);
                 return Ok(());
@@ -324,13 +304,7 @@ impl<'a, 'w> Coordinator<'a, 'w> {
     }
 
     fn submit(&self, slot: u64, path: &[u8], want: Want) -> Result<(), PushError> {
-        self.jobs
-            .send(Job {
-                slot,
-                path: path.to_vec(),
-                want,
-            })
-            .map_err(|_| PushError::Thread)
+        self.jobs.send(Job { slot, path: path.to_vec(), want }).map_err(|_| PushError::Thread)
     }
 
     fn want_of(&mut self, slot: &Slot) -> Result<Want, PushError> {
@@ -338,23 +312,13 @@ impl<'a, 'w> Coordinator<'a, 'w> {
             return Ok(Want::Digest);
         };
         if !whole {
-            return Ok(if slot.charge > 0 {
-                Want::Bytes {
-                    max: self.work.tuning.inline_bytes,
-                }
-            } else {
-                Want::Digest
-            });
+            return Ok(if slot.charge > 0 { Want::Bytes { max: self.work.tuning.inline_bytes } } else { Want::Digest });
         }
         let unfinished = self.work.packs.unfinished_whole(&slot.path);
         if unfinished.is_none() && !self.whole_sizes.insert(slot.stat.stored) {
             return Ok(Want::Digest);
         }
-        Ok(Want::Pack(self.open_whole(
-            &slot.path,
-            slot.stat.stored,
-            unfinished,
-        )?))
+        Ok(Want::Pack(self.open_whole(&slot.path, slot.stat.stored, unfinished)?))
     }
 
     /// Gives the next file of the spool as a slot; its state says what is to be done.
@@ -378,10 +342,7 @@ impl<'a, 'w> Coordinator<'a, 'w> {
     fn slot_of(&mut self, record_at: u64, item: Item) -> Result<Option<Slot>, PushError> {
         let mut path = self.dir.1.clone();
         super::walk::join(&mut path, &item.name);
-        let path = path
-            .strip_prefix(self.work.prefix)
-            .unwrap_or(&path)
-            .to_vec();
+        let path = path.strip_prefix(self.work.prefix).unwrap_or(&path).to_vec();
         let dir = self.dir.0;
         let slot = |ordinal, stat, charge, state| Slot {
             ordinal,
@@ -401,24 +362,15 @@ impl<'a, 'w> Coordinator<'a, 'w> {
                     return Ok(None);
                 };
                 let charge = match state {
-                    State::Waiting { whole: false }
-                        if stat.stored <= self.work.tuning.inline_bytes =>
-                    {
+                    State::Waiting { whole: false } if stat.stored <= self.work.tuning.inline_bytes => {
                         stat.stored.max(1)
                     }
                     _ => 0,
                 };
                 Ok(Some(slot(ordinal, stat, charge, state)))
             }
-            Kind::Link { first_at, .. }
-                if self.work.skip_unreadable && self.work.rewrite.is_none() =>
-            {
-                Ok(Some(slot(
-                    u64::MAX,
-                    EMPTY_STAT,
-                    0,
-                    State::Link { first_at },
-                )))
+            Kind::Link { first_at, .. } if self.work.skip_unreadable && self.work.rewrite.is_none() => {
+                Ok(Some(slot(u64::MAX, EMPTY_STAT, 0, State::Link { first_at })))
             }
             _ => Ok(None),
         }
@@ -431,30 +383,19 @@ impl<'a, 'w> Coordinator<'a, 'w> {
             return self.rewrite_state(ordinal, rewrite, whole);
         }
         if stat.size == 0 {
-            return Ok(Some(State::Known {
-                digest: digest::digest(&[]),
-                at: At::NOWHERE,
-            }));
+            return Ok(Some(State::Known { digest: digest::digest(&[]), at: At::NOWHERE }));
         }
         if let Some(row) = self.work.index.file(path)?
             && row.settled
             && row.stat.same_state(stat)
             && let Some(at) = self.place_of(&row.digest)?
         {
-            return Ok(Some(State::Known {
-                digest: row.digest,
-                at,
-            }));
+            return Ok(Some(State::Known { digest: row.digest, at }));
         }
         Ok(Some(State::Waiting { whole }))
     }
 
-    fn rewrite_state(
-        &self,
-        ordinal: u64,
-        rewrite: &HashSet<u32>,
-        whole: bool,
-    ) -> Result<Option<State>, PushError> {
+    fn rewrite_state(&self, ordinal: u64, rewrite: &HashSet<u32>, whole: bool) -> Result<Option<State>, PushError> {
         let row = self.work.places.peek(ordinal)?;
         Ok((!row.dropped && rewrite.contains(&row.at.pack)).then_some(State::Waiting { whole }))
     }
@@ -463,10 +404,7 @@ impl<'a, 'w> Coordinator<'a, 'w> {
     fn place_of(&self, digest: &ContentDigest) -> Result<Option<At>, PushError> {
         let at = self.work.index.content(digest)?;
         Ok(at.filter(|at| {
-            let leaving = self
-                .work
-                .rewrite
-                .is_some_and(|rewrite| rewrite.contains(&at.pack));
+            let leaving = self.work.rewrite.is_some_and(|rewrite| rewrite.contains(&at.pack));
             at.pack == NO_PACK || (!leaving && self.work.packs.usable(at.pack))
         }))
     }
@@ -506,19 +444,11 @@ impl<'a, 'w> Coordinator<'a, 'w> {
 
     /// Places a file that was read; gives the slot back where it must be read once more, to be sent.
     fn consume_read(&mut self, mut slot: Slot, done: Done) -> Result<Option<Slot>, PushError> {
-        let row = FileRow {
-            stat: done.stat,
-            settled: done.settled,
-            digest: done.digest,
-        };
+        let row = FileRow { stat: done.stat, settled: done.settled, digest: done.digest };
         self.work.index.set_file(&slot.path, &row)?;
         slot.stat = done.stat;
         slot.mode = done.mode;
-        let known = if done.stat.size == 0 {
-            Some(At::NOWHERE)
-        } else {
-            self.place_of(&done.digest)?
-        };
+        let known = if done.stat.size == 0 { Some(At::NOWHERE) } else { self.place_of(&done.digest)? };
         if let Some(at) = known {
             if let Got::Pack(sender) = done.got {
                 self.throw_away(sender)?;
@@ -533,20 +463,12 @@ impl<'a, 'w> Coordinator<'a, 'w> {
         }
         let stored: u64 = done.runs.iter().map(|(start, end)| end - start).sum();
         let at = match done.got {
-            Got::Bytes(bytes) => self.append(
-                &done.digest,
-                done.stat.size,
-                &done.runs,
-                done.outboard.as_ref(),
-                &bytes,
-            )?,
-            Got::Pack(sender) => self.finish_whole(
-                sender,
-                &done.digest,
-                done.stat.size,
-                &done.runs,
-                done.outboard.as_ref(),
-            )?,
+            Got::Bytes(bytes) => {
+                self.append(&done.digest, done.stat.size, &done.runs, done.outboard.as_ref(), &bytes)?
+            }
+            Got::Pack(sender) => {
+                self.finish_whole(sender, &done.digest, done.stat.size, &done.runs, done.outboard.as_ref())?
+            }
             Got::Nothing if stored > self.work.layout.whole_len => {
                 let sender = self.open_whole(&slot.path, stored, None)?;
                 self.wholes += 1;
@@ -586,21 +508,9 @@ impl<'a, 'w> Coordinator<'a, 'w> {
         Ok(())
     }
 
-    fn place(
-        &mut self,
-        slot: &Slot,
-        digest: ContentDigest,
-        at: At,
-        new: Option<u64>,
-    ) -> Result<(), PushError> {
-        let row = PlaceRow {
-            digest,
-            at,
-            size: slot.stat.size,
-            mtime: slot.stat.mtime,
-            mode: slot.mode,
-            dropped: false,
-        };
+    fn place(&mut self, slot: &Slot, digest: ContentDigest, at: At, new: Option<u64>) -> Result<(), PushError> {
+        let row =
+            PlaceRow { digest, at, size: slot.stat.size, mtime: slot.stat.mtime, mode: slot.mode, dropped: false };
         self.note_place(slot.ordinal, &row)?;
         if self.work.rewrite.is_none() {
             self.found.new_bytes += new.unwrap_or(0);
@@ -611,11 +521,7 @@ impl<'a, 'w> Coordinator<'a, 'w> {
     }
 
     fn note_place(&mut self, ordinal: u64, row: &PlaceRow) -> Result<(), PushError> {
-        if self.work.rewrite.is_some() {
-            self.work.places.set(ordinal, row)
-        } else {
-            self.work.places.push(row)
-        }
+        if self.work.rewrite.is_some() { self.work.places.set(ordinal, row) } else { self.work.places.push(row) }
     }
 
     // ---- packs ------------------------------------------------------------------------------------
@@ -626,23 +532,13 @@ impl<'a, 'w> Coordinator<'a, 'w> {
         }
         let part_bytes = self.part_bytes(self.work.layout.pack_len * 2);
         let (number, row) = self.work.packs.begin(self.work.index, part_bytes, None)?;
-        let sender = self
-            .work
-            .uploads
-            .open(number, &row.key, part_bytes, Begun::default());
-        Ok(Growing {
-            sender,
-            contents: 0,
-        })
+        let sender = self.work.uploads.open(number, &row.key, part_bytes, Begun::default());
+        Ok(Growing { sender, contents: 0 })
     }
 
     fn part_bytes(&self, len_max: u64) -> u64 {
         let needed = len_max.div_ceil(PARTS_MAX).next_multiple_of(1 << 20);
-        if len_max / self.work.tuning.part_bytes.max(1) < PARTS_MAX {
-            self.work.tuning.part_bytes
-        } else {
-            needed
-        }
+        if len_max / self.work.tuning.part_bytes.max(1) < PARTS_MAX { self.work.tuning.part_bytes } else { needed }
     }
 
     fn append(
@@ -658,31 +554,15 @@ impl<'a, 'w> Coordinator<'a, 'w> {
         closed(sender.pad_to(ALIGN))?;
         let place = place_at(sender.written(), size, runs);
         closed(sender.write(bytes))?;
-        let at = At {
-            pack: growing.sender.number,
-            position: growing.contents,
-        };
+        let at = At { pack: growing.sender.number, position: growing.contents };
         growing.contents += 1;
-        self.note_content(
-            at,
-            LayoutRow {
-                content: *digest,
-                size,
-                place,
-            },
-            outboard,
-        )?;
+        self.note_content(at, LayoutRow { content: *digest, size, place }, outboard)?;
         self.growing = Some(growing);
         self.close_if_full()?;
         Ok(at)
     }
 
-    fn note_content(
-        &mut self,
-        at: At,
-        row: LayoutRow,
-        outboard: Option<&Outboard>,
-    ) -> Result<(), PushError> {
+    fn note_content(&mut self, at: At, row: LayoutRow, outboard: Option<&Outboard>) -> Result<(), PushError> {
         self.work.index.add_content(at, &row, true)?;
         match outboard {
             Some(outboard) => self.work.index.set_outboard(at, outboard),
@@ -692,9 +572,7 @@ impl<'a, 'w> Coordinator<'a, 'w> {
 
     fn close_if_full(&mut self) -> Result<(), PushError> {
         match &self.growing {
-            Some(growing) if growing.sender.written() >= self.work.layout.pack_len => {
-                self.close_growing()
-            }
+            Some(growing) if growing.sender.written() >= self.work.layout.pack_len => self.close_growing(),
             _ => Ok(()),
         }
     }
@@ -709,10 +587,7 @@ impl<'a, 'w> Coordinator<'a, 'w> {
 
     fn end_pack(&mut self, sender: PackSender) -> Result<(), PushError> {
         let number = sender.number;
-        let (index, outboard) =
-            self.work
-                .packs
-                .describe(self.work.index, number, sender.written())?;
+        let (index, outboard) = self.work.packs.describe(self.work.index, number, sender.written())?;
         // What the lake gets is written down before it may get it.
         self.commit()?;
         self.unfinished.insert(number);
@@ -728,24 +603,13 @@ impl<'a, 'w> Coordinator<'a, 'w> {
         let start = growing.sender.written();
         match reader.stream(&slot.path, &mut growing.sender) {
             Ok(done) => {
-                let at = At {
-                    pack: growing.sender.number,
-                    position: growing.contents,
-                };
+                let at = At { pack: growing.sender.number, position: growing.contents };
                 growing.contents += 1;
                 self.growing = Some(growing);
                 let place = place_at(start, done.stat.size, &done.runs);
-                let row = LayoutRow {
-                    content: done.digest,
-                    size: done.stat.size,
-                    place,
-                };
+                let row = LayoutRow { content: done.digest, size: done.stat.size, place };
                 self.note_content(at, row, done.outboard.as_ref())?;
-                let file = FileRow {
-                    stat: done.stat,
-                    settled: done.settled,
-                    digest: done.digest,
-                };
+                let file = FileRow { stat: done.stat, settled: done.settled, digest: done.digest };
                 self.work.index.set_file(&slot.path, &file)?;
                 slot.stat = done.stat;
                 slot.mode = done.mode;
@@ -754,13 +618,7 @@ impl<'a, 'w> Coordinator<'a, 'w> {
             }
             Err(Failed::Problem(problem)) => {
                 // Half a file lies in the pack: the push fails, and this pack is never described.
-                self.consume_problem(
-                    slot,
-                    Problem {
-                        kind: ProblemKind::Changed,
-                        ..problem
-                    },
-                )?;
+                self.consume_problem(slot, Problem { kind: ProblemKind::Changed, ..problem })?;
                 growing.sender.abandon();
                 Ok(None)
             }
@@ -768,28 +626,14 @@ impl<'a, 'w> Coordinator<'a, 'w> {
         }
     }
 
-    fn open_whole(
-        &mut self,
-        path: &[u8],
-        stored: u64,
-        unfinished: Option<u32>,
-    ) -> Result<PackSender, PushError> {
+    fn open_whole(&mut self, path: &[u8], stored: u64, unfinished: Option<u32>) -> Result<PackSender, PushError> {
         if let Some(number) = unfinished {
             let (row, begun) = self.work.packs.resume_whole(self.work.index, number)?;
-            return Ok(self
-                .work
-                .uploads
-                .open(number, &row.key, row.part_bytes, begun));
+            return Ok(self.work.uploads.open(number, &row.key, row.part_bytes, begun));
         }
         let part_bytes = self.part_bytes(stored);
-        let (number, row) = self
-            .work
-            .packs
-            .begin(self.work.index, part_bytes, Some(path))?;
-        Ok(self
-            .work
-            .uploads
-            .open(number, &row.key, part_bytes, Begun::default()))
+        let (number, row) = self.work.packs.begin(self.work.index, part_bytes, Some(path))?;
+        Ok(self.work.uploads.open(number, &row.key, part_bytes, Begun::default()))
     }
 
     fn finish_whole(
@@ -800,20 +644,9 @@ impl<'a, 'w> Coordinator<'a, 'w> {
         runs: &[DataRun],
         outboard: Option<&Outboard>,
     ) -> Result<At, PushError> {
-        let at = At {
-            pack: sender.number,
-            position: 0,
-        };
+        let at = At { pack: sender.number, position: 0 };
         let place = place_at(0, size, runs);
-        self.note_content(
-            at,
-            LayoutRow {
-                content: *digest,
-                size,
-                place,
-            },
-            outboard,
-        )?;
+        self.note_content(at, LayoutRow { content: *digest, size, place }, outboard)?;
         self.end_pack(sender)?;
         Ok(at)
     }
@@ -841,12 +674,9 @@ impl<'a, 'w> Coordinator<'a, 'w> {
     fn handle(&mut self, message: Message) -> Result<(), PushError> {
         match message {
             Message::Read { slot, result } => {
-                let position = slot
-                    .checked_sub(self.queue_first)
-                    .and_then(|at| usize::try_from(at).ok());
+                let position = slot.checked_sub(self.queue_first).and_then(|at| usize::try_from(at).ok());
                 if let Some(slot) = position.and_then(|at| self.queue.get_mut(at)) {
-                    self.wholes -=
-                        usize::from(matches!(slot.state, State::Waiting { whole: true }));
+                    self.wholes -= usize::from(matches!(slot.state, State::Waiting { whole: true }));
                     slot.state = State::Read(Box::new(result));
                 }
                 Ok(())
@@ -866,15 +696,9 @@ impl<'a, 'w> Coordinator<'a, 'w> {
 }
 
 /// Writes down what an upload reported.
-pub(super) fn note(
-    index: &mut Index,
-    packs: &mut Packs,
-    message: Message,
-) -> Result<(), PushError> {
+pub(super) fn note(index: &mut Index, packs: &mut Packs, message: Message) -> Result<(), PushError> {
     match message {
-        Message::Begun { pack, upload } => {
-            packs.update(index, pack, |row| row.upload = Some(upload))
-        }
+        Message::Begun { pack, upload } => packs.update(index, pack, |row| row.upload = Some(upload)),
         Message::Part { pack, row } => index.set_part(pack, &row),
         Message::Sent { pack, len } => packs.update(index, pack, |row| {
             row.state = PackState::Data;
@@ -909,11 +733,7 @@ fn place_at(offset: u64, size: u64, runs: &[DataRun]) -> Place {
     let extents = runs
         .iter()
         .map(|(start, end)| {
-            let extent = Extent {
-                logical: *start,
-                offset: at,
-                len: end - start,
-            };
+            let extent = Extent { logical: *start, offset: at, len: end - start };
             at += extent.len;
             extent
         })

@@ -38,11 +38,7 @@ pub struct Problem {
 impl Problem {
     /// Makes one for a path in bytes.
     pub fn new(path: &[u8], kind: ProblemKind, reason: impl Into<String>) -> Self {
-        Self {
-            path: String::from_utf8_lossy(path).into_owned(),
-            kind,
-            reason: reason.into(),
-        }
+        Self { path: String::from_utf8_lossy(path).into_owned(), kind, reason: reason.into() }
     }
 }
 
@@ -67,11 +63,7 @@ pub enum PushError {
     #[error("{} files changed while they were read; nothing was committed. Push again when they are at rest", problems.len())]
     Changed { problems: Vec<Problem> },
     #[error("another push of {} to `{dataset}` is running on this node (it holds {}); wait for it", dir.display(), index.display())]
-    Busy {
-        dir: PathBuf,
-        dataset: String,
-        index: PathBuf,
-    },
+    Busy { dir: PathBuf, dataset: String, index: PathBuf },
     #[error("the push index {} is damaged; remove it and push again (files are then read again)", path.display())]
     Index {
         path: PathBuf,
@@ -83,32 +75,15 @@ pub enum PushError {
     #[error(
         "`{dataset}@{branch}` is at {head}, not at the commit to push onto; name another branch with --branch, or push onto `{dataset}@{branch}`"
     )]
-    NotHead {
-        dataset: String,
-        branch: String,
-        head: CommitId,
-    },
+    NotHead { dataset: String, branch: String, head: CommitId },
     #[error("commit {commit} is stored, but `{dataset}@{branch}` moved to another commit meanwhile; push again to put this one behind it, or keep it with `larder branch {dataset} NAME {short}`", short = commit.short())]
-    Lost {
-        commit: CommitId,
-        dataset: String,
-        branch: String,
-    },
+    Lost { commit: CommitId, dataset: String, branch: String },
     #[error(
         "commit {commit} is stored and `{dataset}@{branch}` points at it, but the tag `{tag}` exists already and names another commit; choose another with `larder tag`"
     )]
-    TagTaken {
-        commit: CommitId,
-        dataset: String,
-        branch: String,
-        tag: String,
-    },
+    TagTaken { commit: CommitId, dataset: String, branch: String, tag: String },
     #[error("`{dataset}` has a {kind} named `{name}` already; choose another name")]
-    NameTaken {
-        dataset: String,
-        kind: &'static str,
-        name: String,
-    },
+    NameTaken { dataset: String, kind: &'static str, name: String },
     #[error("--at {path}: {why}")]
     At { path: String, why: &'static str },
     #[error("a pack that this push relied on is being collected; push again")]
@@ -136,10 +111,7 @@ pub(super) trait AtPath<T> {
 
 impl<T> AtPath<T> for std::io::Result<T> {
     fn at(self, path: impl Into<PathBuf>) -> Result<T, PushError> {
-        self.map_err(|source| PushError::Io {
-            path: path.into(),
-            source,
-        })
+        self.map_err(|source| PushError::Io { path: path.into(), source })
     }
 }
 

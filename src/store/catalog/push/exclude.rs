@@ -26,35 +26,20 @@ impl Excludes {
         let mut any = GlobSetBuilder::new();
         let mut dirs = GlobSetBuilder::new();
         for text in globs {
-            let error = |source| PushError::Glob {
-                glob: text.clone(),
-                source,
-            };
-            let (body, dirs_only) = text
-                .strip_suffix('/')
-                .map_or((text.as_str(), false), |body| (body, true));
+            let error = |source| PushError::Glob { glob: text.clone(), source };
+            let (body, dirs_only) = text.strip_suffix('/').map_or((text.as_str(), false), |body| (body, true));
             let pattern = match body.strip_prefix('/') {
                 Some(anchored) => anchored.to_owned(),
                 None if body.contains('/') => body.to_owned(),
                 None => format!("**/{body}"),
             };
-            let glob = GlobBuilder::new(&pattern)
-                .literal_separator(true)
-                .backslash_escape(true)
-                .build()
-                .map_err(error)?;
+            let glob =
+                GlobBuilder::new(&pattern).literal_separator(true).backslash_escape(true).build().map_err(error)?;
             if dirs_only { &mut dirs } else { &mut any }.add(glob);
         }
-        let build = |set: GlobSetBuilder| {
-            set.build().map_err(|source| PushError::Glob {
-                glob: globs.join(" "),
-                source,
-            })
-        };
-        Ok(Self {
-            any: build(any)?,
-            dirs: build(dirs)?,
-        })
+        let build =
+            |set: GlobSetBuilder| set.build().map_err(|source| PushError::Glob { glob: globs.join(" "), source });
+        Ok(Self { any: build(any)?, dirs: build(dirs)? })
     }
 
     pub(in crate::store::catalog) fn matches(&self, path: &[u8], is_dir: bool) -> bool {
@@ -71,9 +56,7 @@ mod tests {
     use super::*;
 
     fn excluded(glob: &str, path: &str, is_dir: bool) -> bool {
-        Excludes::new(&[glob.to_owned()])
-            .unwrap()
-            .matches(path.as_bytes(), is_dir)
+        Excludes::new(&[glob.to_owned()]).unwrap().matches(path.as_bytes(), is_dir)
     }
 
     #[test]

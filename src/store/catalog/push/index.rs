@@ -55,10 +55,7 @@ pub(super) struct At {
 pub(super) const NO_PACK: u32 = u32::MAX;
 
 impl At {
-    pub(super) const NOWHERE: Self = Self {
-        pack: NO_PACK,
-        position: 0,
-    };
+    pub(super) const NOWHERE: Self = Self { pack: NO_PACK, position: 0 };
 
     fn key(self) -> u64 {
         u64::from(self.pack) << 32 | u64::from(self.position)
@@ -66,10 +63,7 @@ impl At {
 
     fn from_key(key: u64) -> Self {
         let low = u32::try_from(key & u64::from(u32::MAX)).unwrap_or(0);
-        Self {
-            pack: u32::try_from(key >> 32).unwrap_or(NO_PACK),
-            position: low,
-        }
+        Self { pack: u32::try_from(key >> 32).unwrap_or(NO_PACK), position: low }
     }
 }
 
@@ -91,9 +85,7 @@ pub(super) struct LayoutRow {
 }
 
 /// How far a pack is.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum PackState {
     /// Its bytes are on their way.
@@ -141,9 +133,7 @@ pub(super) struct Index {
 
 impl std::fmt::Debug for Index {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Index")
-            .field("path", &self.path)
-            .finish_non_exhaustive()
+        f.debug_struct("Index").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
@@ -157,29 +147,18 @@ impl Index {
     /// Opens the index, or makes an empty one.
     pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)
-                .at(parent)
-                .map_err(OpenError::Other)?;
+            std::fs::create_dir_all(parent).at(parent).map_err(OpenError::Other)?;
         }
         let damaged = |source: redb::Error| {
-            OpenError::Other(PushError::Index {
-                path: path.to_owned(),
-                source: Box::new(source),
-            })
+            OpenError::Other(PushError::Index { path: path.to_owned(), source: Box::new(source) })
         };
         let database = match Database::builder().set_cache_size(CACHE_BYTES).create(path) {
             Ok(database) => database,
             Err(DatabaseError::DatabaseAlreadyOpen) => return Err(OpenError::Busy),
             Err(error) => return Err(damaged(error.into())),
         };
-        let open = database
-            .begin_write()
-            .map_err(|error| damaged(error.into()))?;
-        let mut index = Self {
-            path: path.to_owned(),
-            database,
-            open: Some(open),
-        };
+        let open = database.begin_write().map_err(|error| damaged(error.into()))?;
+        let mut index = Self { path: path.to_owned(), database, open: Some(open) };
         let found = index.meta("version").map_err(OpenError::Other)?;
         if found.as_deref() != Some(INDEX_VERSION) {
             index.reset().map_err(OpenError::Other)?;
@@ -188,10 +167,7 @@ impl Index {
     }
 
     fn damaged(&self, source: impl Into<redb::Error>) -> PushError {
-        PushError::Index {
-            path: self.path.clone(),
-            source: Box::new(source.into()),
-        }
+        PushError::Index { path: self.path.clone(), source: Box::new(source.into()) }
     }
 
     fn nonsense(&self) -> PushError {
@@ -199,9 +175,7 @@ impl Index {
     }
 
     fn transaction(&self) -> &WriteTransaction {
-        self.open
-            .as_ref()
-            .expect("a transaction is open between calls")
+        self.open.as_ref().expect("a transaction is open between calls")
     }
 
     fn reset(&mut self) -> Result<(), PushError> {
@@ -227,10 +201,7 @@ impl Index {
         if let Some(transaction) = self.open.take() {
             transaction.commit().map_err(|error| self.damaged(error))?;
         }
-        let transaction = self
-            .database
-            .begin_write()
-            .map_err(|error| self.damaged(error))?;
+        let transaction = self.database.begin_write().map_err(|error| self.damaged(error))?;
         self.open = Some(transaction);
         Ok(())
     }
@@ -279,9 +250,7 @@ impl Index {
         put.u8(u8::from(row.settled));
         put.raw(row.digest.as_bytes());
         let write = || -> Result<(), redb::Error> {
-            self.transaction()
-                .open_table(FILES)?
-                .insert(path, put.0.as_slice())?;
+            self.transaction().open_table(FILES)?.insert(path, put.0.as_slice())?;
             Ok(())
         };
         write().map_err(|error| self.damaged(error))
@@ -297,12 +266,7 @@ impl Index {
     }
 
     /// Notes that a pack holds a content at a position. `prefer`: also where another place is known.
-    pub(super) fn add_content(
-        &mut self,
-        at: At,
-        row: &LayoutRow,
-        prefer: bool,
-    ) -> Result<(), PushError> {
+    pub(super) fn add_content(&mut self, at: At, row: &LayoutRow, prefer: bool) -> Result<(), PushError> {
         let mut put = Put::default();
         put.raw(row.content.as_bytes());
         put.u64(row.size);
@@ -318,9 +282,7 @@ impl Index {
         }
         let write = || -> Result<(), redb::Error> {
             let transaction = self.transaction();
-            transaction
-                .open_table(LAYOUT)?
-                .insert(at.key(), put.0.as_slice())?;
+            transaction.open_table(LAYOUT)?.insert(at.key(), put.0.as_slice())?;
             let mut contents = transaction.open_table(CONTENTS)?;
             if prefer || contents.get(*row.content.as_bytes())?.is_none() {
                 contents.insert(*row.content.as_bytes(), at.key())?;
@@ -333,9 +295,7 @@ impl Index {
     /// Notes that a content has no stored byte.
     pub(super) fn add_nowhere(&mut self, content: &ContentDigest) -> Result<(), PushError> {
         let write = || -> Result<(), redb::Error> {
-            self.transaction()
-                .open_table(CONTENTS)?
-                .insert(*content.as_bytes(), At::NOWHERE.key())?;
+            self.transaction().open_table(CONTENTS)?.insert(*content.as_bytes(), At::NOWHERE.key())?;
             Ok(())
         };
         write().map_err(|error| self.damaged(error))
@@ -360,33 +320,23 @@ impl Index {
             let mut rows = Vec::new();
             for row in table.range(keys_of(pack))? {
                 let (key, value) = row?;
-                rows.push((
-                    At::from_key(key.value()).position,
-                    decode_layout(value.value()),
-                ));
+                rows.push((At::from_key(key.value()).position, decode_layout(value.value())));
             }
             Ok(rows)
         };
         let rows = read().map_err(|error| self.damaged(error))?;
-        rows.into_iter()
-            .map(|(at, row)| row.map(|row| (at, row)).ok_or_else(|| self.nonsense()))
-            .collect()
+        rows.into_iter().map(|(at, row)| row.map(|row| (at, row)).ok_or_else(|| self.nonsense())).collect()
     }
 
     pub(super) fn set_outboard(&mut self, at: At, outboard: &Outboard) -> Result<(), PushError> {
         let mut put = Put::default();
         put.u64(outboard.size);
-        put.u32(
-            u32::try_from(outboard.blocks.len())
-                .expect("a file has fewer than 2^32 blocks of 256 KiB"),
-        );
+        put.u32(u32::try_from(outboard.blocks.len()).expect("a file has fewer than 2^32 blocks of 256 KiB"));
         for value in outboard.blocks.iter().chain(&outboard.groups) {
             put.raw(value);
         }
         let write = || -> Result<(), redb::Error> {
-            self.transaction()
-                .open_table(OUTBOARDS)?
-                .insert(at.key(), put.0.as_slice())?;
+            self.transaction().open_table(OUTBOARDS)?.insert(at.key(), put.0.as_slice())?;
             Ok(())
         };
         write().map_err(|error| self.damaged(error))
@@ -398,17 +348,12 @@ impl Index {
             let mut rows = Vec::new();
             for row in table.range(keys_of(pack))? {
                 let (key, value) = row?;
-                rows.push((
-                    At::from_key(key.value()).position,
-                    decode_outboard(value.value()),
-                ));
+                rows.push((At::from_key(key.value()).position, decode_outboard(value.value())));
             }
             Ok(rows)
         };
         let rows = read().map_err(|error| self.damaged(error))?;
-        rows.into_iter()
-            .map(|(at, row)| row.map(|row| (at, row)).ok_or_else(|| self.nonsense()))
-            .collect()
+        rows.into_iter().map(|(at, row)| row.map(|row| (at, row)).ok_or_else(|| self.nonsense())).collect()
     }
 
     pub(super) fn packs(&self) -> Result<BTreeMap<u32, PackRow>, PushError> {
@@ -422,17 +367,13 @@ impl Index {
             Ok(rows)
         };
         let rows = read().map_err(|error| self.damaged(error))?;
-        rows.into_iter()
-            .map(|(number, row)| row.map(|row| (number, row)).ok_or_else(|| self.nonsense()))
-            .collect()
+        rows.into_iter().map(|(number, row)| row.map(|row| (number, row)).ok_or_else(|| self.nonsense())).collect()
     }
 
     pub(super) fn set_pack(&mut self, number: u32, row: &PackRow) -> Result<(), PushError> {
         let text = serde_json::to_string(row).expect("a pack row is plain data");
         let write = || -> Result<(), redb::Error> {
-            self.transaction()
-                .open_table(PACKS)?
-                .insert(number, text.as_str())?;
+            self.transaction().open_table(PACKS)?.insert(number, text.as_str())?;
             Ok(())
         };
         write().map_err(|error| self.damaged(error))
@@ -458,16 +399,10 @@ impl Index {
             let mut contents = transaction.open_table(CONTENTS)?;
             let mut outboards = transaction.open_table(OUTBOARDS)?;
             for (position, row) in rows.iter().filter(|(position, _)| *position >= from) {
-                let key = At {
-                    pack: number,
-                    position: *position,
-                }
-                .key();
+                let key = At { pack: number, position: *position }.key();
                 layout.remove(key)?;
                 outboards.remove(key)?;
-                let points_here = contents
-                    .get(*row.content.as_bytes())?
-                    .is_some_and(|at| at.value() == key);
+                let points_here = contents.get(*row.content.as_bytes())?.is_some_and(|at| at.value() == key);
                 if points_here {
                     contents.remove(*row.content.as_bytes())?;
                 }
@@ -481,28 +416,18 @@ impl Index {
     pub(super) fn forget_parts(&mut self, number: u32) -> Result<(), PushError> {
         let write = || -> Result<(), redb::Error> {
             let transaction = self.transaction();
-            transaction
-                .open_table(PARTS)?
-                .retain_in(keys_of(number), |_, _| false)?;
-            transaction
-                .open_table(OUTBOARDS)?
-                .retain_in(keys_of(number), |_, _| false)?;
+            transaction.open_table(PARTS)?.retain_in(keys_of(number), |_, _| false)?;
+            transaction.open_table(OUTBOARDS)?.retain_in(keys_of(number), |_, _| false)?;
             Ok(())
         };
         write().map_err(|error| self.damaged(error))
     }
 
     pub(super) fn set_part(&mut self, number: u32, row: &PartRow) -> Result<(), PushError> {
-        let key = At {
-            pack: number,
-            position: row.part.number,
-        }
-        .key();
+        let key = At { pack: number, position: row.part.number }.key();
         let text = serde_json::to_string(row).expect("a part row is plain data");
         let write = || -> Result<(), redb::Error> {
-            self.transaction()
-                .open_table(PARTS)?
-                .insert(key, text.as_str())?;
+            self.transaction().open_table(PARTS)?.insert(key, text.as_str())?;
             Ok(())
         };
         write().map_err(|error| self.damaged(error))
@@ -519,28 +444,18 @@ impl Index {
             Ok(rows)
         };
         let rows = read().map_err(|error| self.damaged(error))?;
-        rows.into_iter()
-            .map(|row| row.ok_or_else(|| self.nonsense()))
-            .collect()
+        rows.into_iter().map(|row| row.ok_or_else(|| self.nonsense())).collect()
     }
 
     pub(super) fn has_block(&self, of: BlockOf, id: &BlockId) -> Result<bool, PushError> {
         let read = || -> Result<bool, redb::Error> {
-            Ok(self
-                .transaction()
-                .open_table(BLOCKS)?
-                .get(block_key(of, id))?
-                .is_some())
+            Ok(self.transaction().open_table(BLOCKS)?.get(block_key(of, id))?.is_some())
         };
         read().map_err(|error| self.damaged(error))
     }
 
     /// Notes that the lake has these blocks, and that push `generation` uses them.
-    pub(super) fn mark_blocks(
-        &mut self,
-        blocks: &[(BlockOf, BlockId)],
-        generation: u64,
-    ) -> Result<(), PushError> {
+    pub(super) fn mark_blocks(&mut self, blocks: &[(BlockOf, BlockId)], generation: u64) -> Result<(), PushError> {
         let write = || -> Result<(), redb::Error> {
             let mut table = self.transaction().open_table(BLOCKS)?;
             for (of, id) in blocks {
@@ -552,10 +467,7 @@ impl Index {
     }
 
     /// Gives the blocks that push `generation` uses.
-    pub(super) fn blocks_of_push(
-        &self,
-        generation: u64,
-    ) -> Result<Vec<(BlockOf, BlockId)>, PushError> {
+    pub(super) fn blocks_of_push(&self, generation: u64) -> Result<Vec<(BlockOf, BlockId)>, PushError> {
         let read = || -> Result<Vec<(BlockOf, BlockId)>, redb::Error> {
             let table = self.transaction().open_table(BLOCKS)?;
             let mut blocks = Vec::new();
@@ -563,11 +475,7 @@ impl Index {
                 let (key, mark) = row?;
                 let [kind, id @ ..] = key.value();
                 if mark.value() == generation {
-                    let of = if kind == 0 {
-                        BlockOf::Tree
-                    } else {
-                        BlockOf::Placement
-                    };
+                    let of = if kind == 0 { BlockOf::Tree } else { BlockOf::Placement };
                     blocks.push((of, BlockId(id)));
                 }
             }
@@ -579,9 +487,7 @@ impl Index {
     /// Forgets the blocks that push `generation` does not use.
     pub(super) fn keep_blocks_of(&mut self, generation: u64) -> Result<(), PushError> {
         let write = || -> Result<(), redb::Error> {
-            self.transaction()
-                .open_table(BLOCKS)?
-                .retain(|_, mark| mark == generation)?;
+            self.transaction().open_table(BLOCKS)?.retain(|_, mark| mark == generation)?;
             Ok(())
         };
         write().map_err(|error| self.damaged(error))
@@ -597,10 +503,7 @@ impl Index {
 
     /// Takes the next pack number.
     pub(super) fn next_pack(&mut self) -> Result<u32, PushError> {
-        let next: u32 = self
-            .meta("next_pack")?
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(0);
+        let next: u32 = self.meta("next_pack")?.and_then(|text| text.parse().ok()).unwrap_or(0);
         self.set_meta("next_pack", Some(&(next + 1).to_string()))?;
         Ok(next)
     }
@@ -612,11 +515,7 @@ impl Index {
 }
 
 fn keys_of(pack: u32) -> std::ops::RangeInclusive<u64> {
-    At { pack, position: 0 }.key()..=At {
-        pack,
-        position: u32::MAX,
-    }
-    .key()
+    At { pack, position: 0 }.key()..=At { pack, position: u32::MAX }.key()
 }
 
 fn block_key(of: BlockOf, id: &BlockId) -> [u8; 33] {
@@ -640,11 +539,7 @@ fn decode_file(bytes: &[u8]) -> Option<FileRow> {
         dev: take.u64()?,
         ino: take.u64()?,
     };
-    Some(FileRow {
-        stat,
-        settled: take.u8()? == 1,
-        digest: ContentDigest(take.array()?),
-    })
+    Some(FileRow { stat, settled: take.u8()? == 1, digest: ContentDigest(take.array()?) })
 }
 
 fn decode_layout(bytes: &[u8]) -> Option<LayoutRow> {
@@ -652,33 +547,19 @@ fn decode_layout(bytes: &[u8]) -> Option<LayoutRow> {
     let content = ContentDigest(take.array()?);
     let size = take.u64()?;
     let place = match take.u8()? {
-        0 => Place::Run {
-            offset: take.u64()?,
-        },
-        _ => Place::Sparse {
-            extents: take.extents()?,
-        },
+        0 => Place::Run { offset: take.u64()? },
+        _ => Place::Sparse { extents: take.extents()? },
     };
-    Some(LayoutRow {
-        content,
-        size,
-        place,
-    })
+    Some(LayoutRow { content, size, place })
 }
 
 fn decode_outboard(bytes: &[u8]) -> Option<Outboard> {
     let mut take = Take(bytes);
     let size = take.u64()?;
-    let blocks = (0..take.u32()?)
-        .map(|_| take.array())
-        .collect::<Option<Vec<_>>>()?;
+    let blocks = (0..take.u32()?).map(|_| take.array()).collect::<Option<Vec<_>>>()?;
     let mut groups = Vec::new();
     while let Some(value) = take.array() {
         groups.push(value);
     }
-    Some(Outboard {
-        size,
-        blocks,
-        groups,
-    })
+    Some(Outboard { size, blocks, groups })
 }

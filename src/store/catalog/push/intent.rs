@@ -45,11 +45,7 @@ pub(super) struct Intent {
 
 impl Intent {
     /// Puts the intent and goes on refreshing it.
-    pub(super) async fn begin(
-        lake: Arc<dyn Lake>,
-        rt: &Handle,
-        body: IntentBody,
-    ) -> Result<Self, LakeError> {
+    pub(super) async fn begin(lake: Arc<dyn Lake>, rt: &Handle, body: IntentBody) -> Result<Self, LakeError> {
         let key = intent_key(&body.push);
         put(&*lake, &key, &body).await?;
         let (task_lake, task_key) = (lake.clone(), key.clone());
@@ -63,11 +59,7 @@ impl Intent {
                 }
             }
         });
-        Ok(Self {
-            lake,
-            key,
-            refresher,
-        })
+        Ok(Self { lake, key, refresher })
     }
 
     /// Removes the intent: everything it protected is referred to, or never was sent.
@@ -85,17 +77,11 @@ impl Drop for Intent {
 
 async fn put(lake: &dyn Lake, key: &str, body: &IntentBody) -> Result<(), LakeError> {
     let bytes = Bytes::from(serde_json::to_vec(body).expect("an intent is plain data"));
-    with_retry(&RetryPolicy::default(), || {
-        lake.put(key, bytes.clone(), PutIf::Always)
-    })
-    .await
-    .map(|_| ())
+    with_retry(&RetryPolicy::default(), || lake.put(key, bytes.clone(), PutIf::Always)).await.map(|_| ())
 }
 
 /// Gives the time of this machine's clock.
 pub(super) fn now_ms() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

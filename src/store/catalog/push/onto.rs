@@ -69,23 +69,15 @@ struct Merger<'a> {
 
 /// Checks `--at` and splits it into names.
 pub(super) fn names_of(at: &[u8]) -> Result<VecDeque<Vec<u8>>, PushError> {
-    let names: VecDeque<Vec<u8>> = at
-        .split(|byte| *byte == b'/')
-        .filter(|name| !name.is_empty() && *name != b".")
-        .map(<[u8]>::to_vec)
-        .collect();
+    let names: VecDeque<Vec<u8>> =
+        at.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".").map(<[u8]>::to_vec).collect();
     let why = match &names {
         names if names.iter().any(|name| name == b"..") => "`..` is not allowed",
         names if names.iter().any(|name| name.len() > 255) => "a name has more than 255 bytes",
-        names if names.is_empty() => {
-            "name a path below the root, or leave --at out to merge into the root"
-        }
+        names if names.is_empty() => "name a path below the root, or leave --at out to merge into the root",
         _ => return Ok(names),
     };
-    Err(PushError::At {
-        path: String::from_utf8_lossy(at).into_owned(),
-        why,
-    })
+    Err(PushError::At { path: String::from_utf8_lossy(at).into_owned(), why })
 }
 
 /// Merges a walk with the commit it is pushed onto.
@@ -120,12 +112,7 @@ pub(super) fn merge(
 
 impl Merger<'_> {
     fn run(&mut self, root: Side) -> Result<(), PushError> {
-        let root = Merged {
-            number: 0,
-            path: Vec::new(),
-            base: Some(nav::root_dir(&self.base.root)),
-            walked: root,
-        };
+        let root = Merged { number: 0, path: Vec::new(), base: Some(nav::root_dir(&self.base.root)), walked: root };
         let mut stack = vec![self.visit(root, 0)?];
         while let Some(frame) = stack.last_mut() {
             if let Some(next) = frame.left.pop_front() {
@@ -145,14 +132,8 @@ impl Merger<'_> {
 
     fn visit(&mut self, dir: Merged, parent: u64) -> Result<Frame, PushError> {
         self.out.enter(dir.number, &dir.path)?;
-        let mut frame = Frame {
-            number: dir.number,
-            counts: DirCounts {
-                parent,
-                ..DirCounts::default()
-            },
-            left: VecDeque::new(),
-        };
+        let mut frame =
+            Frame { number: dir.number, counts: DirCounts { parent, ..DirCounts::default() }, left: VecDeque::new() };
         let mut walked = self.begin_walked(&dir)?;
         let mut from = 0;
         if let Some(base) = dir.base {
@@ -160,16 +141,10 @@ impl Merger<'_> {
                 let listed = self.list(&base, from)?;
                 from += listed.len() as u64;
                 for (entry, location) in listed {
-                    while walked
-                        .as_ref()
-                        .is_some_and(|item| item.item.name.as_slice() < &*entry.entry.name)
-                    {
+                    while walked.as_ref().is_some_and(|item| item.item.name.as_slice() < &*entry.entry.name) {
                         self.take_walked(&dir, &mut walked, None, &mut frame)?;
                     }
-                    if walked
-                        .as_ref()
-                        .is_some_and(|item| item.item.name.as_slice() == &*entry.entry.name)
-                    {
+                    if walked.as_ref().is_some_and(|item| item.item.name.as_slice() == &*entry.entry.name) {
                         self.take_walked(&dir, &mut walked, Some(&entry), &mut frame)?;
                     } else {
                         self.take_base(&dir, entry, location, &mut frame)?;
@@ -189,8 +164,7 @@ impl Merger<'_> {
         let listed = self.meta.drive(|blocks| {
             let entries = nav::list(&base.root, blocks, dir, from, LIST)?;
             let locate = |entry: EntryAt| {
-                let has_place =
-                    matches!(entry.entry.kind, EntryKind::File { size, .. } if size > 0);
+                let has_place = matches!(entry.entry.kind, EntryKind::File { size, .. } if size > 0);
                 let location = match has_place {
                     true => nav::location(&base.root, &base.placement, blocks, entry.rank)?,
                     false => Location::None,
@@ -217,11 +191,7 @@ impl Merger<'_> {
                 let Some(name) = way.pop_front() else {
                     return Ok(None);
                 };
-                let walked = if way.is_empty() {
-                    Side::Spooled
-                } else {
-                    Side::Way(way)
-                };
+                let walked = if way.is_empty() { Side::Spooled } else { Side::Way(way) };
                 let last = walked == Side::Spooled;
                 let item = Item {
                     name,
@@ -230,13 +200,7 @@ impl Merger<'_> {
                     nlink: 1,
                     kind: Kind::Dir { number: 0 },
                 };
-                Ok(Some(WalkedItem {
-                    at: 0,
-                    item,
-                    below: walked,
-                    replaces: last,
-                    on_way: true,
-                }))
+                Ok(Some(WalkedItem { at: 0, item, below: walked, replaces: last, on_way: true }))
             }
         }
     }
@@ -250,13 +214,9 @@ impl Merger<'_> {
 
     fn next_walked(&mut self) -> Result<Option<WalkedItem>, PushError> {
         match self.next_record()? {
-            Some(Record::Item { at, item }) => Ok(Some(WalkedItem {
-                at,
-                item,
-                below: Side::Spooled,
-                replaces: false,
-                on_way: false,
-            })),
+            Some(Record::Item { at, item }) => {
+                Ok(Some(WalkedItem { at, item, below: Side::Spooled, replaces: false, on_way: false }))
+            }
             other => {
                 self.ahead = other;
                 Ok(None)
@@ -272,14 +232,7 @@ impl Merger<'_> {
         base: Option<&EntryAt>,
         frame: &mut Frame,
     ) -> Result<(), PushError> {
-        let Some(WalkedItem {
-            at,
-            mut item,
-            below,
-            replaces,
-            on_way,
-        }) = walked.take()
-        else {
+        let Some(WalkedItem { at, mut item, below, replaces, on_way }) = walked.take() else {
             return Ok(());
         };
         let base_dir = base.and_then(|entry| entry.dir);
@@ -287,10 +240,7 @@ impl Merger<'_> {
             if let Some(entry) = base {
                 if base_dir.is_none() {
                     let path = String::from_utf8_lossy(&self.at).into_owned();
-                    return Err(PushError::At {
-                        path,
-                        why: "a name on the way is not a directory in that commit",
-                    });
+                    return Err(PushError::At { path, why: "a name on the way is not a directory in that commit" });
                 }
                 (item.mode, item.mtime) = (entry.entry.mode, entry.entry.mtime);
             }
@@ -302,18 +252,11 @@ impl Merger<'_> {
             let number = self.out.number_dir();
             item.kind = Kind::Dir { number };
             let base = if replaces { None } else { base_dir };
-            frame.left.push_back(Merged {
-                number,
-                path,
-                base,
-                walked: below,
-            });
+            frame.left.push_back(Merged { number, path, base, walked: below });
         }
         if let Kind::Link { first_at, path } = &mut item.kind {
-            *first_at = *self
-                .walked_firsts
-                .get(first_at)
-                .ok_or_else(|| self.out.damaged("a link's first is missing"))?;
+            *first_at =
+                *self.walked_firsts.get(first_at).ok_or_else(|| self.out.damaged("a link's first is missing"))?;
             if !self.at.is_empty() {
                 let mut prefixed = self.at.clone();
                 join(&mut prefixed, path);
@@ -351,35 +294,21 @@ impl Merger<'_> {
             EntryKind::Dir { .. } => {
                 let number = self.out.number_dir();
                 item.kind = Kind::Dir { number };
-                frame.left.push_back(Merged {
-                    number,
-                    path,
-                    base: entry.dir,
-                    walked: Side::Nothing,
-                });
+                frame.left.push_back(Merged { number, path, base: entry.dir, walked: Side::Nothing });
                 self.emit(&item, frame)?;
             }
             EntryKind::Symlink { target } => {
-                item.kind = Kind::Symlink {
-                    target: target.to_vec(),
-                };
+                item.kind = Kind::Symlink { target: target.to_vec() };
                 self.emit(&item, frame)?;
             }
             EntryKind::File { size, content, pin } => {
-                item.kind = Kind::Known {
-                    size: *size,
-                    content: *content,
-                    pin: pin.clone(),
-                    location,
-                };
+                item.kind = Kind::Known { size: *size, content: *content, pin: pin.clone(), location };
                 let at = self.emit(&item, frame)?;
                 if entry.entry.nlink > 1 {
                     self.base_firsts.insert(path.clone(), (at, path));
                 }
             }
-            EntryKind::HardLink { first } => {
-                self.take_base_link(first, &entry, item, path, frame)?
-            }
+            EntryKind::HardLink { first } => self.take_base_link(first, &entry, item, path, frame)?,
         }
         Ok(())
     }
@@ -395,10 +324,7 @@ impl Merger<'_> {
         if let Some((first_at, first_path)) = self.base_firsts.get(first).cloned() {
             self.out.add_link(first_at)?;
             (item.mode, item.mtime) = (0, Mtime::default());
-            item.kind = Kind::Link {
-                first_at,
-                path: first_path,
-            };
+            item.kind = Kind::Link { first_at, path: first_path };
             self.emit(&item, frame)?;
             return Ok(());
         }
@@ -413,12 +339,7 @@ impl Merger<'_> {
             return Err(self.out.damaged("a hard link of the commit names no file"));
         };
         (item.mode, item.mtime) = (original.entry.mode, original.entry.mtime);
-        item.kind = Kind::Known {
-            size,
-            content,
-            pin,
-            location,
-        };
+        item.kind = Kind::Known { size, content, pin, location };
         let at = self.emit(&item, frame)?;
         self.base_firsts.insert(first.to_vec(), (at, path));
         Ok(())

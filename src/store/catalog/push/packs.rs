@@ -24,15 +24,8 @@ pub(super) struct Packs {
 impl Packs {
     pub(super) fn load(index: &Index) -> Result<Self, PushError> {
         let rows = index.packs()?;
-        let by_id = rows
-            .iter()
-            .filter_map(|(number, row)| Some((row.id?, *number)))
-            .collect();
-        Ok(Self {
-            rows,
-            by_id,
-            ..Self::default()
-        })
+        let by_id = rows.iter().filter_map(|(number, row)| Some((row.id?, *number))).collect();
+        Ok(Self { rows, by_id, ..Self::default() })
     }
 
     pub(super) fn rows(&self) -> impl Iterator<Item = (u32, &PackRow)> {
@@ -70,11 +63,7 @@ impl Packs {
 
     /// Gives the lengths of the packs that hold one content: a file of such a size may be known.
     pub(super) fn lens(&self) -> HashSet<u64> {
-        self.rows
-            .values()
-            .filter(|row| row.contents == 1)
-            .map(|row| row.len)
-            .collect()
+        self.rows.values().filter(|row| row.contents == 1).map(|row| row.len).collect()
     }
 
     /// Begins a pack; `whole` is the path of the one large file that it will hold.
@@ -102,13 +91,7 @@ impl Packs {
     }
 
     /// Adds a pack that somebody else made.
-    pub(super) fn adopt(
-        &mut self,
-        index: &mut Index,
-        id: PackId,
-        len: u64,
-        contents: u32,
-    ) -> Result<u32, PushError> {
+    pub(super) fn adopt(&mut self, index: &mut Index, id: PackId, len: u64, contents: u32) -> Result<u32, PushError> {
         let number = index.next_pack()?;
         let row = PackRow {
             state: PackState::Committed,
@@ -165,25 +148,12 @@ impl Packs {
             size: row.size,
             place: row.place,
         });
-        let outboard = PackOutboard {
-            contents: index.outboards_of(number)?,
-        };
-        Ok((
-            PackIndex {
-                len,
-                contents: contents.collect(),
-            },
-            outboard,
-        ))
+        let outboard = PackOutboard { contents: index.outboards_of(number)? };
+        Ok((PackIndex { len, contents: contents.collect() }, outboard))
     }
 
     /// Notes that the lake has all of a pack.
-    pub(super) fn described(
-        &mut self,
-        index: &mut Index,
-        number: u32,
-        id: PackId,
-    ) -> Result<(), PushError> {
+    pub(super) fn described(&mut self, index: &mut Index, number: u32, id: PackId) -> Result<(), PushError> {
         self.update(index, number, |row| {
             row.state = row.state.max(PackState::Described);
             row.id = Some(id);
@@ -215,25 +185,14 @@ impl Packs {
     }
 
     /// Goes on with the upload of a large file.
-    pub(super) fn resume_whole(
-        &mut self,
-        index: &mut Index,
-        number: u32,
-    ) -> Result<(PackRow, Begun), PushError> {
+    pub(super) fn resume_whole(&mut self, index: &mut Index, number: u32) -> Result<(PackRow, Begun), PushError> {
         let parts = index.parts_of(number)?;
-        let row = self
-            .rows
-            .get(&number)
-            .cloned()
-            .unwrap_or_else(|| unreachable_row());
+        let row = self.rows.get(&number).cloned().unwrap_or_else(|| unreachable_row());
         self.usable.insert(number);
         self.new.insert(number);
         let begun = Begun {
             upload: row.upload.clone(),
-            parts: parts
-                .into_iter()
-                .map(|part| (part.part.number, part))
-                .collect(),
+            parts: parts.into_iter().map(|part| (part.part.number, part)).collect(),
         };
         Ok((row, begun))
     }

@@ -42,14 +42,7 @@ pub(super) struct Places {
 impl Places {
     pub(super) fn create(dir: &Path) -> Result<Self, PushError> {
         let file = tempfile::tempfile_in(dir).at(dir)?;
-        Ok(Self {
-            dir: dir.to_owned(),
-            file,
-            rows: 0,
-            tail: Vec::new(),
-            cache: Vec::new(),
-            cache_first: 0,
-        })
+        Ok(Self { dir: dir.to_owned(), file, rows: 0, tail: Vec::new(), cache: Vec::new(), cache_first: 0 })
     }
 
     pub(super) fn push(&mut self, row: &PlaceRow) -> Result<(), PushError> {
@@ -73,28 +66,18 @@ impl Places {
         self.cache.clear();
         let mut bytes = Vec::with_capacity(ROW_LEN);
         encode(row, &mut bytes);
-        self.file
-            .write_all_at(&bytes, ordinal * ROW_LEN as u64)
-            .at(&self.dir)
+        self.file.write_all_at(&bytes, ordinal * ROW_LEN as u64).at(&self.dir)
     }
 
     /// Reads one row that was flushed (no row is added any more).
     pub(super) fn peek(&self, ordinal: u64) -> Result<PlaceRow, PushError> {
         let mut bytes = [0; ROW_LEN];
-        self.file
-            .read_exact_at(&mut bytes, ordinal * ROW_LEN as u64)
-            .at(&self.dir)?;
-        decode(&bytes).ok_or_else(|| PushError::Spool {
-            path: self.dir.clone(),
-            why: "a file's place is missing",
-        })
+        self.file.read_exact_at(&mut bytes, ordinal * ROW_LEN as u64).at(&self.dir)?;
+        decode(&bytes).ok_or_else(|| PushError::Spool { path: self.dir.clone(), why: "a file's place is missing" })
     }
 
     pub(super) fn get(&mut self, ordinal: u64) -> Result<PlaceRow, PushError> {
-        let damaged = |dir: &Path| PushError::Spool {
-            path: dir.to_owned(),
-            why: "a file's place is missing",
-        };
+        let damaged = |dir: &Path| PushError::Spool { path: dir.to_owned(), why: "a file's place is missing" };
         if ordinal >= self.rows {
             return Err(damaged(&self.dir));
         }
@@ -102,20 +85,12 @@ impl Places {
         let cached = (self.cache.len() / ROW_LEN) as u64;
         if ordinal < self.cache_first || ordinal >= self.cache_first + cached {
             let rows = (self.rows - ordinal).min(ROWS_BUFFERED as u64);
-            self.cache
-                .resize(usize::try_from(rows).unwrap_or(0) * ROW_LEN, 0);
-            self.file
-                .read_exact_at(&mut self.cache, ordinal * ROW_LEN as u64)
-                .at(&self.dir)?;
+            self.cache.resize(usize::try_from(rows).unwrap_or(0) * ROW_LEN, 0);
+            self.file.read_exact_at(&mut self.cache, ordinal * ROW_LEN as u64).at(&self.dir)?;
             self.cache_first = ordinal;
         }
-        let from = usize::try_from(ordinal - self.cache_first)
-            .unwrap_or(usize::MAX)
-            .saturating_mul(ROW_LEN);
-        self.cache
-            .get(from..)
-            .and_then(decode)
-            .ok_or_else(|| damaged(&self.dir))
+        let from = usize::try_from(ordinal - self.cache_first).unwrap_or(usize::MAX).saturating_mul(ROW_LEN);
+        self.cache.get(from..).and_then(decode).ok_or_else(|| damaged(&self.dir))
     }
 }
 
@@ -133,19 +108,9 @@ fn encode(row: &PlaceRow, bytes: &mut Vec<u8>) {
 fn decode(bytes: &[u8]) -> Option<PlaceRow> {
     let mut take = Take(bytes);
     let digest = ContentDigest(take.array()?);
-    let at = At {
-        pack: take.u32()?,
-        position: take.u32()?,
-    };
+    let at = At { pack: take.u32()?, position: take.u32()? };
     let size = take.u64()?;
     let mtime = take.mtime()?;
     let mode = take.u32()?;
-    Some(PlaceRow {
-        digest,
-        at,
-        size,
-        mtime,
-        mode: mode & !DROPPED,
-        dropped: mode & DROPPED != 0,
-    })
+    Some(PlaceRow { digest, at, size, mtime, mode: mode & !DROPPED, dropped: mode & DROPPED != 0 })
 }

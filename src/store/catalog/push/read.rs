@@ -105,12 +105,7 @@ enum Try {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(root: &'a OwnedFd, progress: &'a Progress, racy: Duration) -> Self {
-        Self {
-            root,
-            progress,
-            racy,
-            last_dir: None,
-        }
+        Self { root, progress, racy, last_dir: None }
     }
 
     /// Reads one file.
@@ -120,9 +115,7 @@ impl<'a> Reader<'a> {
             if attempt > 0 {
                 std::thread::sleep(TICK * attempt);
             }
-            let file = self
-                .open(path)
-                .map_err(|error| Failed::Problem(problem_of(path, &error)))?;
+            let file = self.open(path).map_err(|error| Failed::Problem(problem_of(path, &error)))?;
             add(&self.progress.files_read, 1);
             let sink = Sink::of(&mut want);
             match self.attempt(path, &file, sink)? {
@@ -133,38 +126,25 @@ impl<'a> Reader<'a> {
             }
         }
         let reason = "it changed each time it was read";
-        Err(Failed::Problem(Problem::new(
-            path,
-            ProblemKind::Changed,
-            reason,
-        )))
+        Err(Failed::Problem(Problem::new(path, ProblemKind::Changed, reason)))
     }
 
     /// Reads one file once and writes it into a pack that holds other files too.
     pub(super) fn stream(&mut self, path: &[u8], sender: &mut PackSender) -> Result<Done, Failed> {
-        let file = self
-            .open(path)
-            .map_err(|error| Failed::Problem(problem_of(path, &error)))?;
+        let file = self.open(path).map_err(|error| Failed::Problem(problem_of(path, &error)))?;
         add(&self.progress.files_read, 1);
         match self.attempt(path, &file, Sink::Shared(sender))? {
             Try::Done(done) => Ok(*done),
             Try::Moved => {
                 let reason = "it changed while it was read";
-                Err(Failed::Problem(Problem::new(
-                    path,
-                    ProblemKind::Changed,
-                    reason,
-                )))
+                Err(Failed::Problem(Problem::new(path, ProblemKind::Changed, reason)))
             }
         }
     }
 
     fn open(&mut self, path: &[u8]) -> io::Result<File> {
         let (dir, name) = match path.iter().rposition(|byte| *byte == b'/') {
-            Some(at) => (
-                path.get(..at).unwrap_or_default(),
-                path.get(at + 1..).unwrap_or_default(),
-            ),
+            Some(at) => (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default()),
             None => (&[][..], path),
         };
         if self.last_dir.as_ref().is_none_or(|(last, _)| last != dir) {
@@ -179,11 +159,7 @@ impl<'a> Reader<'a> {
         let before = stat_at_rest(file).map_err(fail)?;
         if before.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
             let reason = "it is no longer a regular file";
-            return Err(Failed::Problem(Problem::new(
-                path,
-                ProblemKind::Changed,
-                reason,
-            )));
+            return Err(Failed::Problem(Problem::new(path, ProblemKind::Changed, reason)));
         }
         let read_at = SystemTime::now();
         let size = u64::try_from(before.st_size).unwrap_or(0);
@@ -191,13 +167,10 @@ impl<'a> Reader<'a> {
         let stored: u64 = runs.iter().map(|(start, end)| end - start).sum();
         sink.expect(stored);
         let mut hasher = ContentHasher::new();
-        if !self
-            .pour(file, size, &runs, &mut hasher, &mut sink)
-            .map_err(|error| match error {
-                PourError::Io(error) => fail(error),
-                PourError::Closed => Failed::Closed,
-            })?
-        {
+        if !self.pour(file, size, &runs, &mut hasher, &mut sink).map_err(|error| match error {
+            PourError::Io(error) => fail(error),
+            PourError::Closed => Failed::Closed,
+        })? {
             return Ok(Try::Moved);
         }
         let after = sys::fstat(file).map_err(|errno| fail(errno.into()))?;
@@ -226,19 +199,13 @@ impl<'a> Reader<'a> {
         sink: &mut Sink<'_>,
     ) -> Result<bool, PourError> {
         let mut at = 0;
-        let longest = runs
-            .iter()
-            .map(|(start, end)| end - start)
-            .max()
-            .unwrap_or(0);
+        let longest = runs.iter().map(|(start, end)| end - start).max().unwrap_or(0);
         let mut chunk = vec![0; CHUNK_BYTES.min(usize::try_from(longest).unwrap_or(CHUNK_BYTES))];
         for (start, end) in runs {
             hasher.update_zeros(start - at);
             at = *start;
             while at < *end {
-                let len = usize::try_from(end - at)
-                    .unwrap_or(usize::MAX)
-                    .min(chunk.len());
+                let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(chunk.len());
                 let buffer = chunk.get_mut(..len).unwrap_or_default();
                 let got = file.read_at(buffer, at).map_err(PourError::Io)?;
                 if got == 0 {
@@ -275,10 +242,7 @@ impl Sink<'_> {
         match want.take() {
             Some(Want::Bytes { max }) => {
                 *want = Some(Want::Bytes { max });
-                Self::Bytes {
-                    max,
-                    bytes: Vec::new(),
-                }
+                Self::Bytes { max, bytes: Vec::new() }
             }
             Some(Want::Pack(sender)) => Self::Pack(sender),
             Some(Want::Digest) => {
@@ -341,13 +305,9 @@ fn stat_at_rest(file: &File) -> io::Result<FileStat> {
 /// Says whether a file's times are older than `margin` at `now`. Times in the future never are,
 /// unless they are far away: somebody set the mtime on purpose, and the ctime is looked at as well.
 fn settled(stat: &FileStat, now: SystemTime, margin: Duration) -> bool {
-    let now = now
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_nanos();
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     let old_enough = |secs: i64, nanos: i64| {
-        let time =
-            u128::try_from(secs).unwrap_or(0) * 1_000_000_000 + u128::try_from(nanos).unwrap_or(0);
+        let time = u128::try_from(secs).unwrap_or(0) * 1_000_000_000 + u128::try_from(nanos).unwrap_or(0);
         time + margin.as_nanos() < now
     };
     // A change always sets the ctime; the mtime can be set to anything and proves nothing.
@@ -362,10 +322,7 @@ fn stat_of(stat: &FileStat) -> Stat {
     let size = u64::try_from(stat.st_size).unwrap_or(0);
     Stat {
         size,
-        stored: u64::try_from(stat.st_blocks)
-            .unwrap_or(0)
-            .saturating_mul(512)
-            .min(size),
+        stored: u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512).min(size),
         mtime: sys::mtime_of(stat),
         ctime: sys::ctime_of(stat),
         dev: stat.st_dev,
@@ -376,9 +333,7 @@ fn stat_of(stat: &FileStat) -> Stat {
 fn problem_of(path: &[u8], error: &io::Error) -> Problem {
     let gone = [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::ESTALE];
     match error.raw_os_error() {
-        Some(code) if gone.contains(&code) => {
-            Problem::new(path, ProblemKind::Changed, "it went away during the push")
-        }
+        Some(code) if gone.contains(&code) => Problem::new(path, ProblemKind::Changed, "it went away during the push"),
         _ => Problem::new(path, ProblemKind::Unreadable, error.to_string()),
     }
 }

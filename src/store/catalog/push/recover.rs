@@ -34,14 +34,8 @@ pub(super) fn recover(
     uploads: &Uploads,
     condemned: &dyn Fn(&str) -> bool,
 ) -> Result<(), PushError> {
-    let rows: Vec<(u32, PackRow)> = packs
-        .rows()
-        .map(|(number, row)| (number, row.clone()))
-        .collect();
-    for (number, row) in rows
-        .iter()
-        .filter(|(_, row)| row.state == PackState::Uploading)
-    {
+    let rows: Vec<(u32, PackRow)> = packs.rows().map(|(number, row)| (number, row.clone())).collect();
+    for (number, row) in rows.iter().filter(|(_, row)| row.state == PackState::Uploading) {
         if row.whole.is_some() {
             recover_whole(index, packs, uploads, *number, row)?;
         } else {
@@ -59,10 +53,7 @@ pub(super) fn recover(
 /// Aborts an upload; what cannot be aborted is left to the store's rule for old uploads.
 fn abort(uploads: &Uploads, row: &PackRow) {
     if let Some(id) = &row.upload {
-        let upload = UploadId {
-            key: data_key(&row.key),
-            id: id.clone(),
-        };
+        let upload = UploadId { key: data_key(&row.key), id: id.clone() };
         // It may be gone already.
         let _ = uploads.rt.block_on(uploads.lake.upload_abort(&upload));
     }
@@ -79,28 +70,18 @@ fn parts_in_order(
     let Some(id) = &row.upload else {
         return Ok(Vec::new());
     };
-    let upload = UploadId {
-        key: data_key(&row.key),
-        id: id.clone(),
-    };
-    let listed = uploads.rt.block_on(with_retry(&RetryPolicy::default(), || {
-        uploads.lake.upload_parts(&upload)
-    }));
+    let upload = UploadId { key: data_key(&row.key), id: id.clone() };
+    let listed = uploads.rt.block_on(with_retry(&RetryPolicy::default(), || uploads.lake.upload_parts(&upload)));
     let listed = match listed {
         Ok(listed) => listed,
         Err(LakeError::NotFound { .. }) => return Ok(Vec::new()),
         Err(error) => return Err(error.into()),
     };
     let both = known.into_iter().map(|row| row.part).filter(|part| {
-        listed.iter().any(|other| {
-            other.number == part.number && other.etag == part.etag && other.size == part.size
-        })
+        listed.iter().any(|other| other.number == part.number && other.etag == part.etag && other.size == part.size)
     });
     let numbered = (1..).zip(both);
-    Ok(numbered
-        .take_while(|(number, part)| *number == part.number)
-        .map(|(_, part)| part)
-        .collect())
+    Ok(numbered.take_while(|(number, part)| *number == part.number).map(|(_, part)| part).collect())
 }
 
 fn recover_whole(
@@ -115,10 +96,7 @@ fn recover_whole(
     let alive = match &row.upload {
         None => false,
         Some(id) => {
-            let upload = UploadId {
-                key: data_key(&row.key),
-                id: id.clone(),
-            };
+            let upload = UploadId { key: data_key(&row.key), id: id.clone() };
             let policy = RetryPolicy::default();
             let listed = with_retry(&policy, || uploads.lake.upload_parts(&upload));
             match uploads.rt.block_on(listed) {
@@ -152,14 +130,8 @@ fn recover_growing(
         abort(uploads, row);
         return packs.forget(index, number);
     };
-    let upload = UploadId {
-        key: data_key(&row.key),
-        id: id.clone(),
-    };
-    match uploads
-        .rt
-        .block_on(finish_upload(&*uploads.lake, &upload, &parts))
-    {
+    let upload = UploadId { key: data_key(&row.key), id: id.clone() };
+    match uploads.rt.block_on(finish_upload(&*uploads.lake, &upload, &parts)) {
         Ok(()) => {}
         Err(error) if error.is_passing() => return Err(error.into()),
         Err(error) => {
@@ -184,9 +156,7 @@ fn whole_in(layout: &[(u32, LayoutRow)], arrived: u64) -> (u32, u64) {
     for (position, row) in layout {
         let end = match &row.place {
             Place::Run { offset } => offset + row.size,
-            Place::Sparse { extents } => extents
-                .last()
-                .map_or(0, |extent| extent.offset + extent.len),
+            Place::Sparse { extents } => extents.last().map_or(0, |extent| extent.offset + extent.len),
         };
         let end = end.next_multiple_of(ALIGN);
         if end > arrived {
@@ -210,9 +180,7 @@ fn describe(
         return packs.forget(index, number);
     }
     let (pack, outboard) = packs.describe(index, number, row.len)?;
-    let id = uploads
-        .rt
-        .block_on(uploads.describe(&row.key, &pack, &outboard))?;
+    let id = uploads.rt.block_on(uploads.describe(&row.key, &pack, &outboard))?;
     packs.described(index, number, id)
 }
 
@@ -223,19 +191,14 @@ fn check_described(
     uploads: &Uploads,
     condemned: &dyn Fn(&str) -> bool,
 ) -> Result<(), PushError> {
-    let described = packs
-        .rows()
-        .filter(|(_, row)| row.state == PackState::Described);
-    let asked: Vec<(u32, String)> = described
-        .filter_map(|(number, row)| Some((number, pack_key(&row.id?, PackPart::Recipe))))
-        .collect();
+    let described = packs.rows().filter(|(_, row)| row.state == PackState::Described);
+    let asked: Vec<(u32, String)> =
+        described.filter_map(|(number, row)| Some((number, pack_key(&row.id?, PackPart::Recipe)))).collect();
     let answers = futures::stream::iter(asked).map(|(number, key)| async move {
         let there = uploads.exists(&key).await?;
         Ok::<_, LakeError>((number, key, there))
     });
-    let answers: Vec<_> = uploads
-        .rt
-        .block_on(answers.buffer_unordered(PARALLEL).collect());
+    let answers: Vec<_> = uploads.rt.block_on(answers.buffer_unordered(PARALLEL).collect());
     for answer in answers {
         let (number, key, there) = answer?;
         if there && !condemned(&key) {
@@ -253,11 +216,7 @@ mod tests {
     use crate::format::ids::ContentDigest;
 
     fn at(offset: u64, size: u64) -> LayoutRow {
-        LayoutRow {
-            content: ContentDigest([1; 32]),
-            size,
-            place: Place::Run { offset },
-        }
+        LayoutRow { content: ContentDigest([1; 32]), size, place: Place::Run { offset } }
     }
 
     #[test]

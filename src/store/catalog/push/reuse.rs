@@ -42,22 +42,11 @@ impl History {
     /// Adds the packs of a commit.
     pub(super) fn add(&mut self, snapshot: &Snapshot) {
         self.commits.insert(snapshot.commit);
-        self.packs.extend(
-            snapshot
-                .placement
-                .packs
-                .iter()
-                .map(|pack| (pack.pack, pack.len)),
-        );
+        self.packs.extend(snapshot.placement.packs.iter().map(|pack| (pack.pack, pack.len)));
     }
 
     /// Adds the commits before `snapshot`, as far as they can be opened.
-    pub(super) async fn add_ancestors(
-        &mut self,
-        catalog: &Catalog,
-        dataset: &DatasetName,
-        snapshot: &Snapshot,
-    ) {
+    pub(super) async fn add_ancestors(&mut self, catalog: &Catalog, dataset: &DatasetName, snapshot: &Snapshot) {
         let mut next = snapshot.commit_body.parents.first().copied();
         for _ in 0..ANCESTORS {
             let Some(commit) = next else { return };
@@ -79,11 +68,8 @@ impl History {
         condemned: &dyn Fn(&str) -> bool,
     ) -> Result<(), PushError> {
         let safe = |pack: &&PackId| !condemned(&pack_key(pack, PackPart::Recipe));
-        let (known, unknown): (Vec<PackId>, Vec<PackId>) = self
-            .packs
-            .keys()
-            .filter(safe)
-            .partition(|pack| packs.number_of(pack).is_some());
+        let (known, unknown): (Vec<PackId>, Vec<PackId>) =
+            self.packs.keys().filter(safe).partition(|pack| packs.number_of(pack).is_some());
         for pack in known {
             if let Some(number) = packs.number_of(&pack) {
                 packs.allow(number);
@@ -109,17 +95,10 @@ impl History {
 async fn fetch_index(catalog: &Catalog, pack: &PackId) -> Result<Option<PackIndex>, LakeError> {
     let key = pack_key(pack, PackPart::Index);
     let bytes = get_all(&*catalog.lake, &key, INDEX_BYTES_MAX).await?;
-    Ok(PackIndex::decode(&bytes)
-        .ok()
-        .filter(|index| index.id() == *pack))
+    Ok(PackIndex::decode(&bytes).ok().filter(|index| index.id() == *pack))
 }
 
-fn adopt(
-    index: &mut Index,
-    packs: &mut Packs,
-    id: PackId,
-    found: &PackIndex,
-) -> Result<(), PushError> {
+fn adopt(index: &mut Index, packs: &mut Packs, id: PackId, found: &PackIndex) -> Result<(), PushError> {
     let count = u32::try_from(found.contents.len()).unwrap_or(u32::MAX);
     let number = packs.adopt(index, id, found.len, count)?;
     for (position, content) in (0..).zip(&found.contents) {
@@ -127,22 +106,11 @@ fn adopt(
         let ContentId::Digest(digest) = content.content else {
             continue;
         };
-        let row = LayoutRow {
-            content: digest,
-            size: content.size,
-            place: content.place.clone(),
-        };
+        let row = LayoutRow { content: digest, size: content.size, place: content.place.clone() };
         // Where the index knows another place that may be gone, this one is better.
         let known = index.content(&digest)?;
         let prefer = known.is_none_or(|at| at.pack != NO_PACK && !packs.usable(at.pack));
-        index.add_content(
-            At {
-                pack: number,
-                position,
-            },
-            &row,
-            prefer,
-        )?;
+        index.add_content(At { pack: number, position }, &row, prefer)?;
     }
     packs.allow(number);
     Ok(())
@@ -160,11 +128,7 @@ pub(super) struct Tally {
 }
 
 /// Counts what the walked files refer to, pack by pack.
-pub(super) fn tally(
-    places: &mut Places,
-    files: u64,
-    packs: &Packs,
-) -> Result<Vec<Tally>, PushError> {
+pub(super) fn tally(places: &mut Places, files: u64, packs: &Packs) -> Result<Vec<Tally>, PushError> {
     let mut seen: HashMap<u32, (Vec<u64>, u64)> = HashMap::new();
     for ordinal in 0..files {
         let row = places.get(ordinal)?;
@@ -172,10 +136,7 @@ pub(super) fn tally(
             continue;
         }
         let (bits, referenced) = seen.entry(row.at.pack).or_default();
-        let (word, bit) = (
-            row.at.position as usize / 64,
-            1u64 << (row.at.position % 64),
-        );
+        let (word, bit) = (row.at.position as usize / 64, 1u64 << (row.at.position % 64));
         if bits.len() <= word {
             bits.resize(word + 1, 0);
         }
@@ -203,30 +164,15 @@ pub(super) fn tally(
 /// grew too numerous. Classes are factors of four below half a pack; what was written now stays.
 pub(super) fn plan_rewrite(tallies: &[Tally], pack_len: u64) -> HashSet<u32> {
     let waste = |tally: &&Tally| !tally.new && tally.referenced.saturating_mul(2) < tally.len;
-    let mut rewrite: HashSet<u32> = tallies
-        .iter()
-        .filter(waste)
-        .map(|tally| tally.number)
-        .collect();
+    let mut rewrite: HashSet<u32> = tallies.iter().filter(waste).map(|tally| tally.number).collect();
     let mut classes: BTreeMap<u32, Vec<&Tally>> = BTreeMap::new();
-    for tally in tallies
-        .iter()
-        .filter(|tally| !rewrite.contains(&tally.number))
-    {
+    for tally in tallies.iter().filter(|tally| !rewrite.contains(&tally.number)) {
         if let Some(class) = class_of(tally.len, pack_len) {
             classes.entry(class).or_default().push(tally);
         }
     }
-    for class in classes
-        .values()
-        .filter(|class| class.len() >= CLASS_PACKS_MAX)
-    {
-        rewrite.extend(
-            class
-                .iter()
-                .filter(|tally| !tally.new)
-                .map(|tally| tally.number),
-        );
+    for class in classes.values().filter(|class| class.len() >= CLASS_PACKS_MAX) {
+        rewrite.extend(class.iter().filter(|tally| !tally.new).map(|tally| tally.number));
     }
     rewrite
 }
@@ -244,21 +190,12 @@ mod tests {
     const PACK: u64 = 256 << 20;
 
     fn old(number: u32, len: u64, referenced: u64) -> Tally {
-        Tally {
-            number,
-            len,
-            referenced,
-            new: false,
-        }
+        Tally { number, len, referenced, new: false }
     }
 
     #[test]
     fn a_pack_of_which_less_than_half_is_used_is_written_again() {
-        let tallies = [
-            old(1, PACK, PACK / 2 - 1),
-            old(2, PACK, PACK / 2),
-            old(3, PACK, PACK),
-        ];
+        let tallies = [old(1, PACK, PACK / 2 - 1), old(2, PACK, PACK / 2), old(3, PACK, PACK)];
         assert_eq!(plan_rewrite(&tallies, PACK), HashSet::from([1]));
     }
 
@@ -274,12 +211,7 @@ mod tests {
         let seven: Vec<Tally> = (0..7).map(|number| old(number, 1 << 20, 1 << 20)).collect();
         assert!(plan_rewrite(&seven, PACK).is_empty());
         let mut eight = seven;
-        eight.push(Tally {
-            number: 7,
-            len: 1 << 20,
-            referenced: 1 << 20,
-            new: true,
-        });
+        eight.push(Tally { number: 7, len: 1 << 20, referenced: 1 << 20, new: true });
         assert_eq!(plan_rewrite(&eight, PACK), (0..7).collect());
     }
 
@@ -289,35 +221,23 @@ mod tests {
         let mut packs: Vec<u64> = Vec::new();
         for _ in 0..5000 {
             packs.push(1 << 20);
-            let tallies: Vec<Tally> = (0..)
-                .zip(&packs)
-                .map(|(number, len)| old(number, *len, *len))
-                .collect();
+            let tallies: Vec<Tally> = (0..).zip(&packs).map(|(number, len)| old(number, *len, *len)).collect();
             let rewrite = plan_rewrite(&tallies, PACK);
             let mut merged: u64 = rewrite.iter().map(|number| packs[*number as usize]).sum();
-            let mut kept: Vec<u64> = (0..)
-                .zip(&packs)
-                .filter(|(number, _)| !rewrite.contains(number))
-                .map(|(_, len)| *len)
-                .collect();
+            let mut kept: Vec<u64> =
+                (0..).zip(&packs).filter(|(number, _)| !rewrite.contains(number)).map(|(_, len)| *len).collect();
             while merged > 0 {
                 kept.push(merged.min(PACK));
                 merged -= merged.min(PACK);
             }
             packs = kept;
         }
-        assert!(
-            packs.len() < 80,
-            "{} packs for 5,000 pushes of 1 MiB",
-            packs.len()
-        );
+        assert!(packs.len() < 80, "{} packs for 5,000 pushes of 1 MiB", packs.len());
     }
 
     #[test]
     fn a_large_pack_stays_however_many_there_are() {
-        let tallies: Vec<Tally> = (0..100)
-            .map(|number| old(number, PACK / 2, PACK / 2))
-            .collect();
+        let tallies: Vec<Tally> = (0..100).map(|number| old(number, PACK / 2, PACK / 2)).collect();
         assert!(plan_rewrite(&tallies, PACK).is_empty());
     }
 }

@@ -80,11 +80,7 @@ pub fn push(
         rt.block_on(intent.end())?;
         return Err(error);
     }
-    let Walked {
-        spool,
-        mut problems,
-        xattrs_dropped,
-    } = walked;
+    let Walked { spool, mut problems, xattrs_dropped } = walked;
     let spool = session.merge(spool, &target)?;
     // 5. Contents.
     progress.enter(Phase::Contents);
@@ -98,14 +94,7 @@ pub fn push(
     progress.enter(Phase::Committing);
     session.look_again(&built)?;
     let moved = contents.rewritten;
-    let made = rt.block_on(commit::commit(
-        catalog,
-        &session.uploads,
-        options,
-        &target,
-        &built,
-        moved,
-    ))?;
+    let made = rt.block_on(commit::commit(catalog, &session.uploads, options, &target, &built, moved))?;
     session.settle(&made, &built)?;
     rt.block_on(intent.end())?;
     session.forget_push()?;
@@ -119,15 +108,10 @@ pub fn push(
 
 /// Fails where something changed, or cannot be read and may not be left out.
 fn check_problems(problems: &[Problem], skip_unreadable: bool) -> Result<(), PushError> {
-    let changed: Vec<Problem> = problems
-        .iter()
-        .filter(|problem| problem.kind == ProblemKind::Changed)
-        .cloned()
-        .collect();
+    let changed: Vec<Problem> =
+        problems.iter().filter(|problem| problem.kind == ProblemKind::Changed).cloned().collect();
     if !problems.is_empty() && !skip_unreadable && changed.len() < problems.len() {
-        return Err(PushError::Problems {
-            problems: problems.to_vec(),
-        });
+        return Err(PushError::Problems { problems: problems.to_vec() });
     }
     if !changed.is_empty() {
         return Err(PushError::Changed { problems: changed });
@@ -143,11 +127,7 @@ fn index_path(catalog: &Catalog, dir: &Path, options: &PushOptions) -> PathBuf {
     hasher.update(std::os::unix::ffi::OsStrExt::as_bytes(dir.as_os_str()));
     let name = hasher.finalize().to_hex();
     let name = name.get(..32).unwrap_or(&name);
-    catalog
-        .state_dir
-        .join("push")
-        .join(catalog.lake_id.to_string())
-        .join(format!("{name}.redb"))
+    catalog.state_dir.join("push").join(catalog.lake_id.to_string()).join(format!("{name}.redb"))
 }
 
 impl<'a> Session<'a> {
@@ -160,50 +140,21 @@ impl<'a> Session<'a> {
         progress.enter(Phase::Opening);
         let dir = std::fs::canonicalize(&options.dir).at(&options.dir)?;
         let path = index_path(catalog, &dir, options);
-        let scratch = path
-            .parent()
-            .map_or_else(|| catalog.state_dir.clone(), Path::to_owned);
+        let scratch = path.parent().map_or_else(|| catalog.state_dir.clone(), Path::to_owned);
         let mut index = Index::open(&path).map_err(|error| match error {
-            OpenError::Busy => PushError::Busy {
-                dir: dir.clone(),
-                dataset: options.dataset.as_str().to_owned(),
-                index: path.clone(),
-            },
+            OpenError::Busy => {
+                PushError::Busy { dir: dir.clone(), dataset: options.dataset.as_str().to_owned(), index: path.clone() }
+            }
             OpenError::Other(error) => error,
         })?;
-        let generation = index
-            .meta("generation")?
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(0u64)
-            + 1;
+        let generation = index.meta("generation")?.and_then(|text| text.parse().ok()).unwrap_or(0u64) + 1;
         index.set_meta("generation", Some(&generation.to_string()))?;
         let packs = Packs::load(&index)?;
         let (reports, messages) = crossbeam_channel::unbounded();
         let tuning = &options.tuning;
-        let in_flight = tuning
-            .upload_bytes
-            .max(tuning.part_bytes * PARTS_IN_FLIGHT_MIN);
-        let uploads = Uploads::new(
-            catalog.lake.clone(),
-            rt.clone(),
-            progress.clone(),
-            in_flight,
-            reports.clone(),
-        );
-        Ok(Self {
-            catalog,
-            rt,
-            options,
-            progress,
-            dir,
-            scratch,
-            index,
-            packs,
-            uploads,
-            reports,
-            messages,
-            generation,
-        })
+        let in_flight = tuning.upload_bytes.max(tuning.part_bytes * PARTS_IN_FLIGHT_MIN);
+        let uploads = Uploads::new(catalog.lake.clone(), rt.clone(), progress.clone(), in_flight, reports.clone());
+        Ok(Self { catalog, rt, options, progress, dir, scratch, index, packs, uploads, reports, messages, generation })
     }
 
     fn begin_intent(&mut self) -> Result<Intent, PushError> {
@@ -213,33 +164,19 @@ impl<'a> Session<'a> {
             None => {
                 let push = uuid::Uuid::now_v7().simple().to_string();
                 self.index.set_meta("push_id", Some(&push))?;
-                self.index
-                    .set_meta("push_start_ms", Some(&now.to_string()))?;
+                self.index.set_meta("push_start_ms", Some(&now.to_string()))?;
                 push
             }
         };
-        let start_ms = self
-            .index
-            .meta("push_start_ms")?
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(now);
+        let start_ms = self.index.meta("push_start_ms")?.and_then(|text| text.parse().ok()).unwrap_or(now);
         if now - start_ms > BLOCKS_STALE_MS {
             self.index.forget_blocks()?;
         }
         self.index.commit()?;
         let dataset = self.options.dataset.as_str().to_owned();
         let by = self.options.author.clone();
-        let body = IntentBody {
-            format: 1,
-            push,
-            dataset,
-            by,
-            start_ms,
-            refreshed_ms: now,
-        };
-        Ok(self
-            .rt
-            .block_on(Intent::begin(self.catalog.lake.clone(), self.rt, body))?)
+        let body = IntentBody { format: 1, push, dataset, by, start_ms, refreshed_ms: now };
+        Ok(self.rt.block_on(Intent::begin(self.catalog.lake.clone(), self.rt, body))?)
     }
 
     /// Finishes what an earlier push left, and learns which packs of history may be used.
@@ -251,15 +188,13 @@ impl<'a> Session<'a> {
         let mut history = History::default();
         for snapshot in target.base.iter().chain(&target.other) {
             history.add(snapshot);
-            self.rt
-                .block_on(history.add_ancestors(self.catalog, &snapshot.dataset, snapshot));
+            self.rt.block_on(history.add_ancestors(self.catalog, &snapshot.dataset, snapshot));
         }
         match self.index.blocks_of()? {
             Some(commit) if !history.commits.contains(&commit) => self.index.forget_blocks()?,
             _ => {}
         }
-        self.rt
-            .block_on(history.learn(self.catalog, &mut self.index, &mut self.packs, &condemned))
+        self.rt.block_on(history.learn(self.catalog, &mut self.index, &mut self.packs, &condemned))
     }
 
     /// Merges the walked names with those of the commit that is pushed onto.
@@ -267,24 +202,12 @@ impl<'a> Session<'a> {
         let (Some(onto), Some(base)) = (&self.options.onto, &target.base) else {
             return Ok(spool);
         };
-        onto::merge(
-            self.rt,
-            &self.catalog.meta,
-            base,
-            &spool,
-            onto.at.as_deref(),
-            &self.scratch,
-        )
+        onto::merge(self.rt, &self.catalog.meta, base, &spool, onto.at.as_deref(), &self.scratch)
     }
 
     /// Gives where the pushed directory lies in the tree: its path and `/`, or nothing.
     fn prefix(&self) -> Result<Vec<u8>, PushError> {
-        let Some(at) = self
-            .options
-            .onto
-            .as_ref()
-            .and_then(|onto| onto.at.as_deref())
-        else {
+        let Some(at) = self.options.onto.as_ref().and_then(|onto| onto.at.as_deref()) else {
             return Ok(Vec::new());
         };
         let mut prefix = onto::names_of(at)?.make_contiguous().join(&b'/');
@@ -293,26 +216,16 @@ impl<'a> Session<'a> {
     }
 
     fn contents(&mut self, spool: &Spool, places: &mut Places) -> Result<Contents, PushError> {
-        let layout = self
-            .options
-            .tuning
-            .layout
-            .unwrap_or_else(|| Layout::for_bytes(spool.totals.bytes));
+        let layout = self.options.tuning.layout.unwrap_or_else(|| Layout::for_bytes(spool.totals.bytes));
         let found = self.contents_pass(spool, places, layout, None)?;
-        let mut contents = Contents {
-            found,
-            rewritten: false,
-        };
+        let mut contents = Contents { found, rewritten: false };
         if self.options.onto.is_some() || !contents.found.problems.is_empty() {
             return Ok(contents);
         }
         let tallies = reuse::tally(places, spool.totals.walked_files, &self.packs)?;
         let rewrite = reuse::plan_rewrite(&tallies, layout.pack_len);
         if !rewrite.is_empty() {
-            tracing::info!(
-                packs = rewrite.len(),
-                "packs that are mostly unused, or small and many, are written again"
-            );
+            tracing::info!(packs = rewrite.len(), "packs that are mostly unused, or small and many, are written again");
             let again = self.contents_pass(spool, places, layout, Some(&rewrite))?;
             contents.found.problems.extend(again.problems);
             contents.rewritten = true;
@@ -389,11 +302,7 @@ impl<'a> Session<'a> {
         if set.is_empty() {
             return Ok(());
         }
-        let packs = built
-            .placement
-            .packs
-            .iter()
-            .map(|used| pack_key(&used.pack, PackPart::Recipe));
+        let packs = built.placement.packs.iter().map(|used| pack_key(&used.pack, PackPart::Recipe));
         let blocks = self.index.blocks_of_push(self.generation)?;
         let blocks = blocks.iter().map(|(of, id)| build::key_of(*of, id));
         for key in packs.chain(blocks).filter(|key| set.contains(key)) {
@@ -411,14 +320,11 @@ impl<'a> Session<'a> {
     fn settle(&mut self, made: &Committed, built: &Built) -> Result<(), PushError> {
         for used in &built.placement.packs {
             if let Some(number) = self.packs.number_of(&used.pack) {
-                self.packs.update(&mut self.index, number, |row| {
-                    row.state = PackState::Committed
-                })?;
+                self.packs.update(&mut self.index, number, |row| row.state = PackState::Committed)?;
             }
         }
         self.index.keep_blocks_of(self.generation)?;
-        self.index
-            .set_meta("blocks_of", Some(&made.commit.to_string()))?;
+        self.index.set_meta("blocks_of", Some(&made.commit.to_string()))?;
         self.index.commit()
     }
 
@@ -429,13 +335,7 @@ impl<'a> Session<'a> {
         self.index.commit()
     }
 
-    fn outcome(
-        &self,
-        target: &Target,
-        made: &Committed,
-        built: &Built,
-        contents: &Contents,
-    ) -> PushOutcome {
+    fn outcome(&self, target: &Target, made: &Committed, built: &Built, contents: &Contents) -> PushOutcome {
         let counts = &built.root.counts;
         let progress = self.progress;
         PushOutcome {
@@ -455,10 +355,7 @@ impl<'a> Session<'a> {
             new_bytes: contents.found.new_bytes,
             uploaded_data_bytes: get(&progress.uploaded_data),
             uploaded_bytes: get(&progress.uploaded),
-            reused_bytes: progress
-                .bytes_done
-                .load(Ordering::Relaxed)
-                .saturating_sub(contents.found.new_bytes),
+            reused_bytes: progress.bytes_done.load(Ordering::Relaxed).saturating_sub(contents.found.new_bytes),
             packs_new: self.packs.new_count(),
             packs_total: built.placement.packs.len() as u64,
             skipped: Vec::new(),

@@ -149,10 +149,7 @@ impl Spool {
     }
 
     pub(super) fn damaged(&self, why: &'static str) -> PushError {
-        PushError::Spool {
-            path: self.dir.clone(),
-            why,
-        }
+        PushError::Spool { path: self.dir.clone(), why }
     }
 
     /// Gives the next directory its number.
@@ -189,12 +186,7 @@ impl Spool {
         put.mtime(item.mtime);
         match &item.kind {
             Kind::File(stat) => put_stat(&mut put, stat),
-            Kind::Known {
-                size,
-                content,
-                pin,
-                location,
-            } => {
+            Kind::Known { size, content, pin, location } => {
                 put.u64(*size);
                 put.content(content);
                 put.location(location);
@@ -233,8 +225,7 @@ impl Spool {
 
     fn append(&mut self, put: Put) -> Result<u64, PushError> {
         let mut bytes = put.0;
-        let len =
-            u32::try_from(bytes.len() - 4).map_err(|_| self.damaged("a record is too long"))?;
+        let len = u32::try_from(bytes.len() - 4).map_err(|_| self.damaged("a record is too long"))?;
         if let Some(head) = bytes.first_chunk_mut::<4>() {
             *head = len.to_le_bytes();
         }
@@ -258,13 +249,8 @@ impl Spool {
     pub(super) fn add_link(&mut self, first_at: u64) -> Result<(), PushError> {
         let at = first_at + NLINK_AT;
         if let Some(in_buffer) = at.checked_sub(self.flushed) {
-            let from = usize::try_from(in_buffer)
-                .map_err(|_| self.damaged("an offset is out of range"))?;
-            if let Some(field) = self
-                .buffer
-                .get_mut(from..)
-                .and_then(|rest| rest.first_chunk_mut::<4>())
-            {
+            let from = usize::try_from(in_buffer).map_err(|_| self.damaged("an offset is out of range"))?;
+            if let Some(field) = self.buffer.get_mut(from..).and_then(|rest| rest.first_chunk_mut::<4>()) {
                 *field = u32::from_le_bytes(*field).saturating_add(1).to_le_bytes();
                 return Ok(());
             }
@@ -273,9 +259,7 @@ impl Spool {
         let mut field = [0; 4];
         self.items.read_exact_at(&mut field, at).at(&self.dir)?;
         let nlink = u32::from_le_bytes(field).saturating_add(1);
-        self.items
-            .write_all_at(&nlink.to_le_bytes(), at)
-            .at(&self.dir)
+        self.items.write_all_at(&nlink.to_le_bytes(), at).at(&self.dir)
     }
 
     pub(super) fn set_counts(&self, number: u64, counts: DirCounts) -> Result<(), PushError> {
@@ -284,24 +268,15 @@ impl Spool {
         put.u64(counts.children);
         put.u64(counts.descendants);
         put.u64(counts.subdirs);
-        self.dirs
-            .write_all_at(&put.0, number * DIR_ROW_LEN)
-            .at(&self.dir)
+        self.dirs.write_all_at(&put.0, number * DIR_ROW_LEN).at(&self.dir)
     }
 
     pub(super) fn counts(&self, number: u64) -> Result<DirCounts, PushError> {
         let mut row = [0; DIR_ROW_LEN as usize];
-        self.dirs
-            .read_exact_at(&mut row, number * DIR_ROW_LEN)
-            .at(&self.dir)?;
+        self.dirs.read_exact_at(&mut row, number * DIR_ROW_LEN).at(&self.dir)?;
         let mut take = Take(&row);
         let mut next = || take.u64().unwrap_or(0);
-        Ok(DirCounts {
-            parent: next(),
-            children: next(),
-            descendants: next(),
-            subdirs: next(),
-        })
+        Ok(DirCounts { parent: next(), children: next(), descendants: next(), subdirs: next() })
     }
 
     /// Takes one item of the directory `number` out of the counts: its file turned out unreadable.
@@ -324,13 +299,7 @@ impl Spool {
     pub(super) fn read(&self) -> Result<SpoolReader<'_>, PushError> {
         Ok(SpoolReader {
             spool: self,
-            input: BufReader::with_capacity(
-                BUFFER_BYTES,
-                At {
-                    file: &self.items,
-                    at: 0,
-                },
-            ),
+            input: BufReader::with_capacity(BUFFER_BYTES, At { file: &self.items, at: 0 }),
             at: 0,
         })
     }
@@ -375,9 +344,7 @@ impl SpoolReader<'_> {
         self.input.read_exact(&mut bytes).at(&self.spool.dir)?;
         let at = self.at;
         self.at += 4 + u64::from(len);
-        decode(at, &bytes)
-            .map(Some)
-            .ok_or_else(|| self.spool.damaged("a record makes no sense"))
+        decode(at, &bytes).map(Some).ok_or_else(|| self.spool.damaged("a record makes no sense"))
     }
 }
 
@@ -394,10 +361,7 @@ fn decode(at: u64, bytes: &[u8]) -> Option<Record> {
     let mut take = Take(bytes);
     let tag = take.u8()?;
     if tag == 0 {
-        return Some(Record::Enter {
-            number: take.u64()?,
-            path: take.bytes()?.to_vec(),
-        });
+        return Some(Record::Enter { number: take.u64()?, path: take.bytes()?.to_vec() });
     }
     let nlink = take.u32()?;
     let name = take.bytes()?.to_vec();
@@ -421,26 +385,10 @@ fn decode(at: u64, bytes: &[u8]) -> Option<Record> {
                 _ => Some(Box::new(take.pin()?)),
             },
         },
-        3 => Kind::Dir {
-            number: take.u64()?,
-        },
-        4 => Kind::Symlink {
-            target: take.bytes()?.to_vec(),
-        },
-        5 => Kind::Link {
-            first_at: take.u64()?,
-            path: take.bytes()?.to_vec(),
-        },
+        3 => Kind::Dir { number: take.u64()? },
+        4 => Kind::Symlink { target: take.bytes()?.to_vec() },
+        5 => Kind::Link { first_at: take.u64()?, path: take.bytes()?.to_vec() },
         _ => return None,
     };
-    Some(Record::Item {
-        at,
-        item: Item {
-            name,
-            mode,
-            mtime,
-            nlink,
-            kind,
-        },
-    })
+    Some(Record::Item { at, item: Item { name, mode, mtime, nlink, kind } })
 }

@@ -18,35 +18,19 @@ use crate::format::tree::Mtime;
 
 /// Opens the directory that is pushed; it may be named by a symbolic link.
 pub(super) fn open_root(dir: &Path) -> nix::Result<OwnedFd> {
-    nix::fcntl::open(
-        dir,
-        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )
+    nix::fcntl::open(dir, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 /// Opens a directory below `root`, name by name, so that no link is followed and no length limit met.
 pub(super) fn open_dir(root: &OwnedFd, path: &[u8]) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut names = path
-        .split(|byte| *byte == b'/')
-        .filter(|name| !name.is_empty())
-        .peekable();
+    let mut names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).peekable();
     if names.peek().is_none() {
-        return openat(
-            root,
-            OsStr::new("."),
-            flags | OFlag::O_RDONLY,
-            Mode::empty(),
-        );
+        return openat(root, OsStr::new("."), flags | OFlag::O_RDONLY, Mode::empty());
     }
     let mut at: Option<OwnedFd> = None;
     while let Some(name) = names.next() {
-        let access = if names.peek().is_some() {
-            OFlag::O_PATH
-        } else {
-            OFlag::O_RDONLY
-        };
+        let access = if names.peek().is_some() { OFlag::O_PATH } else { OFlag::O_RDONLY };
         let from = at.as_ref().map_or(root.as_fd(), OwnedFd::as_fd);
         at = Some(openat(from, name, flags | access, Mode::empty())?);
     }
@@ -86,8 +70,7 @@ pub(super) struct Names {
 impl Names {
     /// Adds a name; false where there is no room for more (4 GiB of names).
     pub(super) fn push(&mut self, name: &[u8]) -> bool {
-        let (Ok(start), Ok(len)) = (u32::try_from(self.bytes.len()), u32::try_from(name.len()))
-        else {
+        let (Ok(start), Ok(len)) = (u32::try_from(self.bytes.len()), u32::try_from(name.len())) else {
             return false;
         };
         self.bytes.extend_from_slice(name);
@@ -100,9 +83,7 @@ impl Names {
     }
 
     fn at(&self, (start, len): (u32, u32)) -> &[u8] {
-        self.bytes
-            .get(start as usize..start as usize + len as usize)
-            .unwrap_or_default()
+        self.bytes.get(start as usize..start as usize + len as usize).unwrap_or_default()
     }
 
     fn sort(&mut self) {
@@ -131,17 +112,11 @@ pub(super) fn list(dir: &OwnedFd) -> nix::Result<Names> {
 }
 
 pub(super) fn mtime_of(stat: &FileStat) -> Mtime {
-    Mtime {
-        secs: stat.st_mtime,
-        nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
-    }
+    Mtime { secs: stat.st_mtime, nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) }
 }
 
 pub(super) fn ctime_of(stat: &FileStat) -> Mtime {
-    Mtime {
-        secs: stat.st_ctime,
-        nanos: u32::try_from(stat.st_ctime_nsec).unwrap_or(0),
-    }
+    Mtime { secs: stat.st_ctime, nanos: u32::try_from(stat.st_ctime_nsec).unwrap_or(0) }
 }
 
 /// A run of a file that has data: `[start, end)`.

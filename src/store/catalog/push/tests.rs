@@ -21,29 +21,15 @@ use crate::store::catalog::Catalog;
 use crate::store::lake::Lake;
 use crate::testkit::faulty_lake::{FaultyLake, MemLake, Op, Rule};
 
-use super::{
-    Onto, Problem, ProblemKind, Progress, PushError, PushOptions, PushOutcome, Tuning, push,
-};
+use super::{Onto, Problem, ProblemKind, Progress, PushError, PushOptions, PushOutcome, Tuning, push};
 
 /// What a name is, for comparing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Node {
-    File {
-        mode: u32,
-        mtime: Mtime,
-        bytes: Vec<u8>,
-    },
-    Link {
-        first: Vec<u8>,
-    },
-    Dir {
-        mode: u32,
-        mtime: Mtime,
-    },
-    Symlink {
-        target: Vec<u8>,
-        mtime: Mtime,
-    },
+    File { mode: u32, mtime: Mtime, bytes: Vec<u8> },
+    Link { first: Vec<u8> },
+    Dir { mode: u32, mtime: Mtime },
+    Symlink { target: Vec<u8>, mtime: Mtime },
 }
 
 type Tree = BTreeMap<Vec<u8>, Node>;
@@ -66,31 +52,17 @@ fn tuning() -> Tuning {
         part_bytes: 64 << 10,
         inline_bytes: 160 << 10,
         racy: Duration::ZERO,
-        layout: Some(Layout {
-            pack_len: 256 << 10,
-            whole_len: 320 << 10,
-        }),
+        layout: Some(Layout { pack_len: 256 << 10, whole_len: 320 << 10 }),
     }
 }
 
 impl Bench {
     fn new() -> Self {
-        let rt = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap();
+        let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (lake, memory) = FaultyLake::over_memory();
         let state = tempfile::tempdir().unwrap();
         let catalog = open(&rt, lake.clone(), state.path());
-        Self {
-            rt,
-            lake,
-            memory,
-            catalog,
-            source: tempfile::tempdir().unwrap(),
-            _state: state,
-        }
+        Self { rt, lake, memory, catalog, source: tempfile::tempdir().unwrap(), _state: state }
     }
 
     fn options(&self) -> PushOptions {
@@ -105,12 +77,7 @@ impl Bench {
     }
 
     fn push_with(&self, options: &PushOptions) -> Result<PushOutcome, PushError> {
-        push(
-            &self.catalog,
-            self.rt.handle(),
-            options,
-            &Arc::new(Progress::default()),
-        )
+        push(&self.catalog, self.rt.handle(), options, &Arc::new(Progress::default()))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -132,24 +99,16 @@ impl Bench {
     }
 
     fn data_keys(&self) -> HashSet<String> {
-        self.memory
-            .keys()
-            .into_iter()
-            .filter(|key| key.starts_with("data/"))
-            .collect()
+        self.memory.keys().into_iter().filter(|key| key.starts_with("data/")).collect()
     }
 
     fn data_bytes(&self) -> u64 {
-        self.data_keys()
-            .iter()
-            .map(|key| self.memory.bytes_of(key).unwrap().len() as u64)
-            .sum()
+        self.data_keys().iter().map(|key| self.memory.bytes_of(key).unwrap().len() as u64).sum()
     }
 }
 
 fn open(rt: &tokio::runtime::Runtime, lake: Arc<dyn Lake>, state: &Path) -> Catalog {
-    rt.block_on(Catalog::open_or_create(lake, state, Default::default()))
-        .unwrap()
+    rt.block_on(Catalog::open_or_create(lake, state, Default::default())).unwrap()
 }
 
 fn dataset() -> DatasetName {
@@ -158,10 +117,7 @@ fn dataset() -> DatasetName {
 
 fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
-    blake3::Hasher::new()
-        .update(&seed.to_le_bytes())
-        .finalize_xof()
-        .fill(&mut bytes);
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes
 }
 
@@ -173,16 +129,8 @@ fn scan(root: &Path) -> Tree {
     tree
 }
 
-fn scan_dir(
-    dir: &Path,
-    prefix: &mut Vec<u8>,
-    tree: &mut Tree,
-    firsts: &mut HashMap<(u64, u64), Vec<u8>>,
-) {
-    let mut names: Vec<_> = std::fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .collect();
+fn scan_dir(dir: &Path, prefix: &mut Vec<u8>, tree: &mut Tree, firsts: &mut HashMap<(u64, u64), Vec<u8>>) {
+    let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
     let mut dirs = Vec::new();
     for name in names {
@@ -191,34 +139,18 @@ fn scan_dir(
         super::walk::join(&mut key, name.as_bytes());
         let meta = std::fs::symlink_metadata(&path).unwrap();
         let mode = meta.mode() & 0o7777;
-        let mtime = Mtime {
-            secs: meta.mtime(),
-            nanos: meta.mtime_nsec() as u32,
-        };
+        let mtime = Mtime { secs: meta.mtime(), nanos: meta.mtime_nsec() as u32 };
         let node = if meta.is_dir() {
             dirs.push((path, key.clone()));
             Node::Dir { mode, mtime }
         } else if meta.is_symlink() {
-            let target = std::fs::read_link(&path)
-                .unwrap()
-                .as_os_str()
-                .as_bytes()
-                .to_vec();
+            let target = std::fs::read_link(&path).unwrap().as_os_str().as_bytes().to_vec();
             Node::Symlink { target, mtime }
-        } else if let Some(first) = firsts
-            .get(&(meta.dev(), meta.ino()))
-            .filter(|_| meta.nlink() > 1)
-        {
-            Node::Link {
-                first: first.clone(),
-            }
+        } else if let Some(first) = firsts.get(&(meta.dev(), meta.ino())).filter(|_| meta.nlink() > 1) {
+            Node::Link { first: first.clone() }
         } else {
             firsts.insert((meta.dev(), meta.ino()), key.clone());
-            Node::File {
-                mode,
-                mtime,
-                bytes: std::fs::read(&path).unwrap(),
-            }
+            Node::File { mode, mtime, bytes: std::fs::read(&path).unwrap() }
         };
         tree.insert(key, node);
     }
@@ -230,35 +162,21 @@ fn scan_dir(
 fn assert_same(expected: &Tree, found: &Tree) {
     let shown = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
     for (path, node) in expected {
-        let other = found
-            .get(path)
-            .unwrap_or_else(|| panic!("{} is missing", shown(path)));
+        let other = found.get(path).unwrap_or_else(|| panic!("{} is missing", shown(path)));
         if let (Node::File { bytes, .. }, Node::File { bytes: read, .. }) = (node, other) {
-            assert!(
-                bytes == read,
-                "{}: bytes differ ({} and {})",
-                shown(path),
-                bytes.len(),
-                read.len()
-            );
+            assert!(bytes == read, "{}: bytes differ ({} and {})", shown(path), bytes.len(), read.len());
         }
         assert_eq!(node, other, "{}", shown(path));
     }
     for path in found.keys() {
-        assert!(
-            expected.contains_key(path),
-            "{} was never there",
-            shown(path)
-        );
+        assert!(expected.contains_key(path), "{} was never there", shown(path));
     }
 }
 
 /// Reads a whole commit: blocks through the metadata store, bytes straight from the lake's objects,
 /// every pack checked against its index and every content against its digest.
 fn read_back(rt: &tokio::runtime::Runtime, catalog: &Catalog, commit: CommitId) -> Tree {
-    let snapshot = rt
-        .block_on(catalog.snapshot_of(&dataset(), &commit))
-        .unwrap();
+    let snapshot = rt.block_on(catalog.snapshot_of(&dataset(), &commit)).unwrap();
     let root = snapshot.root.clone();
     let mut tree = Tree::new();
     let mut packs: HashMap<PackId, Vec<u8>> = HashMap::new();
@@ -267,13 +185,7 @@ fn read_back(rt: &tokio::runtime::Runtime, catalog: &Catalog, commit: CommitId) 
     while let Some((dir, prefix)) = stack.pop() {
         let mut from = 0;
         while from < dir.children {
-            let listed = rt
-                .block_on(
-                    catalog
-                        .meta
-                        .drive(|blocks| nav::list(&root, blocks, &dir, from, 100)),
-                )
-                .unwrap();
+            let listed = rt.block_on(catalog.meta.drive(|blocks| nav::list(&root, blocks, &dir, from, 100))).unwrap();
             from += listed.len() as u64;
             for entry in listed {
                 let mut path = prefix.clone();
@@ -284,35 +196,23 @@ fn read_back(rt: &tokio::runtime::Runtime, catalog: &Catalog, commit: CommitId) 
                         stack.push((entry.dir.unwrap(), path.clone()));
                         Node::Dir { mode, mtime }
                     }
-                    EntryKind::Symlink { target } => Node::Symlink {
-                        target: target.to_vec(),
-                        mtime,
-                    },
-                    EntryKind::HardLink { first } => Node::Link {
-                        first: first.to_vec(),
-                    },
+                    EntryKind::Symlink { target } => Node::Symlink { target: target.to_vec(), mtime },
+                    EntryKind::HardLink { first } => Node::Link { first: first.to_vec() },
                     EntryKind::File { size, content, .. } => {
                         let location = rt
-                            .block_on(catalog.meta.drive(|blocks| {
-                                nav::location(&root, &snapshot.placement, blocks, entry.rank)
-                            }))
+                            .block_on(
+                                catalog
+                                    .meta
+                                    .drive(|blocks| nav::location(&root, &snapshot.placement, blocks, entry.rank)),
+                            )
                             .unwrap();
-                        if let Location::Run { pack, .. } | Location::Sparse { pack, .. } =
-                            &location
-                        {
+                        if let Location::Run { pack, .. } | Location::Sparse { pack, .. } = &location {
                             used.insert(*pack);
-                            packs
-                                .entry(*pack)
-                                .or_insert_with(|| pack_bytes(rt, catalog, *pack));
+                            packs.entry(*pack).or_insert_with(|| pack_bytes(rt, catalog, *pack));
                         }
                         let bytes = assemble(&location, *size, &packs);
                         let digest = crate::format::digest::digest(&bytes);
-                        assert_eq!(
-                            *content,
-                            ContentId::Digest(digest),
-                            "{}",
-                            String::from_utf8_lossy(&path)
-                        );
+                        assert_eq!(*content, ContentId::Digest(digest), "{}", String::from_utf8_lossy(&path));
                         Node::File { mode, mtime, bytes }
                     }
                 };
@@ -320,76 +220,42 @@ fn read_back(rt: &tokio::runtime::Runtime, catalog: &Catalog, commit: CommitId) 
             }
         }
     }
-    let listed: HashSet<PackId> = snapshot
-        .placement
-        .packs
-        .iter()
-        .map(|pack| pack.pack)
-        .collect();
-    assert_eq!(
-        listed, used,
-        "the placement's root lists the packs that are used"
-    );
+    let listed: HashSet<PackId> = snapshot.placement.packs.iter().map(|pack| pack.pack).collect();
+    assert_eq!(listed, used, "the placement's root lists the packs that are used");
     for pack in &snapshot.placement.packs {
-        assert_eq!(
-            pack.len,
-            packs[&pack.pack].len() as u64,
-            "the placement knows the length of each pack"
-        );
+        assert_eq!(pack.len, packs[&pack.pack].len() as u64, "the placement knows the length of each pack");
     }
     tree
 }
 
 fn get(rt: &tokio::runtime::Runtime, catalog: &Catalog, key: &str) -> Vec<u8> {
     let got = rt.block_on(crate::store::lake::get_all(&*catalog.lake, key, 1 << 30));
-    got.unwrap_or_else(|error| panic!("{key}: {error}"))
-        .to_vec()
+    got.unwrap_or_else(|error| panic!("{key}: {error}")).to_vec()
 }
 
 fn pack_bytes(rt: &tokio::runtime::Runtime, catalog: &Catalog, pack: PackId) -> Vec<u8> {
     let recipe = Recipe::decode(&get(rt, catalog, &pack_key(&pack, PackPart::Recipe))).unwrap();
     let index_bytes = get(rt, catalog, &pack_key(&pack, PackPart::Index));
     let index = PackIndex::decode(&index_bytes).unwrap();
-    assert_eq!(
-        (index.id(), index.len, index_bytes.len() as u64),
-        (pack, recipe.len, recipe.index_len)
-    );
-    let Source::Native { key } = recipe.source else {
-        panic!("a pushed pack has bytes of its own")
-    };
+    assert_eq!((index.id(), index.len, index_bytes.len() as u64), (pack, recipe.len, recipe.index_len));
+    let Source::Native { key } = recipe.source else { panic!("a pushed pack has bytes of its own") };
     let mut bytes = get(rt, catalog, &data_key(&key));
     bytes.truncate(usize::try_from(recipe.len).unwrap());
     assert_eq!(bytes.len() as u64, recipe.len);
     let packs = HashMap::from([(pack, bytes)]);
     for content in &index.contents {
         let location = match &content.place {
-            Place::Run { offset } => Location::Run {
-                pack,
-                offset: *offset,
-            },
-            Place::Sparse { extents } => Location::Sparse {
-                pack,
-                extents: extents.clone(),
-            },
+            Place::Run { offset } => Location::Run { pack, offset: *offset },
+            Place::Sparse { extents } => Location::Sparse { pack, extents: extents.clone() },
         };
         let digest = crate::format::digest::digest(&assemble(&location, content.size, &packs));
-        assert_eq!(
-            content.content,
-            ContentId::Digest(digest),
-            "each content of a pack is what its index says"
-        );
+        assert_eq!(content.content, ContentId::Digest(digest), "each content of a pack is what its index says");
     }
     if recipe.outboard_len > 0 {
-        let outboard =
-            PackOutboard::decode(&get(rt, catalog, &pack_key(&pack, PackPart::Outboard))).unwrap();
+        let outboard = PackOutboard::decode(&get(rt, catalog, &pack_key(&pack, PackPart::Outboard))).unwrap();
         for (position, values) in &outboard.contents {
-            let ContentId::Digest(digest) = index.contents[*position as usize].content else {
-                panic!()
-            };
-            assert!(
-                values.verify(&digest),
-                "chaining values merge to the digest"
-            );
+            let ContentId::Digest(digest) = index.contents[*position as usize].content else { panic!() };
+            assert!(values.verify(&digest), "chaining values merge to the digest");
         }
     }
     packs.into_values().next().unwrap()
@@ -416,14 +282,7 @@ fn set_mtime(path: &Path, secs: i64, nanos: i64) {
     use nix::sys::stat::{UtimensatFlags, utimensat};
     use nix::sys::time::TimeSpec;
     let time = TimeSpec::new(secs, nanos);
-    utimensat(
-        nix::fcntl::AT_FDCWD,
-        path,
-        &time,
-        &time,
-        UtimensatFlags::NoFollowSymlink,
-    )
-    .unwrap();
+    utimensat(nix::fcntl::AT_FDCWD, path, &time, &time, UtimensatFlags::NoFollowSymlink).unwrap();
 }
 
 /// Fills a directory with one of everything.
@@ -477,14 +336,7 @@ fn a_tree_of_everything_comes_back_as_it_was() {
     let outcome = bench.push();
     bench.assert_round_trip(&outcome);
     assert!(!outcome.unchanged && outcome.files >= 18, "{outcome:?}");
-    assert!(
-        bench
-            .memory
-            .keys()
-            .iter()
-            .all(|key| !key.starts_with("intents/")),
-        "the intent is gone"
-    );
+    assert!(bench.memory.keys().iter().all(|key| !key.starts_with("intents/")), "the intent is gone");
     assert_eq!(bench.memory.uploads_open(), 0);
     // Holes are not stored.
     assert!(outcome.uploaded_data_bytes < 3 << 20, "{outcome:?}");
@@ -499,14 +351,7 @@ fn pushing_an_unchanged_tree_reads_no_file_and_makes_no_commit() {
     let mut options = bench.options();
     bench.lake.reset_counters();
     let second = bench.push_with(&options).unwrap();
-    assert_eq!(
-        (
-            second.files_read,
-            second.bytes_read,
-            second.uploaded_data_bytes
-        ),
-        (0, 0, 0)
-    );
+    assert_eq!((second.files_read, second.bytes_read, second.uploaded_data_bytes), (0, 0, 0));
     assert!(second.unchanged);
     assert_eq!(second.commit, first.commit);
     let puts: Vec<_> = bench
@@ -532,19 +377,13 @@ fn pushing_an_unchanged_tree_reads_no_file_and_makes_no_commit() {
 
 fn tag_of(bench: &Bench, name: &str) -> Vec<CommitId> {
     let name = RefName::parse(name).unwrap();
-    let heads = bench
-        .rt
-        .block_on(bench.catalog.refs.heads(&dataset(), RefKind::Tag, &name))
-        .unwrap();
+    let heads = bench.rt.block_on(bench.catalog.refs.heads(&dataset(), RefKind::Tag, &name)).unwrap();
     heads.into_iter().map(|head| head.commit).collect()
 }
 
 fn main_of(bench: &Bench) -> Vec<CommitId> {
     let name = RefName::parse("main").unwrap();
-    let heads = bench
-        .rt
-        .block_on(bench.catalog.refs.heads(&dataset(), RefKind::Branch, &name))
-        .unwrap();
+    let heads = bench.rt.block_on(bench.catalog.refs.heads(&dataset(), RefKind::Branch, &name)).unwrap();
     heads.into_iter().map(|head| head.commit).collect()
 }
 
@@ -591,10 +430,7 @@ fn the_same_tree_has_the_same_id_from_anywhere_and_by_any_way() {
     hostile(other.source.path());
     copy_times(bench.source.path(), other.source.path());
     let mut options = other.options();
-    options.tuning.layout = Some(Layout {
-        pack_len: 32 << 10,
-        whole_len: 1 << 30,
-    });
+    options.tuning.layout = Some(Layout { pack_len: 32 << 10, whole_len: 1 << 30 });
     options.tuning.readers = 1;
     assert_eq!(other.push_with(&options).unwrap().tree, first.tree);
     // Other steps of history.
@@ -614,10 +450,7 @@ fn copy_times(from: &Path, to: &Path) {
     paths.sort_by_key(|path| std::cmp::Reverse(path.len()));
     paths.push(Vec::new());
     for path in paths {
-        let (from, to) = (
-            from.join(OsStr::from_bytes(&path)),
-            to.join(OsStr::from_bytes(&path)),
-        );
+        let (from, to) = (from.join(OsStr::from_bytes(&path)), to.join(OsStr::from_bytes(&path)));
         let meta = std::fs::symlink_metadata(&from).unwrap();
         set_mtime(&to, meta.mtime(), meta.mtime_nsec());
         if path.is_empty() {
@@ -648,18 +481,10 @@ fn a_push_that_fails_at_any_write_is_finished_by_running_it_again() {
         }
         steps += 1;
         let again = bench.push();
-        assert_eq!(
-            again.tree.to_string(),
-            expected_tree(&expected, &bench),
-            "failed at write {fail_at}"
-        );
+        assert_eq!(again.tree.to_string(), expected_tree(&expected, &bench), "failed at write {fail_at}");
         bench.assert_round_trip(&again);
         assert_eq!(bench.memory.uploads_open(), 0, "failed at write {fail_at}");
-        let leftover = bench
-            .memory
-            .keys()
-            .into_iter()
-            .any(|key| key.starts_with("intents/"));
+        let leftover = bench.memory.keys().into_iter().any(|key| key.starts_with("intents/"));
         assert!(!leftover, "failed at write {fail_at}");
     }
     assert!(steps > 15, "only {steps} steps could fail");
@@ -670,23 +495,12 @@ fn expected_tree(_first: &PushOutcome, bench: &Bench) -> String {
     let lone = Bench::new();
     let mut options = bench.options();
     options.tuning.racy = Duration::ZERO;
-    push(
-        &lone.catalog,
-        lone.rt.handle(),
-        &options,
-        &Arc::new(Progress::default()),
-    )
-    .unwrap()
-    .tree
-    .to_string()
+    push(&lone.catalog, lone.rt.handle(), &options, &Arc::new(Progress::default())).unwrap().tree.to_string()
 }
 
 fn many(bench: &Bench) {
     for number in 0..12u64 {
-        bench.write(
-            &format!("d{}/f{number}", number % 3),
-            noise(number, 20_000 + number as usize),
-        );
+        bench.write(&format!("d{}/f{number}", number % 3), noise(number, 20_000 + number as usize));
     }
     bench.write("large", noise(100, 700_000));
 }
@@ -698,10 +512,7 @@ fn copy_root(bench: &Bench) {
 /// No ref may point to a commit that is not complete.
 fn check_refs(bench: &Bench) {
     let keys: HashSet<String> = bench.memory.keys().into_iter().collect();
-    if !keys
-        .iter()
-        .any(|key| key.contains("/refs/") || key.contains("/log/"))
-    {
+    if !keys.iter().any(|key| key.contains("/refs/") || key.contains("/log/")) {
         return;
     }
     for commit in main_of(bench) {
@@ -727,8 +538,7 @@ fn what_was_uploaded_before_a_failure_is_not_uploaded_again() {
         let total = 60 * 32_768 + 900_000;
         let sent_before = bench.lake.counters().bytes_in - again.uploaded_bytes;
         assert!(
-            again.uploaded_data_bytes + (before * (64 << 10)).min(sent_before)
-                <= total + 8 * (64 << 10) + 6 * 32_768,
+            again.uploaded_data_bytes + (before * (64 << 10)).min(sent_before) <= total + 8 * (64 << 10) + 6 * 32_768,
             "failed at {fail_at}: {} bytes of {total} were sent again after {before} parts",
             again.uploaded_data_bytes
         );
@@ -745,15 +555,8 @@ fn an_interrupted_large_file_goes_on_with_its_next_part() {
     assert!(bench.push_with(&bench.options()).is_err());
     bench.lake.heal();
     let again = bench.push();
-    assert!(
-        again.uploaded_data_bytes <= 1_000_000 - 8 * (64 << 10),
-        "{}",
-        again.uploaded_data_bytes
-    );
-    assert_eq!(
-        again.bytes_read, 1_000_000,
-        "it is digested again, not sent again"
-    );
+    assert!(again.uploaded_data_bytes <= 1_000_000 - 8 * (64 << 10), "{}", again.uploaded_data_bytes);
+    assert_eq!(again.bytes_read, 1_000_000, "it is digested again, not sent again");
     bench.assert_round_trip(&again);
     assert_eq!(bench.data_keys().len(), 1);
 }
@@ -786,35 +589,20 @@ fn a_file_that_never_holds_still_fails_the_push() {
         let mut at = 0u64;
         let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
         while !seen.load(std::sync::atomic::Ordering::Relaxed) {
-            file.write_all_at(&[at as u8; 8192], (at % 16) * 8192)
-                .unwrap();
+            file.write_all_at(&[at as u8; 8192], (at % 16) * 8192).unwrap();
             at += 1;
         }
     });
     std::thread::sleep(Duration::from_millis(20));
     let mut options = bench.options();
-    options.tuning.layout = Some(Layout {
-        pack_len: 64 << 20,
-        whole_len: 64 << 20,
-    });
+    options.tuning.layout = Some(Layout { pack_len: 64 << 20, whole_len: 64 << 20 });
     let result = bench.push_with(&options);
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     writer.join().unwrap();
-    let Err(PushError::Changed { problems }) = result else {
-        panic!("{result:?}")
-    };
+    let Err(PushError::Changed { problems }) = result else { panic!("{result:?}") };
     assert_eq!(problems.len(), 1);
-    assert_eq!(
-        (problems[0].path.as_str(), problems[0].kind),
-        ("restless", ProblemKind::Changed)
-    );
-    assert!(
-        !bench
-            .memory
-            .keys()
-            .iter()
-            .any(|key| key.starts_with("commits/"))
-    );
+    assert_eq!((problems[0].path.as_str(), problems[0].kind), ("restless", ProblemKind::Changed));
+    assert!(!bench.memory.keys().iter().any(|key| key.starts_with("commits/")));
     let again = bench.push();
     bench.assert_round_trip(&again);
 }
@@ -825,28 +613,11 @@ fn sockets_and_pipes_are_listed_and_can_be_left_out() {
     bench.write("dir/file", "x");
     let _socket = std::os::unix::net::UnixListener::bind(bench.path("dir/socket")).unwrap();
     nix::unistd::mkfifo(&bench.path("fifo"), nix::sys::stat::Mode::S_IRUSR).unwrap();
-    let Err(PushError::Problems { problems }) = bench.push_with(&bench.options()) else {
-        panic!()
-    };
-    let mut found: Vec<_> = problems
-        .iter()
-        .map(|problem| (problem.path.as_str(), problem.kind))
-        .collect();
+    let Err(PushError::Problems { problems }) = bench.push_with(&bench.options()) else { panic!() };
+    let mut found: Vec<_> = problems.iter().map(|problem| (problem.path.as_str(), problem.kind)).collect();
     found.sort_by_key(|(path, _)| path.to_owned());
-    assert_eq!(
-        found,
-        [
-            ("dir/socket", ProblemKind::Socket),
-            ("fifo", ProblemKind::Fifo)
-        ]
-    );
-    assert!(
-        !bench
-            .memory
-            .keys()
-            .iter()
-            .any(|key| key.starts_with("data/") || key.starts_with("intents/"))
-    );
+    assert_eq!(found, [("dir/socket", ProblemKind::Socket), ("fifo", ProblemKind::Fifo)]);
+    assert!(!bench.memory.keys().iter().any(|key| key.starts_with("data/") || key.starts_with("intents/")));
     let mut options = bench.options();
     options.skip_unreadable = true;
     let outcome = bench.push_with(&options).unwrap();
@@ -875,21 +646,14 @@ fn two_pushes_of_one_directory_at_once_are_refused() {
     bench.write("a", "a");
     bench.push();
     let held = {
-        let dir = bench
-            .catalog
-            .state_dir
-            .join("push")
-            .join(bench.catalog.lake_id.to_string());
+        let dir = bench.catalog.state_dir.join("push").join(bench.catalog.lake_id.to_string());
         let file = std::fs::read_dir(dir)
             .unwrap()
             .map(|entry| entry.unwrap().path())
             .find(|path| path.extension().is_some_and(|ext| ext == "redb"));
         redb::Database::open(file.unwrap()).unwrap()
     };
-    assert!(matches!(
-        bench.push_with(&bench.options()),
-        Err(PushError::Busy { .. })
-    ));
+    assert!(matches!(bench.push_with(&bench.options()), Err(PushError::Busy { .. })));
     drop(held);
     assert!(bench.push().unchanged);
 }
@@ -937,13 +701,7 @@ fn a_fresh_node_reuses_what_the_lake_has() {
     let first = bench.push();
     let state = tempfile::tempdir().unwrap();
     let catalog = open(&bench.rt, bench.lake.clone(), state.path());
-    let again = push(
-        &catalog,
-        bench.rt.handle(),
-        &bench.options(),
-        &Arc::new(Progress::default()),
-    )
-    .unwrap();
+    let again = push(&catalog, bench.rt.handle(), &bench.options(), &Arc::new(Progress::default())).unwrap();
     assert!(again.unchanged);
     assert_eq!((again.commit, again.uploaded_data_bytes), (first.commit, 0));
     assert!(again.files_read > 0, "it knows nothing of the files");
@@ -963,32 +721,18 @@ fn onto_replaces_a_part_and_leaves_the_rest() {
     // `dir` goes away: `dir/linked` was the second of three links.
     let mut options = bench.options();
     options.dir = part.path().to_owned();
-    options.onto = Some(Onto {
-        rev: Revision::parse("photos").unwrap(),
-        at: Some(b"dir".to_vec()),
-    });
+    options.onto = Some(Onto { rev: Revision::parse("photos").unwrap(), at: Some(b"dir".to_vec()) });
     let outcome = bench.push_with(&options).unwrap();
     let mut expected: Tree = whole.clone();
     expected.retain(|path, _| !path.starts_with(b"dir/"));
     let graft = |expected: &mut Tree, at: &str| {
         let root = std::fs::metadata(part.path()).unwrap();
-        let mtime = Mtime {
-            secs: root.mtime(),
-            nanos: root.mtime_nsec() as u32,
-        };
-        expected.insert(
-            at.as_bytes().to_vec(),
-            Node::Dir {
-                mode: root.mode() & 0o7777,
-                mtime,
-            },
-        );
+        let mtime = Mtime { secs: root.mtime(), nanos: root.mtime_nsec() as u32 };
+        expected.insert(at.as_bytes().to_vec(), Node::Dir { mode: root.mode() & 0o7777, mtime });
         for (path, node) in scan(part.path()) {
             let prefixed = |path: &[u8]| [at.as_bytes(), b"/", path].concat();
             let node = match node {
-                Node::Link { first } => Node::Link {
-                    first: prefixed(&first),
-                },
+                Node::Link { first } => Node::Link { first: prefixed(&first) },
                 node => node,
             };
             expected.insert(prefixed(&path), node);
@@ -1003,17 +747,11 @@ fn onto_replaces_a_part_and_leaves_the_rest() {
         rev: Revision::parse(&format!("photos@{}", first.commit)).unwrap(),
         at: Some(b"made/on/the/way".to_vec()),
     });
-    assert!(matches!(
-        bench.push_with(&options),
-        Err(PushError::NotHead { .. })
-    ));
+    assert!(matches!(bench.push_with(&options), Err(PushError::NotHead { .. })));
     options.branch = Some(RefName::parse("side").unwrap());
     let side = bench.push_with(&options).unwrap();
     let found = bench.read_back(side.commit);
-    assert!(
-        found.contains_key(b"made/on/the/way/sub/x".as_slice())
-            && found.contains_key(b"dir/twin".as_slice())
-    );
+    assert!(found.contains_key(b"made/on/the/way/sub/x".as_slice()) && found.contains_key(b"dir/twin".as_slice()));
     assert_eq!(found.len(), whole.len() + 4 + scan(part.path()).len());
 }
 
@@ -1028,21 +766,11 @@ fn onto_moves_a_hard_link_group_whose_first_entry_goes_away() {
     let part = tempfile::tempdir().unwrap();
     let mut options = bench.options();
     options.dir = part.path().to_owned();
-    options.onto = Some(Onto {
-        rev: Revision::parse("photos").unwrap(),
-        at: Some(b"a".to_vec()),
-    });
+    options.onto = Some(Onto { rev: Revision::parse("photos").unwrap(), at: Some(b"a".to_vec()) });
     let outcome = bench.push_with(&options).unwrap();
     let found = bench.read_back(outcome.commit);
-    assert!(
-        matches!(&found[b"b/second".as_slice()], Node::File { bytes, .. } if *bytes == noise(1, 5000))
-    );
-    assert_eq!(
-        found[b"b/third".as_slice()],
-        Node::Link {
-            first: b"b/second".to_vec()
-        }
-    );
+    assert!(matches!(&found[b"b/second".as_slice()], Node::File { bytes, .. } if *bytes == noise(1, 5000)));
+    assert_eq!(found[b"b/third".as_slice()], Node::Link { first: b"b/second".to_vec() });
 }
 
 #[test]
@@ -1059,31 +787,12 @@ fn onto_without_a_path_merges_into_the_root() {
     std::fs::write(part.path().join("right"), "right").unwrap();
     let mut options = bench.options();
     options.dir = part.path().to_owned();
-    options.onto = Some(Onto {
-        rev: Revision::parse("photos@main").unwrap(),
-        at: None,
-    });
+    options.onto = Some(Onto { rev: Revision::parse("photos@main").unwrap(), at: None });
     let outcome = bench.push_with(&options).unwrap();
     let found = bench.read_back(outcome.commit);
-    let names: Vec<String> = found
-        .keys()
-        .map(|path| String::from_utf8(path.clone()).unwrap())
-        .collect();
-    assert_eq!(
-        names,
-        [
-            "both",
-            "both/deep",
-            "both/deep/new",
-            "both/old",
-            "both/same",
-            "left",
-            "right"
-        ]
-    );
-    assert!(
-        matches!(&found[b"both/same".as_slice()], Node::File { bytes, .. } if bytes == b"after")
-    );
+    let names: Vec<String> = found.keys().map(|path| String::from_utf8(path.clone()).unwrap()).collect();
+    assert_eq!(names, ["both", "both/deep", "both/deep/new", "both/old", "both/same", "left", "right"]);
+    assert!(matches!(&found[b"both/same".as_slice()], Node::File { bytes, .. } if bytes == b"after"));
     assert!(matches!(&found[b"both/old".as_slice()], Node::File { bytes, .. } if bytes == b"old"));
 }
 
@@ -1097,10 +806,7 @@ fn a_branch_that_moved_meanwhile_is_not_overwritten_and_the_commit_stays() {
     let mut options = bench.options();
     options.dir = part.path().to_owned();
     // The other push runs while this one has looked at the head but not moved it.
-    let target = bench
-        .rt
-        .block_on(super::commit::Target::find(&bench.catalog, &options))
-        .unwrap();
+    let target = bench.rt.block_on(super::commit::Target::find(&bench.catalog, &options)).unwrap();
     let other = bench.push_with(&options).unwrap();
     assert_eq!(target.heads, [first.commit]);
     let moved = bench.rt.block_on(bench.catalog.refs.move_branch(
@@ -1122,30 +828,14 @@ fn a_name_that_is_taken_is_refused_before_there_is_a_commit() {
     bench.push_with(&options).unwrap();
     bench.write("a", "b");
     let head = main_of(&bench);
-    assert!(matches!(
-        bench.push_with(&options),
-        Err(PushError::NameTaken { .. })
-    ));
-    let commits = |bench: &Bench| {
-        bench
-            .memory
-            .keys()
-            .iter()
-            .filter(|key| key.starts_with("commits/"))
-            .count()
-    };
+    assert!(matches!(bench.push_with(&options), Err(PushError::NameTaken { .. })));
+    let commits = |bench: &Bench| bench.memory.keys().iter().filter(|key| key.starts_with("commits/")).count();
     assert_eq!(commits(&bench), 1);
     options.tag = Some(RefName::parse("main").unwrap());
-    assert!(matches!(
-        bench.push_with(&options),
-        Err(PushError::NameTaken { .. })
-    ));
+    assert!(matches!(bench.push_with(&options), Err(PushError::NameTaken { .. })));
     options.tag = None;
     options.branch = Some(RefName::parse("v1").unwrap());
-    assert!(matches!(
-        bench.push_with(&options),
-        Err(PushError::NameTaken { .. })
-    ));
+    assert!(matches!(bench.push_with(&options), Err(PushError::NameTaken { .. })));
     assert_eq!(main_of(&bench), head);
 }
 
@@ -1167,20 +857,8 @@ fn an_unreadable_file_found_while_reading_is_left_out_with_its_links() {
     // As the contents pass does it: the first entry and, later, its link leave the counts.
     spool.drop_item(1).unwrap();
     spool.drop_item(1).unwrap();
-    assert_eq!(
-        (
-            spool.counts(1).unwrap().children,
-            spool.counts(1).unwrap().descendants
-        ),
-        (1, 1)
-    );
-    assert_eq!(
-        (
-            spool.counts(0).unwrap().children,
-            spool.counts(0).unwrap().descendants
-        ),
-        (1, 2)
-    );
+    assert_eq!((spool.counts(1).unwrap().children, spool.counts(1).unwrap().descendants), (1, 1));
+    assert_eq!((spool.counts(0).unwrap().children, spool.counts(0).unwrap().descendants), (1, 2));
 }
 
 #[test]
@@ -1193,14 +871,9 @@ fn what_gc_condemned_is_rescued_before_it_is_relied_on() {
         .keys()
         .into_iter()
         .filter(|key| key.starts_with("packs/") || key.starts_with("nodes/"))
-        .map(|key| {
-            key.rsplit_once('.')
-                .map_or(key.clone(), |(stem, _)| stem.to_owned())
-        })
+        .map(|key| key.rsplit_once('.').map_or(key.clone(), |(stem, _)| stem.to_owned()))
         .collect();
-    bench
-        .memory
-        .set("condemned/run/list/00000000", condemned.join("\n"));
+    bench.memory.set("condemned/run/list/00000000", condemned.join("\n"));
     let head = serde_json::json!({
         "format": 1, "run": "run", "by": "gc@there", "lists": 1, "keys": condemned.len(), "bytes": 0
     });
@@ -1219,17 +892,11 @@ fn what_gc_condemned_is_rescued_before_it_is_relied_on() {
             text.lines().map(str::to_owned).collect::<Vec<_>>()
         })
         .collect();
-    let snapshot = bench
-        .rt
-        .block_on(bench.catalog.snapshot_of(&dataset(), &second.commit))
-        .unwrap();
+    let snapshot = bench.rt.block_on(bench.catalog.snapshot_of(&dataset(), &second.commit)).unwrap();
     for pack in &snapshot.placement.packs {
         let key = pack_key(&pack.pack, PackPart::Recipe);
         let stem = key.strip_suffix(".recipe").unwrap();
-        assert!(
-            !condemned.iter().any(|key| key == stem) || rescued.contains(stem),
-            "{stem}"
-        );
+        assert!(!condemned.iter().any(|key| key == stem) || rescued.contains(stem), "{stem}");
     }
     assert!(!rescued.is_empty());
 }
@@ -1243,46 +910,18 @@ fn problems_show_paths_that_are_not_utf8() {
 /// A small random tree: paths by position, contents by a small alphabet so that some are equal.
 #[derive(Debug, Clone)]
 enum Made {
-    File {
-        dir: usize,
-        name: u8,
-        content: u8,
-        len: usize,
-        mode: u32,
-    },
-    Dir {
-        dir: usize,
-        name: u8,
-    },
-    Symlink {
-        dir: usize,
-        name: u8,
-    },
-    Hard {
-        dir: usize,
-        name: u8,
-        of: usize,
-    },
-    Sparse {
-        dir: usize,
-        name: u8,
-        at: u64,
-        len: usize,
-    },
-    Remove {
-        of: usize,
-    },
+    File { dir: usize, name: u8, content: u8, len: usize, mode: u32 },
+    Dir { dir: usize, name: u8 },
+    Symlink { dir: usize, name: u8 },
+    Hard { dir: usize, name: u8, of: usize },
+    Sparse { dir: usize, name: u8, at: u64, len: usize },
+    Remove { of: usize },
 }
 
 fn made() -> impl Strategy<Value = Made> {
     let dir = 0usize..6;
     let name = 0u8..12;
-    let len = prop_oneof![
-        Just(0usize),
-        1usize..200,
-        4000usize..9000,
-        100_000usize..400_000
-    ];
+    let len = prop_oneof![Just(0usize), 1usize..200, 4000usize..9000, 100_000usize..400_000];
     prop_oneof![
         6 => (dir.clone(), name.clone(), 0u8..6, len, prop_oneof![Just(0o644u32), Just(0o755), Just(0o400)])
             .prop_map(|(dir, name, content, len, mode)| Made::File { dir, name, content, len, mode }),
@@ -1297,20 +936,11 @@ fn made() -> impl Strategy<Value = Made> {
 
 /// Carries a step out; one that makes no sense is skipped.
 fn make(root: &Path, step: &Made, dirs: &mut Vec<PathBuf>, files: &mut Vec<PathBuf>) {
-    let named =
-        |dirs: &[PathBuf], dir: usize, name: u8| dirs[dir % dirs.len()].join(format!("n{name}"));
+    let named = |dirs: &[PathBuf], dir: usize, name: u8| dirs[dir % dirs.len()].join(format!("n{name}"));
     match step {
-        Made::File {
-            dir,
-            name,
-            content,
-            len,
-            mode,
-        } => {
+        Made::File { dir, name, content, len, mode } => {
             let path = named(dirs, *dir, *name);
-            if path.symlink_metadata().is_err()
-                && std::fs::write(&path, noise(u64::from(*content), *len)).is_ok()
-            {
+            if path.symlink_metadata().is_err() && std::fs::write(&path, noise(u64::from(*content), *len)).is_ok() {
                 std::fs::set_permissions(&path, PermissionsExt::from_mode(*mode)).unwrap();
                 files.push(path);
             }

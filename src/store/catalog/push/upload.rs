@@ -60,11 +60,7 @@ pub(super) struct Begun {
 
 enum Order {
     Part(Part),
-    End {
-        tail: Part,
-        index: Box<PackIndex>,
-        outboard: Box<PackOutboard>,
-    },
+    End { tail: Part, index: Box<PackIndex>, outboard: Box<PackOutboard> },
     Abandon,
 }
 
@@ -128,10 +124,7 @@ impl Uploads {
             number,
             key: key.to_owned(),
             data_key: data_key(key),
-            upload: begun.upload.map(|id| UploadId {
-                key: data_key(key),
-                id,
-            }),
+            upload: begun.upload.map(|id| UploadId { key: data_key(key), id }),
             known: begun.parts,
         };
         let mut tasks = self.tasks.lock();
@@ -139,15 +132,7 @@ impl Uploads {
         tasks.push(self.rt.spawn(task.run(inbox)));
         drop(tasks);
         let part_bytes = usize::try_from(part_bytes).unwrap_or(usize::MAX);
-        PackSender {
-            number,
-            uploads: self.clone(),
-            orders,
-            buffer: Vec::new(),
-            part_bytes,
-            part_next: 1,
-            written: 0,
-        }
+        PackSender { number, uploads: self.clone(), orders, buffer: Vec::new(), part_bytes, part_next: 1, written: 0 }
     }
 
     /// Describes a pack whose bytes are in the lake already (an earlier push ended in between).
@@ -168,38 +153,25 @@ impl Uploads {
             }
             return Ok(id);
         }
-        let outboard = if outboard.contents.is_empty() {
-            Vec::new()
-        } else {
-            outboard.encode()
-        };
+        let outboard = if outboard.contents.is_empty() { Vec::new() } else { outboard.encode() };
         let recipe = Recipe {
             pack: id,
             len: index.len,
             index_len: encoded.len() as u64,
             outboard_len: outboard.len() as u64,
-            source: Source::Native {
-                key: key.to_owned(),
-            },
+            source: Source::Native { key: key.to_owned() },
         };
         if !outboard.is_empty() {
-            self.put_named(&pack_key(&id, PackPart::Outboard), outboard.into())
-                .await?;
+            self.put_named(&pack_key(&id, PackPart::Outboard), outboard.into()).await?;
         }
-        self.put_named(&pack_key(&id, PackPart::Index), encoded.into())
-            .await?;
+        self.put_named(&pack_key(&id, PackPart::Index), encoded.into()).await?;
         self.put_named(&recipe_key, recipe.encode().into()).await?;
         Ok(id)
     }
 
     async fn names(&self, recipe_key: &str, key: &str) -> Result<bool, LakeError> {
         let bytes = crate::store::lake::get_all(&*self.lake, recipe_key, 64 << 20).await?;
-        Ok(Recipe::decode(&bytes).is_ok_and(|recipe| {
-            recipe.source
-                == Source::Native {
-                    key: key.to_owned(),
-                }
-        }))
+        Ok(Recipe::decode(&bytes).is_ok_and(|recipe| recipe.source == Source::Native { key: key.to_owned() }))
     }
 
     /// Tells what is condemned, once.
@@ -229,10 +201,7 @@ impl Uploads {
     /// Puts a whole object, whatever was there.
     pub(super) async fn put(&self, key: &str, body: Bytes) -> Result<(), LakeError> {
         let len = body.len() as u64;
-        with_retry(&RetryPolicy::default(), || {
-            self.lake.put(key, body.clone(), PutIf::Always)
-        })
-        .await?;
+        with_retry(&RetryPolicy::default(), || self.lake.put(key, body.clone(), PutIf::Always)).await?;
         add(&self.progress.uploaded, len);
         Ok(())
     }
@@ -249,11 +218,7 @@ impl Uploads {
     pub(super) async fn room_for(&self, len: usize) -> Result<OwnedSemaphorePermit, Closed> {
         let permits = u32::try_from((len as u64).div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
         let permits = permits.clamp(1, self.room_permits.max(1));
-        self.room
-            .clone()
-            .acquire_many_owned(permits)
-            .await
-            .map_err(|_| Closed)
+        self.room.clone().acquire_many_owned(permits).await.map_err(|_| Closed)
     }
 
     /// Wakes whoever waits for room: the push is over.
@@ -300,9 +265,7 @@ impl PackSender {
         const ZEROS: [u8; 4096] = [0; 4096];
         let mut missing = self.written.next_multiple_of(align) - self.written;
         while missing > 0 {
-            let len = usize::try_from(missing)
-                .unwrap_or(ZEROS.len())
-                .min(ZEROS.len());
+            let len = usize::try_from(missing).unwrap_or(ZEROS.len()).min(ZEROS.len());
             self.write(ZEROS.get(..len).unwrap_or_default())?;
             missing -= len as u64;
         }
@@ -316,32 +279,18 @@ impl PackSender {
 
     fn take_part(&mut self) -> Result<Part, Closed> {
         let bytes = Bytes::from(std::mem::take(&mut self.buffer));
-        let room = self
-            .uploads
-            .rt
-            .block_on(self.uploads.room_for(bytes.len()))?;
+        let room = self.uploads.rt.block_on(self.uploads.room_for(bytes.len()))?;
         let digest = blake3::hash(&bytes).to_hex().to_string();
         let number = self.part_next;
         self.part_next += 1;
-        Ok(Part {
-            number,
-            bytes,
-            digest,
-            room,
-        })
+        Ok(Part { number, bytes, digest, room })
     }
 
     /// Ends the pack: sends the rest, then its description.
     pub(super) fn finish(mut self, index: PackIndex, outboard: PackOutboard) -> Result<(), Closed> {
         let tail = self.take_part()?;
         let (index, outboard) = (Box::new(index), Box::new(outboard));
-        self.orders
-            .send(Order::End {
-                tail,
-                index,
-                outboard,
-            })
-            .map_err(|_| Closed)
+        self.orders.send(Order::End { tail, index, outboard }).map_err(|_| Closed)
     }
 
     /// Throws the pack away: its content turned out to be known.
@@ -371,15 +320,8 @@ impl PackTask {
         while let Some(order) = inbox.recv().await {
             let done = match order {
                 Order::Part(part) => self.part(part, &mut parts, &mut sending).await,
-                Order::End {
-                    tail,
-                    index,
-                    outboard,
-                } => {
-                    if let Err(error) = self
-                        .end(tail, &mut parts, &mut sending, &index, &outboard)
-                        .await
-                    {
+                Order::End { tail, index, outboard } => {
+                    if let Err(error) = self.end(tail, &mut parts, &mut sending, &index, &outboard).await {
                         self.uploads.report(Message::Failed(PushError::Lake(error)));
                     }
                     return;
@@ -411,12 +353,7 @@ impl PackTask {
         parts: &mut Vec<UploadedPart>,
         sending: &mut Sending,
     ) -> Result<(), LakeError> {
-        let Part {
-            number,
-            bytes,
-            digest,
-            room,
-        } = part;
+        let Part { number, bytes, digest, room } = part;
         if let Some(known) = self.known.get(&number)
             && known.digest == digest
             && known.part.size == bytes.len() as u64
@@ -428,14 +365,8 @@ impl PackTask {
             Some(upload) => upload.clone(),
             None => {
                 let lake = &self.uploads.lake;
-                let upload = with_retry(&RetryPolicy::default(), || {
-                    lake.upload_begin(&self.data_key)
-                })
-                .await?;
-                self.uploads.report(Message::Begun {
-                    pack: self.number,
-                    upload: upload.id.clone(),
-                });
+                let upload = with_retry(&RetryPolicy::default(), || lake.upload_begin(&self.data_key)).await?;
+                self.uploads.report(Message::Begun { pack: self.number, upload: upload.id.clone() });
                 self.upload = Some(upload.clone());
                 upload
             }
@@ -443,10 +374,7 @@ impl PackTask {
         let (lake, progress) = (self.uploads.lake.clone(), self.uploads.progress.clone());
         sending.spawn(async move {
             let _room = room;
-            let part = with_retry(&RetryPolicy::default(), || {
-                lake.upload_part(&upload, number, bytes.clone())
-            })
-            .await?;
+            let part = with_retry(&RetryPolicy::default(), || lake.upload_part(&upload, number, bytes.clone())).await?;
             add(&progress.uploaded_data, bytes.len() as u64);
             add(&progress.uploaded, bytes.len() as u64);
             Ok(PartRow { part, digest })
@@ -455,27 +383,15 @@ impl PackTask {
     }
 
     /// Collects parts that arrived; all of them where `all`.
-    async fn reap(
-        &self,
-        parts: &mut Vec<UploadedPart>,
-        sending: &mut Sending,
-        all: bool,
-    ) -> Result<(), LakeError> {
+    async fn reap(&self, parts: &mut Vec<UploadedPart>, sending: &mut Sending, all: bool) -> Result<(), LakeError> {
         loop {
-            let joined = if all {
-                sending.join_next().await
-            } else {
-                sending.try_join_next()
-            };
+            let joined = if all { sending.join_next().await } else { sending.try_join_next() };
             let Some(joined) = joined else { return Ok(()) };
             // A part task neither panics nor is cancelled while this one waits for it.
             let Ok(row) = joined else { continue };
             let row = row?;
             parts.push(row.part.clone());
-            self.uploads.report(Message::Part {
-                pack: self.number,
-                row,
-            });
+            self.uploads.report(Message::Part { pack: self.number, row });
         }
     }
 
@@ -499,45 +415,26 @@ impl PackTask {
             parts.sort_by_key(|part| part.number);
             self.finish(parts).await?;
         }
-        self.uploads.report(Message::Sent {
-            pack: self.number,
-            len: index.len,
-        });
+        self.uploads.report(Message::Sent { pack: self.number, len: index.len });
         let id = self.uploads.describe(&self.key, index, outboard).await?;
-        self.uploads.report(Message::Described {
-            pack: self.number,
-            id,
-        });
+        self.uploads.report(Message::Described { pack: self.number, id });
         Ok(())
     }
 
     async fn finish(&self, parts: &[UploadedPart]) -> Result<(), LakeError> {
         let Some(upload) = &self.upload else {
             let source = "parts without an upload".into();
-            return Err(LakeError::Permanent {
-                key: self.data_key.clone(),
-                source,
-            });
+            return Err(LakeError::Permanent { key: self.data_key.clone(), source });
         };
         finish_upload(&*self.uploads.lake, upload, parts).await
     }
 }
 
 /// Finishes an upload; one that was finished before (the answer was lost) is fine.
-pub(super) async fn finish_upload(
-    lake: &dyn Lake,
-    upload: &UploadId,
-    parts: &[UploadedPart],
-) -> Result<(), LakeError> {
-    let finish = with_retry(&RetryPolicy::default(), || {
-        lake.upload_finish(upload, parts.to_vec())
-    })
-    .await;
+pub(super) async fn finish_upload(lake: &dyn Lake, upload: &UploadId, parts: &[UploadedPart]) -> Result<(), LakeError> {
+    let finish = with_retry(&RetryPolicy::default(), || lake.upload_finish(upload, parts.to_vec())).await;
     let Err(error) = finish else { return Ok(()) };
-    if !matches!(
-        error,
-        LakeError::NotFound { .. } | LakeError::Permanent { .. }
-    ) {
+    if !matches!(error, LakeError::NotFound { .. } | LakeError::Permanent { .. }) {
         return Err(error);
     }
     let len: u64 = parts.iter().map(|part| part.size).sum();

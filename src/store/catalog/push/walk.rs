@@ -64,12 +64,7 @@ struct Walker<'a> {
 }
 
 /// Walks `dir`; temporary files go below `scratch`.
-pub(super) fn walk(
-    dir: &Path,
-    scratch: &Path,
-    excludes: &Excludes,
-    progress: &Progress,
-) -> Result<Walked, PushError> {
+pub(super) fn walk(dir: &Path, scratch: &Path, excludes: &Excludes, progress: &Progress) -> Result<Walked, PushError> {
     let root = sys::open_root(dir).at(dir)?;
     let stat = sys::fstat(&root).at(dir)?;
     let spool = Spool::create(scratch, stat.st_mode & 0o7777, sys::mtime_of(&stat))?;
@@ -86,11 +81,7 @@ pub(super) fn walk(
     };
     walker.run()?;
     walker.spool.flush()?;
-    Ok(Walked {
-        spool: walker.spool,
-        problems: walker.problems,
-        xattrs_dropped: walker.xattrs_dropped,
-    })
+    Ok(Walked { spool: walker.spool, problems: walker.problems, xattrs_dropped: walker.xattrs_dropped })
 }
 
 impl Walker<'_> {
@@ -98,10 +89,7 @@ impl Walker<'_> {
         let mut path: Vec<u8> = Vec::new();
         let Some(root) = self.visit(0, 0, &path)? else {
             let source = std::io::Error::from_raw_os_error(Errno::EACCES as i32);
-            return Err(PushError::Io {
-                path: self.root_dir.to_owned(),
-                source,
-            });
+            return Err(PushError::Io { path: self.root_dir.to_owned(), source });
         };
         let mut stack = vec![root];
         while let Some(frame) = stack.last_mut() {
@@ -124,13 +112,7 @@ impl Walker<'_> {
                 // Listed as a problem: if the push goes on, the directory is there and empty.
                 None => {
                     self.spool.enter(number, &path)?;
-                    self.spool.set_counts(
-                        number,
-                        DirCounts {
-                            parent,
-                            ..DirCounts::default()
-                        },
-                    )?;
+                    self.spool.set_counts(number, DirCounts { parent, ..DirCounts::default() })?;
                 }
             }
         }
@@ -139,8 +121,7 @@ impl Walker<'_> {
 
     /// Spools the entries of one directory; None where it cannot be listed.
     fn visit(&mut self, number: u64, parent: u64, path: &[u8]) -> Result<Option<Frame>, PushError> {
-        let opened = sys::open_dir(&self.root, path)
-            .and_then(|dir| sys::list(&dir).map(|names| (dir, names)));
+        let opened = sys::open_dir(&self.root, path).and_then(|dir| sys::list(&dir).map(|names| (dir, names)));
         let (dir, names) = match opened {
             Ok(opened) => opened,
             Err(errno) => {
@@ -151,10 +132,7 @@ impl Walker<'_> {
         self.spool.enter(number, path)?;
         let mut frame = Frame {
             number,
-            counts: DirCounts {
-                parent,
-                ..DirCounts::default()
-            },
+            counts: DirCounts { parent, ..DirCounts::default() },
             path_len: path.len(),
             subdirs: sys::Names::default(),
             first_number: 0,
@@ -170,13 +148,7 @@ impl Walker<'_> {
         Ok(Some(frame))
     }
 
-    fn visit_name(
-        &mut self,
-        dir: &OwnedFd,
-        name: &[u8],
-        path: &[u8],
-        frame: &mut Frame,
-    ) -> Result<(), PushError> {
+    fn visit_name(&mut self, dir: &OwnedFd, name: &[u8], path: &[u8], frame: &mut Frame) -> Result<(), PushError> {
         let stat = match sys::lstat(dir, name) {
             Ok(stat) => stat,
             Err(errno) => {
@@ -200,11 +172,7 @@ impl Walker<'_> {
         let item = Item {
             name: name.to_vec(),
             mode: if is_link { 0 } else { stat.st_mode & 0o7777 },
-            mtime: if is_link {
-                crate::format::tree::Mtime::default()
-            } else {
-                sys::mtime_of(&stat)
-            },
+            mtime: if is_link { crate::format::tree::Mtime::default() } else { sys::mtime_of(&stat) },
             nlink: 1,
             kind,
         };
@@ -212,18 +180,9 @@ impl Walker<'_> {
         frame.counts.children += 1;
         if is_file {
             add(&self.progress.files_total, 1);
-            add(
-                &self.progress.bytes_total,
-                u64::try_from(stat.st_size).unwrap_or(0),
-            );
+            add(&self.progress.bytes_total, u64::try_from(stat.st_size).unwrap_or(0));
             if stat.st_nlink > 1 {
-                self.links.insert(
-                    (stat.st_dev, stat.st_ino),
-                    First {
-                        at,
-                        path: path.into(),
-                    },
-                );
+                self.links.insert((stat.st_dev, stat.st_ino), First { at, path: path.into() });
             }
         }
         Ok(())
@@ -247,9 +206,7 @@ impl Walker<'_> {
                 }
                 frame.counts.subdirs += 1;
                 if !frame.subdirs.push(name) {
-                    return Err(self
-                        .spool
-                        .damaged("a directory has more than 4 GiB of names"));
+                    return Err(self.spool.damaged("a directory has more than 4 GiB of names"));
                 }
                 return Ok(Some(Kind::Dir { number }));
             }
@@ -271,21 +228,12 @@ impl Walker<'_> {
         Ok(None)
     }
 
-    fn regular(
-        &mut self,
-        dir: &OwnedFd,
-        name: &[u8],
-        path: &[u8],
-        stat: &FileStat,
-    ) -> Result<Option<Kind>, PushError> {
+    fn regular(&mut self, dir: &OwnedFd, name: &[u8], path: &[u8], stat: &FileStat) -> Result<Option<Kind>, PushError> {
         if stat.st_nlink > 1
             && let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)).cloned()
         {
             self.spool.add_link(first.at)?;
-            return Ok(Some(Kind::Link {
-                first_at: first.at,
-                path: first.path.into_vec(),
-            }));
+            return Ok(Some(Kind::Link { first_at: first.at, path: first.path.into_vec() }));
         }
         if self.ask_readable
             && let Err(errno) = sys::readable(dir, name)
@@ -296,10 +244,7 @@ impl Walker<'_> {
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         Ok(Some(Kind::File(Stat {
             size,
-            stored: u64::try_from(stat.st_blocks)
-                .unwrap_or(0)
-                .saturating_mul(512)
-                .min(size),
+            stored: u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512).min(size),
             mtime: sys::mtime_of(stat),
             ctime: sys::ctime_of(stat),
             dev: stat.st_dev,
@@ -313,11 +258,7 @@ impl Walker<'_> {
             Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP => {
                 Problem::new(shown, ProblemKind::Changed, "it went away during the walk")
             }
-            errno => Problem::new(
-                shown,
-                ProblemKind::Unreadable,
-                std::io::Error::from(errno).to_string(),
-            ),
+            errno => Problem::new(shown, ProblemKind::Unreadable, std::io::Error::from(errno).to_string()),
         };
         self.problems.push(problem);
     }

@@ -19,11 +19,7 @@ pub(super) struct Stored {
 impl Stored {
     pub(super) fn heads(&self) -> Vec<Head> {
         let head = self.value.as_ref().and_then(|value| {
-            let head = |commit| Head {
-                commit,
-                time_ms: value.time_ms,
-                by: value.by.clone(),
-            };
+            let head = |commit| Head { commit, time_ms: value.time_ms, by: value.by.clone() };
             value.commit.map(head)
         });
         head.into_iter().collect()
@@ -38,18 +34,12 @@ impl Refs {
     pub(super) async fn cas_read(&self, at: &RefAt<'_>) -> Result<Stored, RefError> {
         let key = ref_key(at);
         match get_with_etag(&*self.lake, &key, SMALL_BYTES_MAX).await {
-            Err(LakeError::NotFound { .. }) => Ok(Stored {
-                value: None,
-                etag: None,
-            }),
+            Err(LakeError::NotFound { .. }) => Ok(Stored { value: None, etag: None }),
             Err(error) => Err(error.into()),
             Ok((bytes, etag)) => {
                 let value = RefValue::decode(&bytes);
                 let value = value.map_err(|source| RefError::Damaged { key, source })?;
-                Ok(Stored {
-                    value: Some(value),
-                    etag: Some(etag),
-                })
+                Ok(Stored { value: Some(value), etag: Some(etag) })
             }
         }
     }
@@ -65,21 +55,12 @@ impl Refs {
             if !is_expected(&stored.heads(), expect) {
                 return Err(at.conflict(stored.heads()));
             }
-            let value = RefValue {
-                format: REF_FORMAT,
-                commit: to,
-                time_ms: now_ms(),
-                by: self.by.clone(),
-            };
+            let value = RefValue { format: REF_FORMAT, commit: to, time_ms: now_ms(), by: self.by.clone() };
             let when = stored.etag.map_or(PutIf::Absent, PutIf::Match);
             let body = Bytes::from(value.encode());
             match self.put(&ref_key(at), body, when).await {
                 Ok(_) => {
-                    return Ok(Stored {
-                        value: Some(value),
-                        etag: None,
-                    }
-                    .heads());
+                    return Ok(Stored { value: Some(value), etag: None }.heads());
                 }
                 Err(LakeError::Precondition { .. }) => {}
                 Err(error) => return Err(error.into()),

@@ -34,11 +34,7 @@ impl Log {
     /// Gives the heads that are no deletions: where a deletion raced a move, the move stays.
     pub(super) fn heads(&self) -> Vec<Head> {
         let head = |(_, entry): &(String, RefLogEntry)| {
-            let head = |commit| Head {
-                commit,
-                time_ms: entry.time_ms,
-                by: entry.by.clone(),
-            };
+            let head = |commit| Head { commit, time_ms: entry.time_ms, by: entry.by.clone() };
             entry.commit.map(head)
         };
         self.heads.iter().filter_map(head).collect()
@@ -52,39 +48,25 @@ fn log_prefix(at: &RefAt<'_>) -> String {
 /// Makes an entry id: unique, in the order of time, and behind all that were seen whatever the
 /// clock says.
 fn next_id(seen: &[String]) -> String {
-    let newest = seen
-        .iter()
-        .filter_map(|id| uuid::Uuid::parse_str(id).ok())
-        .max();
+    let newest = seen.iter().filter_map(|id| uuid::Uuid::parse_str(id).ok()).max();
     let newest_ms = newest.map_or(0, |id| id.as_u128() >> 80);
     let now = u64::try_from(now_ms()).unwrap_or(0);
     let time_ms = now.max(u64::try_from(newest_ms).unwrap_or(0).saturating_add(1));
-    uuid::Builder::from_unix_timestamp_millis(time_ms, &rand::random())
-        .into_uuid()
-        .to_string()
+    uuid::Builder::from_unix_timestamp_millis(time_ms, &rand::random()).into_uuid().to_string()
 }
 
 impl Refs {
     pub(super) async fn log_read(&self, at: &RefAt<'_>) -> Result<Log, RefError> {
         let prefix = log_prefix(at);
         let listed = list_all(&*self.lake, &prefix).await?;
-        let ids = listed
-            .iter()
-            .filter_map(|object| object.key.strip_prefix(&prefix));
+        let ids = listed.iter().filter_map(|object| object.key.strip_prefix(&prefix));
         // A ref `a/b` has its entries below those of a ref `a`.
-        let ids = ids
-            .filter(|id| !id.contains('/'))
-            .map(str::to_owned)
-            .collect();
+        let ids = ids.filter(|id| !id.contains('/')).map(str::to_owned).collect();
         self.log_read_entries(at, ids).await
     }
 
     /// Reads the entries that are not named by newer ones.
-    pub(super) async fn log_read_entries(
-        &self,
-        at: &RefAt<'_>,
-        mut ids: Vec<String>,
-    ) -> Result<Log, RefError> {
+    pub(super) async fn log_read_entries(&self, at: &RefAt<'_>, mut ids: Vec<String>) -> Result<Log, RefError> {
         ids.sort_unstable();
         let prefix = log_prefix(at);
         let (mut covered, mut read) = (BTreeSet::new(), Vec::new());
@@ -102,11 +84,7 @@ impl Refs {
             covered.extend(entry.supersedes.iter().cloned());
             read.push((id.clone(), entry));
         }
-        let heads = read
-            .into_iter()
-            .rev()
-            .filter(|(id, _)| !covered.contains(id))
-            .collect();
+        let heads = read.into_iter().rev().filter(|(id, _)| !covered.contains(id)).collect();
         Ok(Log { ids, heads })
     }
 
@@ -121,21 +99,11 @@ impl Refs {
             return Err(at.conflict(log.heads()));
         }
         let id = next_id(&log.ids);
-        let entry = RefLogEntry {
-            format: REF_FORMAT,
-            commit: to,
-            supersedes: log.ids,
-            time_ms: now_ms(),
-            by: self.by.clone(),
-        };
+        let entry =
+            RefLogEntry { format: REF_FORMAT, commit: to, supersedes: log.ids, time_ms: now_ms(), by: self.by.clone() };
         // Repeating the same bytes under the same id after a lost answer changes nothing.
         let prefix = log_prefix(at);
-        self.put(
-            &format!("{prefix}{id}"),
-            Bytes::from(entry.encode()),
-            PutIf::Always,
-        )
-        .await?;
+        self.put(&format!("{prefix}{id}"), Bytes::from(entry.encode()), PutIf::Always).await?;
         self.prune(&prefix, &entry.supersedes).await;
         let mut after = self.log_read(at).await?;
         if !after.ids.contains(&id) {
@@ -152,9 +120,7 @@ impl Refs {
         if superseded.len() < 2 * ENTRIES_KEPT {
             return;
         }
-        let oldest = superseded
-            .get(..superseded.len() - ENTRIES_KEPT)
-            .unwrap_or_default();
+        let oldest = superseded.get(..superseded.len() - ENTRIES_KEPT).unwrap_or_default();
         for id in oldest {
             if let Err(error) = self.lake.delete(&format!("{prefix}{id}")).await {
                 tracing::debug!(%error, "an old ref log entry stays");

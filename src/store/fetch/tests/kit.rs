@@ -38,10 +38,7 @@ impl TestFile {
             state ^= state << 17;
             (state >> 32) as u8
         });
-        Self {
-            bytes: bytes.collect(),
-            extents: None,
-        }
+        Self { bytes: bytes.collect(), extents: None }
     }
 
     /// The same with holes: only these (logical, length) have data.
@@ -52,10 +49,7 @@ impl TestFile {
             let range = at as usize..(at + len) as usize;
             bytes[range.clone()].copy_from_slice(&full.bytes[range]);
         }
-        Self {
-            bytes,
-            extents: Some(extents.to_vec()),
-        }
+        Self { bytes, extents: Some(extents.to_vec()) }
     }
 }
 
@@ -76,11 +70,7 @@ pub(crate) struct TestPack {
 
 impl TestPack {
     pub(crate) fn uses(&self) -> PackUse {
-        PackUse {
-            pack: self.pack,
-            len: self.len,
-            referenced: self.len,
-        }
+        PackUse { pack: self.pack, len: self.len, referenced: self.len }
     }
 }
 
@@ -97,21 +87,11 @@ fn packed(file: &TestFile, content: ContentId) -> PackedContent {
     let place = match &file.extents {
         None => Place::Run { offset: 0 },
         Some(extents) => {
-            let extent = |&(logical, len): &(u64, u64)| Extent {
-                logical,
-                offset: 0,
-                len,
-            };
-            Place::Sparse {
-                extents: extents.iter().map(extent).collect(),
-            }
+            let extent = |&(logical, len): &(u64, u64)| Extent { logical, offset: 0, len };
+            Place::Sparse { extents: extents.iter().map(extent).collect() }
         }
     };
-    PackedContent {
-        content,
-        size: file.bytes.len() as u64,
-        place,
-    }
+    PackedContent { content, size: file.bytes.len() as u64, place }
 }
 
 fn refs(pack: PackId, index: &PackIndex, files: &[TestFile]) -> Vec<TestContent> {
@@ -119,24 +99,11 @@ fn refs(pack: PackId, index: &PackIndex, files: &[TestFile]) -> Vec<TestContent>
     contents
         .map(|(content, file)| {
             let location = match &content.place {
-                Place::Run { offset } => Location::Run {
-                    pack,
-                    offset: *offset,
-                },
-                Place::Sparse { extents } => Location::Sparse {
-                    pack,
-                    extents: extents.clone(),
-                },
+                Place::Run { offset } => Location::Run { pack, offset: *offset },
+                Place::Sparse { extents } => Location::Sparse { pack, extents: extents.clone() },
             };
-            let c = ContentRef {
-                content: content.content,
-                size: content.size,
-                location,
-            };
-            TestContent {
-                c,
-                bytes: file.bytes.clone(),
-            }
+            let c = ContentRef { content: content.content, size: content.size, location };
+            TestContent { c, bytes: file.bytes.clone() }
         })
         .collect()
 }
@@ -149,9 +116,7 @@ pub(crate) fn native(lake: &MemLake, name: &str, files: &[TestFile]) -> TestPack
         let mut hasher = ContentHasher::new();
         hasher.update(&file.bytes);
         let (digest, values) = hasher.finish();
-        outboard
-            .contents
-            .extend(values.map(|values| (position, values)));
+        outboard.contents.extend(values.map(|values| (position, values)));
         contents.push(packed(file, ContentId::Digest(digest)));
     }
     let index = index_of(contents, files.len() == 1 && files[0].extents.is_none());
@@ -163,19 +128,13 @@ pub(crate) fn native(lake: &MemLake, name: &str, files: &[TestFile]) -> TestPack
             data[extent.offset as usize..][..extent.len as usize].copy_from_slice(from);
         }
     }
-    let outboard = if outboard.contents.is_empty() {
-        Vec::new()
-    } else {
-        outboard.encode()
-    };
+    let outboard = if outboard.contents.is_empty() { Vec::new() } else { outboard.encode() };
     let recipe = Recipe {
         pack,
         len: index.len,
         index_len: index.encode().len() as u64,
         outboard_len: outboard.len() as u64,
-        source: Source::Native {
-            key: name.to_owned(),
-        },
+        source: Source::Native { key: name.to_owned() },
     };
     lake.set(&pack_key(&pack, PackPart::Index), index.encode());
     lake.set(&pack_key(&pack, PackPart::Recipe), recipe.encode());
@@ -183,12 +142,7 @@ pub(crate) fn native(lake: &MemLake, name: &str, files: &[TestFile]) -> TestPack
         lake.set(&pack_key(&pack, PackPart::Outboard), outboard);
     }
     lake.set(&data_key(name), data);
-    TestPack {
-        pack,
-        len: index.len,
-        contents: refs(pack, &index, files),
-        key: data_key(name),
-    }
+    TestPack { pack, len: index.len, contents: refs(pack, &index, files), key: data_key(name) }
 }
 
 /// Imports files: a user's own objects in `bucket`, and a recipe over them.
@@ -204,10 +158,7 @@ pub(crate) fn imported(lake: &MemLake, bucket: &str, files: &[TestFile]) -> Test
             size: found.size,
         });
     }
-    let contents = files
-        .iter()
-        .zip(&pins)
-        .map(|(file, pin)| packed(file, ContentId::Pin(pin.id())));
+    let contents = files.iter().zip(&pins).map(|(file, pin)| packed(file, ContentId::Pin(pin.id())));
     let index = index_of(contents.collect(), files.len() == 1);
     let pack = index.id();
     let recipe = Recipe {
@@ -219,12 +170,7 @@ pub(crate) fn imported(lake: &MemLake, bucket: &str, files: &[TestFile]) -> Test
     };
     lake.set(&pack_key(&pack, PackPart::Index), index.encode());
     lake.set(&pack_key(&pack, PackPart::Recipe), recipe.encode());
-    TestPack {
-        pack,
-        len: index.len,
-        contents: refs(pack, &index, files),
-        key: String::new(),
-    }
+    TestPack { pack, len: index.len, contents: refs(pack, &index, files), key: String::new() }
 }
 
 /// Limits that make tests meet every bound.
@@ -246,11 +192,7 @@ pub(crate) fn small_config() -> FetchConfig {
 
 /// Memory holds nothing: each read looks at the other sources.
 pub(crate) fn no_memory() -> FetchConfig {
-    FetchConfig {
-        memory_bytes_max: 0,
-        readahead_bytes_max: 0,
-        ..small_config()
-    }
+    FetchConfig { memory_bytes_max: 0, readahead_bytes_max: 0, ..small_config() }
 }
 
 /// A lake, a real tier in a directory, a node's database.
@@ -266,12 +208,7 @@ impl World {
         let (lake, memory) = FaultyLake::over_memory();
         let dir = tempfile::tempdir().expect("a directory");
         Tier::init(dir.path(), &InitOptions::default()).expect("a tier");
-        Self {
-            lake,
-            memory,
-            dir,
-            kv: Kv::in_memory(),
-        }
+        Self { lake, memory, dir, kv: Kv::in_memory() }
     }
 
     pub(crate) fn tier(&self) -> Arc<Tier> {
@@ -284,13 +221,7 @@ impl World {
     }
 
     pub(crate) fn fetcher_on(&self, tier: Option<Arc<dyn FetchTier>>, cfg: FetchConfig) -> Fetcher {
-        Fetcher::new(
-            self.lake.clone(),
-            tier,
-            self.kv.clone(),
-            cfg,
-            tokio::runtime::Handle::current(),
-        )
+        Fetcher::new(self.lake.clone(), tier, self.kv.clone(), cfg, tokio::runtime::Handle::current())
     }
 
     pub(crate) fn object_path(&self, pack: &PackId) -> PathBuf {
@@ -305,11 +236,7 @@ impl World {
 }
 
 pub(crate) fn flip(path: &Path, offset: u64) {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .expect("a file to damage");
+    let file = OpenOptions::new().read(true).write(true).open(path).expect("a file to damage");
     let mut byte = [0];
     file.read_exact_at(&mut byte, offset).expect("a byte");
     file.write_all_at(&[byte[0] ^ 1], offset).expect("a byte");
@@ -343,10 +270,7 @@ pub(crate) const FAKE_SPAN_LEN: u64 = 1 << 20;
 
 impl FakeTier {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            dir: Some(tempfile::tempdir().expect("a directory")),
-            ..Self::default()
-        })
+        Arc::new(Self { dir: Some(tempfile::tempdir().expect("a directory")), ..Self::default() })
     }
 
     fn root(&self) -> &Path {
@@ -377,16 +301,8 @@ fn open_object(path: &Path) -> io::Result<Option<PackFile>> {
     };
     let meta = file.metadata()?;
     let mtime_ns = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
-    let identity = FileIdentity {
-        file_id: meta.ino(),
-        size_bytes: meta.len(),
-        mtime_ns,
-    };
-    Ok(Some(PackFile {
-        file,
-        len: meta.len(),
-        identity,
-    }))
+    let identity = FileIdentity { file_id: meta.ino(), size_bytes: meta.len(), mtime_ns };
+    Ok(Some(PackFile { file, len: meta.len(), identity }))
 }
 
 fn full() -> io::Error {
@@ -410,12 +326,7 @@ impl FetchTier for FakeTier {
     }
 
     fn open_stage(&self, pack: &PackId, len: u64) -> io::Result<Box<dyn FetchStage>> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(self.staging(pack))?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(self.staging(pack))?;
         if file.metadata()?.len() < len {
             file.set_len(len)?;
         }
@@ -430,9 +341,7 @@ impl FetchTier for FakeTier {
     }
 
     fn quarantine(&self, pack: &PackId, identity: &FileIdentity, _why: &str) -> io::Result<()> {
-        if open_object(&self.object(pack))?
-            .is_some_and(|there| there.identity.file_id == identity.file_id)
-        {
+        if open_object(&self.object(pack))?.is_some_and(|there| there.identity.file_id == identity.file_id) {
             std::fs::remove_file(self.object(pack))?;
         }
         Ok(())
@@ -444,11 +353,7 @@ impl FetchTier for FakeTier {
 
     fn put_sidecar(&self, pack: &PackId, part: Sidecar, bytes: &[u8]) -> io::Result<Vec<u8>> {
         let mut state = self.state.lock();
-        Ok(state
-            .sidecars
-            .entry((*pack, part))
-            .or_insert_with(|| bytes.to_vec())
-            .clone())
+        Ok(state.sidecars.entry((*pack, part)).or_insert_with(|| bytes.to_vec()).clone())
     }
 }
 
@@ -472,11 +377,7 @@ impl FetchStage for FakeStage {
     }
 
     fn is_done(&self, span: u64) -> bool {
-        self.state
-            .lock()
-            .done
-            .get(&self.pack)
-            .is_some_and(|done| done.contains(&span))
+        self.state.lock().done.get(&self.pack).is_some_and(|done| done.contains(&span))
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
@@ -492,12 +393,7 @@ impl FetchStage for FakeStage {
     }
 
     fn mark_done(&self, span: u64) -> io::Result<()> {
-        self.state
-            .lock()
-            .done
-            .entry(self.pack)
-            .or_default()
-            .push(span);
+        self.state.lock().done.entry(self.pack).or_default().push(span);
         Ok(())
     }
 
@@ -505,15 +401,8 @@ impl FetchStage for FakeStage {
         if self.faults.publishing_fails.load(Ordering::Relaxed) {
             return Err(io::Error::from_raw_os_error(nix::libc::EIO));
         }
-        let indexed = self
-            .state
-            .lock()
-            .sidecars
-            .contains_key(&(self.pack, Sidecar::Index));
-        assert!(
-            indexed,
-            "the index must lie beside a pack before it is published"
-        );
+        let indexed = self.state.lock().sidecars.contains_key(&(self.pack, Sidecar::Index));
+        assert!(indexed, "the index must lie beside a pack before it is published");
         if !self.object.exists() {
             std::fs::rename(&self.staging, &self.object)?;
         }

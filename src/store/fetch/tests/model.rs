@@ -58,22 +58,11 @@ enum Op {
 }
 
 fn file() -> impl Strategy<Value = TestFile> {
-    let run = (
-        prop_oneof![
-            1..5000u64,
-            100_000..300_000u64,
-            BLOCK_LEN - 1..4 * BLOCK_LEN
-        ],
-        any::<u64>(),
-    )
+    let run = (prop_oneof![1..5000u64, 100_000..300_000u64, BLOCK_LEN - 1..4 * BLOCK_LEN], any::<u64>())
         .prop_map(|(len, seed)| TestFile::of(len, seed));
     let sparse = (1..9u64, 1..9u64, any::<u64>()).prop_map(|(hole, data, seed)| {
         let (hole, data) = (hole * 40_000, data * 30_000);
-        TestFile::sparse(
-            hole * 2 + data * 2,
-            seed,
-            &[(hole, data), (hole * 2 + data, data)],
-        )
+        TestFile::sparse(hole * 2 + data * 2, seed, &[(hole, data), (hole * 2 + data, data)])
     });
     prop_oneof![4 => run, 1 => sparse]
 }
@@ -83,10 +72,7 @@ fn files() -> impl Strategy<Value = Vec<TestFile>> {
 }
 
 fn run_files() -> impl Strategy<Value = Vec<TestFile>> {
-    prop::collection::vec(
-        (1..2 * BLOCK_LEN, any::<u64>()).prop_map(|(len, seed)| TestFile::of(len, seed)),
-        1..4,
-    )
+    prop::collection::vec((1..2 * BLOCK_LEN, any::<u64>()).prop_map(|(len, seed)| TestFile::of(len, seed)), 1..4)
 }
 
 fn verify() -> impl Strategy<Value = Verify> {
@@ -105,20 +91,8 @@ fn fault() -> impl Strategy<Value = Fault> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let read = (
-        any::<usize>(),
-        any::<u64>(),
-        1..800_000u32,
-        verify(),
-        1..5u8,
-    )
-        .prop_map(|(content, offset, len, verify, readers)| Op::Read {
-            content,
-            offset,
-            len,
-            verify,
-            readers,
-        });
+    let read = (any::<usize>(), any::<u64>(), 1..800_000u32, verify(), 1..5u8)
+        .prop_map(|(content, offset, len, verify, readers)| Op::Read { content, offset, len, verify, readers });
     prop_oneof![
         8 => read,
         2 => any::<usize>().prop_map(|pack| Op::Fill { pack }),
@@ -147,11 +121,7 @@ struct Run {
 impl Run {
     fn fetcher(&mut self) -> Fetcher {
         if self.fetcher.is_none() {
-            let cfg = if self.keep_memory {
-                small_config()
-            } else {
-                no_memory()
-            };
+            let cfg = if self.keep_memory { small_config() } else { no_memory() };
             let fetcher = self.world.fetcher(cfg);
             let packs = self.packs.iter().map(TestPack::uses).collect();
             let mount = fetcher.attach(packs, Prefetch::Touched);
@@ -166,13 +136,7 @@ impl Run {
 
     async fn step(&mut self, op: &Op) {
         match *op {
-            Op::Read {
-                content,
-                offset,
-                len,
-                verify,
-                readers,
-            } => {
+            Op::Read { content, offset, len, verify, readers } => {
                 self.read(content, offset, len, verify, readers).await;
             }
             Op::Fill { pack } => {
@@ -198,13 +162,7 @@ impl Run {
                     Fault::FlipByte(_) => vec![LakeOp::Get],
                     _ => Vec::new(),
                 };
-                self.world.lake.rule(Rule {
-                    ops,
-                    key_contains: String::new(),
-                    skip,
-                    times,
-                    fault,
-                });
+                self.world.lake.rule(Rule { ops, key_contains: String::new(), skip, times, fault });
                 self.faults = true;
             }
             Op::Restart => {
@@ -216,19 +174,12 @@ impl Run {
     }
 
     async fn read(&mut self, content: usize, offset: u64, len: u32, verify: Verify, readers: u8) {
-        let all: Vec<_> = self
-            .packs
-            .iter()
-            .flat_map(|p| p.contents.iter().map(move |c| (p.pack, c)))
-            .collect();
+        let all: Vec<_> = self.packs.iter().flat_map(|p| p.contents.iter().map(move |c| (p.pack, c))).collect();
         let (pack, content) = all[content % all.len()];
         let content = content.clone();
         let offset = offset % (content.c.size + 10);
         let want_end = (offset + u64::from(len)).min(content.c.size);
-        let want = content
-            .bytes
-            .get(offset as usize..want_end as usize)
-            .unwrap_or_default();
+        let want = content.bytes.get(offset as usize..want_end as usize).unwrap_or_default();
         let fetcher = self.fetcher();
         let reads = (0..readers).map(|_| fetcher.read(&content.c, offset, len, verify));
         for got in join_all(reads).await {
@@ -240,10 +191,7 @@ impl Run {
                         Verify::Node => self.damaged_after_check.contains(&pack),
                         Verify::Always => false,
                     };
-                    assert!(
-                        got == want || excused,
-                        "wrong bytes at {verify} from {offset}"
-                    );
+                    assert!(got == want || excused, "wrong bytes at {verify} from {offset}");
                 }
                 Err(error) => assert!(self.faults, "no fault explains {error}"),
             }
@@ -281,22 +229,11 @@ impl Run {
 
 async fn run(natives: Vec<Vec<TestFile>>, pinned: Vec<TestFile>, ops: Vec<Op>, keep_memory: bool) {
     let world = World::new();
-    let mut packs: Vec<_> = natives
-        .iter()
-        .enumerate()
-        .map(|(n, files)| native(&world.memory, &format!("p{n}"), files))
-        .collect();
+    let mut packs: Vec<_> =
+        natives.iter().enumerate().map(|(n, files)| native(&world.memory, &format!("p{n}"), files)).collect();
     packs.push(imported(&world.memory, "user", &pinned));
     let (damaged, damaged_after_check) = (HashSet::new(), HashSet::new());
-    let mut run = Run {
-        world,
-        packs,
-        keep_memory,
-        fetcher: None,
-        damaged,
-        damaged_after_check,
-        faults: false,
-    };
+    let mut run = Run { world, packs, keep_memory, fetcher: None, damaged, damaged_after_check, faults: false };
     for op in &ops {
         run.step(op).await;
     }
@@ -327,8 +264,5 @@ proptest! {
 
 /// More with LARDER_MODEL_CASES, for a campaign.
 fn cases() -> u32 {
-    std::env::var("LARDER_MODEL_CASES")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(24)
+    std::env::var("LARDER_MODEL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(24)
 }

@@ -18,18 +18,13 @@ fn files() -> Vec<TestFile> {
 
 async fn assert_reads(fetcher: &Fetcher, pack: &TestPack, verify: Verify) {
     for content in &pack.contents {
-        let got = fetcher
-            .read(&content.c, 0, u32::MAX, verify)
-            .await
-            .expect("read");
+        let got = fetcher.read(&content.c, 0, u32::MAX, verify).await.expect("read");
         assert!(got == content.bytes, "wrong bytes at {verify}");
     }
 }
 
 fn proof(world: &World, pack: &TestPack) -> Option<Proof> {
-    let bytes = world
-        .memory
-        .bytes_of(&pack_key(&pack.pack, PackPart::Proof))?;
+    let bytes = world.memory.bytes_of(&pack_key(&pack.pack, PackPart::Proof))?;
     Some(Proof::decode(&bytes).expect("a proof"))
 }
 
@@ -39,31 +34,16 @@ async fn imported_objects_are_read_from_where_they_lie_and_proven_when_the_pack_
     let pack = imported(&world.memory, "user", &files());
     let fetcher = world.fetcher(no_memory());
     assert_reads(&fetcher, &pack, Verify::Node).await;
-    assert!(
-        proof(&world, &pack).is_none(),
-        "reading parts proves nothing"
-    );
-    fetcher
-        .fill(vec![pack.uses()])
-        .wait()
-        .await
-        .expect("filled");
+    assert!(proof(&world, &pack).is_none(), "reading parts proves nothing");
+    fetcher.fill(vec![pack.uses()]).wait().await.expect("filled");
     let proof = proof(&world, &pack).expect("made by the fill");
-    let expected: Vec<_> = files()
-        .iter()
-        .map(|file| Some(digest(&file.bytes)))
-        .collect();
+    let expected: Vec<_> = files().iter().map(|file| Some(digest(&file.bytes))).collect();
     assert_eq!(proof.digests, expected);
-    world
-        .lake
-        .rule(Rule::every(Op::GetPinned, Fault::Permanent));
+    world.lake.rule(Rule::every(Op::GetPinned, Fault::Permanent));
     for verify in LEVELS {
         assert_reads(&fetcher, &pack, verify).await;
     }
-    let other_node = World {
-        kv: crate::store::kv::Kv::in_memory(),
-        ..world
-    };
+    let other_node = World { kv: crate::store::kv::Kv::in_memory(), ..world };
     for verify in LEVELS {
         assert_reads(&other_node.fetcher(no_memory()), &pack, verify).await;
     }
@@ -73,9 +53,7 @@ async fn imported_objects_are_read_from_where_they_lie_and_proven_when_the_pack_
 async fn an_overwritten_object_is_an_error_for_its_own_file_only() {
     let world = World::new();
     let pack = imported(&world.memory, "user", &files());
-    world
-        .memory
-        .set_foreign("user", "dir/2", vec![9; 70_000], false);
+    world.memory.set_foreign("user", "dir/2", vec![9; 70_000], false);
     let fetcher = world.fetcher(no_memory());
     let check = async |fetcher: &Fetcher| {
         for verify in LEVELS {
@@ -83,10 +61,7 @@ async fn an_overwritten_object_is_an_error_for_its_own_file_only() {
                 match fetcher.read(&content.c, 0, u32::MAX, verify).await {
                     Ok(got) => assert!(n != 2 && got == content.bytes, "content {n} at {verify}"),
                     Err(error) => {
-                        assert!(
-                            n == 2 && matches!(error, FetchError::Gone { .. }),
-                            "content {n}: {error:?}"
-                        );
+                        assert!(n == 2 && matches!(error, FetchError::Gone { .. }), "content {n}: {error:?}");
                         assert!(error.to_string().contains("s3://user/dir/2"), "{error}");
                     }
                 }
@@ -94,72 +69,28 @@ async fn an_overwritten_object_is_an_error_for_its_own_file_only() {
         }
     };
     check(&fetcher).await;
-    fetcher
-        .fill(vec![pack.uses()])
-        .wait()
-        .await
-        .expect("the rest of the pack is usable");
-    assert_eq!(
-        proof(&world, &pack)
-            .expect("made")
-            .digests
-            .iter()
-            .filter(|d| d.is_none())
-            .count(),
-        1
-    );
+    fetcher.fill(vec![pack.uses()]).wait().await.expect("the rest of the pack is usable");
+    assert_eq!(proof(&world, &pack).expect("made").digests.iter().filter(|d| d.is_none()).count(), 1);
     check(&fetcher).await;
     check(&world.fetcher(no_memory())).await;
-    let other_node = World {
-        kv: crate::store::kv::Kv::in_memory(),
-        ..world
-    };
+    let other_node = World { kv: crate::store::kv::Kv::in_memory(), ..world };
     check(&other_node.fetcher(no_memory())).await;
-    assert!(
-        other_node.object_path(&pack.pack).exists(),
-        "it is not set aside for what it cannot have"
-    );
+    assert!(other_node.object_path(&pack.pack).exists(), "it is not set aside for what it cannot have");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn other_bytes_under_the_same_pin_are_an_error() {
     let world = World::new();
     let pack = imported(&world.memory, "user", &files());
-    world
-        .fetcher(no_memory())
-        .fill(vec![pack.uses()])
-        .wait()
-        .await
-        .expect("filled");
+    world.fetcher(no_memory()).fill(vec![pack.uses()]).wait().await.expect("filled");
     std::fs::remove_file(world.object_path(&pack.pack)).expect("evicted");
     // A store that gives other bytes under the same ETag: nothing but the proof can tell.
-    world
-        .lake
-        .rule(Rule::every(Op::GetPinned, Fault::FlipByte(10)).on("dir/0"));
+    world.lake.rule(Rule::every(Op::GetPinned, Fault::FlipByte(10)).on("dir/0"));
     let fetcher = world.fetcher(no_memory());
-    let error = fetcher
-        .read(&pack.contents[0].c, 0, 100, Verify::Node)
-        .await
-        .expect_err("a conflict");
-    assert!(
-        matches!(error, FetchError::ProofConflict { .. }),
-        "{error:?}"
-    );
-    let error = fetcher
-        .fill(vec![pack.uses()])
-        .wait()
-        .await
-        .expect_err("a conflict");
-    assert!(
-        matches!(
-            error,
-            FillError::Failed {
-                first: PackFillError::Damaged { .. },
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    let error = fetcher.read(&pack.contents[0].c, 0, 100, Verify::Node).await.expect_err("a conflict");
+    assert!(matches!(error, FetchError::ProofConflict { .. }), "{error:?}");
+    let error = fetcher.fill(vec![pack.uses()]).wait().await.expect_err("a conflict");
+    assert!(matches!(error, FillError::Failed { first: PackFillError::Damaged { .. }, .. }), "{error:?}");
     assert!(!world.object_path(&pack.pack).exists());
 }
 
@@ -169,16 +100,10 @@ async fn with_read_only_credentials_the_proof_lies_beside_the_object() {
     let pack = imported(&world.memory, "user", &files());
     world.lake.rule(Rule::every(Op::Put, Fault::Denied));
     let fetcher = world.fetcher(no_memory());
-    fetcher
-        .fill(vec![pack.uses()])
-        .wait()
-        .await
-        .expect("filled");
+    fetcher.fill(vec![pack.uses()]).wait().await.expect("filled");
     assert!(proof(&world, &pack).is_none());
     let fresh = world.fetcher(no_memory());
-    world
-        .lake
-        .rule(Rule::every(Op::GetPinned, Fault::Permanent));
+    world.lake.rule(Rule::every(Op::GetPinned, Fault::Permanent));
     for verify in LEVELS {
         assert_reads(&fresh, &pack, verify).await;
     }
@@ -189,15 +114,8 @@ async fn a_byte_flipped_in_the_tier_heals_from_the_users_objects() {
     for content in 0..4 {
         let world = World::new();
         let pack = imported(&world.memory, "user", &files());
-        world
-            .fetcher(no_memory())
-            .fill(vec![pack.uses()])
-            .wait()
-            .await
-            .expect("filled");
-        let crate::format::placement::Location::Run { offset, .. } =
-            pack.contents[content].c.location
-        else {
+        world.fetcher(no_memory()).fill(vec![pack.uses()]).wait().await.expect("filled");
+        let crate::format::placement::Location::Run { offset, .. } = pack.contents[content].c.location else {
             panic!("a run")
         };
         world.flip_in_tier(&pack.pack, offset + 1000);
@@ -214,9 +132,6 @@ async fn a_reference_that_the_index_does_not_have_is_refused() {
     let fetcher = world.fetcher(small_config());
     let mut c = pack.contents[0].c.clone();
     c.location = pack.contents[2].c.location.clone();
-    let error = fetcher
-        .read(&c, 0, 10, Verify::Node)
-        .await
-        .expect_err("no such content there");
+    let error = fetcher.read(&c, 0, 10, Verify::Node).await.expect_err("no such content there");
     assert!(matches!(error, FetchError::BadPack { .. }), "{error:?}");
 }

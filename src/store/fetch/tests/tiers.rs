@@ -2,9 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::kit::{
-    FAKE_SPAN_LEN, FakeTier, TestFile, TestPack, World, flip, native, no_memory, small_config,
-};
+use super::kit::{FAKE_SPAN_LEN, FakeTier, TestFile, TestPack, World, flip, native, no_memory, small_config};
 use crate::format::digest::BLOCK_LEN;
 use crate::format::placement::Location;
 use crate::store::fetch::{FetchConfig, Fetcher, FillError, PackFillError, Prefetch, Verify};
@@ -25,10 +23,7 @@ fn mixed(lake: &MemLake, name: &str) -> TestPack {
 
 async fn assert_reads(fetcher: &Fetcher, pack: &TestPack, verify: Verify) {
     for content in &pack.contents {
-        let got = fetcher
-            .read(&content.c, 0, u32::MAX, verify)
-            .await
-            .expect("read");
+        let got = fetcher.read(&content.c, 0, u32::MAX, verify).await.expect("read");
         assert!(got == content.bytes, "wrong bytes at {verify}");
     }
 }
@@ -57,22 +52,14 @@ async fn a_fill_costs_the_lake_each_byte_once_and_afterwards_nothing() {
     let world = World::new();
     let pack = mixed(&world.memory, "a");
     let fetcher = world.fetcher(no_memory());
-    let done = fetcher
-        .fill(vec![pack.uses()])
-        .wait()
-        .await
-        .expect("filled");
+    let done = fetcher.fill(vec![pack.uses()]).wait().await.expect("filled");
     assert_eq!((done.packs_done, done.bytes_done), (1, pack.len));
     assert_eq!(fetcher.stats().lake_prefetch.bytes, pack.len);
     world.lake.rule(Rule::every(Op::Get, Fault::Permanent));
     for verify in LEVELS {
         assert_reads(&fetcher, &pack, verify).await;
     }
-    let again = fetcher
-        .fill(vec![pack.uses()])
-        .wait()
-        .await
-        .expect("it is there");
+    let again = fetcher.fill(vec![pack.uses()]).wait().await.expect("it is there");
     assert_eq!(again.packs_done, 1);
 }
 
@@ -80,25 +67,11 @@ async fn a_fill_costs_the_lake_each_byte_once_and_afterwards_nothing() {
 async fn a_filled_tier_serves_a_fresh_node_while_the_lake_is_down() {
     let world = World::new();
     let pack = mixed(&world.memory, "a");
-    world
-        .fetcher(small_config())
-        .fill(vec![pack.uses()])
-        .wait()
-        .await
-        .expect("filled");
-    world
-        .lake
-        .rule(Rule::every(Op::Get, Fault::Passing).on("data/"));
-    world
-        .lake
-        .rule(Rule::every(Op::Get, Fault::Passing).on(".index"));
-    world
-        .lake
-        .rule(Rule::every(Op::Get, Fault::Passing).on(".outboard"));
-    let other_node = World {
-        kv: crate::store::kv::Kv::in_memory(),
-        ..world
-    };
+    world.fetcher(small_config()).fill(vec![pack.uses()]).wait().await.expect("filled");
+    world.lake.rule(Rule::every(Op::Get, Fault::Passing).on("data/"));
+    world.lake.rule(Rule::every(Op::Get, Fault::Passing).on(".index"));
+    world.lake.rule(Rule::every(Op::Get, Fault::Passing).on(".outboard"));
+    let other_node = World { kv: crate::store::kv::Kv::in_memory(), ..world };
     for verify in LEVELS {
         assert_reads(&other_node.fetcher(no_memory()), &pack, verify).await;
     }
@@ -110,12 +83,7 @@ async fn a_byte_flipped_in_the_tier_heals_from_the_lake() {
         for content in 0..5 {
             let world = World::new();
             let pack = mixed(&world.memory, "a");
-            world
-                .fetcher(no_memory())
-                .fill(vec![pack.uses()])
-                .wait()
-                .await
-                .expect("filled");
+            world.fetcher(no_memory()).fill(vec![pack.uses()]).wait().await.expect("filled");
             world.flip_in_tier(&pack.pack, offset_of(&pack, content));
             let fetcher = world.fetcher(no_memory());
             assert_reads(&fetcher, &pack, verify).await;
@@ -136,11 +104,7 @@ async fn a_byte_flipped_while_the_daemon_runs_is_found_by_always() {
     let world = World::new();
     let pack = mixed(&world.memory, "a");
     let fetcher = world.fetcher(no_memory());
-    fetcher
-        .fill(vec![pack.uses()])
-        .wait()
-        .await
-        .expect("filled");
+    fetcher.fill(vec![pack.uses()]).wait().await.expect("filled");
     assert_reads(&fetcher, &pack, Verify::Always).await;
     world.flip_in_tier(&pack.pack, offset_of(&pack, 2) + 5);
     assert_reads(&fetcher, &pack, Verify::Always).await;
@@ -151,16 +115,8 @@ async fn a_byte_flipped_while_the_daemon_runs_is_found_by_always() {
 async fn an_object_that_was_cut_short_heals() {
     let world = World::new();
     let pack = mixed(&world.memory, "a");
-    world
-        .fetcher(no_memory())
-        .fill(vec![pack.uses()])
-        .wait()
-        .await
-        .expect("filled");
-    let object = std::fs::OpenOptions::new()
-        .write(true)
-        .open(world.object_path(&pack.pack))
-        .expect("there");
+    world.fetcher(no_memory()).fill(vec![pack.uses()]).wait().await.expect("filled");
+    let object = std::fs::OpenOptions::new().write(true).open(world.object_path(&pack.pack)).expect("there");
     object.set_len(pack.len - 5000).expect("cut");
     for verify in LEVELS {
         assert_reads(&world.fetcher(no_memory()), &pack, verify).await;
@@ -174,17 +130,9 @@ async fn a_byte_flipped_in_staging_is_neither_read_nor_published() {
     let pack = mixed(&world.memory, "a");
     let fetcher = world.fetcher_on(Some(tier.clone()), no_memory());
     // The last piece hangs, so that the others can be damaged in the staging file.
-    world.lake.rule(
-        Rule::every(Op::Get, Fault::Delay(Duration::from_millis(300)))
-            .on("data/")
-            .after(3)
-            .times(1),
-    );
+    world.lake.rule(Rule::every(Op::Get, Fault::Delay(Duration::from_millis(300))).on("data/").after(3).times(1));
     let fill = fetcher.fill(vec![pack.uses()]);
-    until("pieces are staged", || {
-        fill.progress().bytes_done > BLOCK_LEN
-    })
-    .await;
+    until("pieces are staged", || fill.progress().bytes_done > BLOCK_LEN).await;
     for content in 0..5 {
         flip(&tier.staging(&pack.pack), offset_of(&pack, content));
     }
@@ -203,15 +151,10 @@ async fn a_fill_that_was_killed_goes_on_from_its_marks() {
     let tier = FakeTier::new();
     let files: Vec<_> = (0..24).map(|n| TestFile::of(200_000 + n, n)).collect();
     let pack = native(&world.memory, "a", &files);
-    let cfg = FetchConfig {
-        prefetch_requests_max: 1,
-        ..no_memory()
-    };
+    let cfg = FetchConfig { prefetch_requests_max: 1, ..no_memory() };
     {
         let fetcher = world.fetcher_on(Some(tier.clone()), cfg.clone());
-        world
-            .lake
-            .rule(Rule::every(Op::Get, Fault::Hang).on("data/").after(8));
+        world.lake.rule(Rule::every(Op::Get, Fault::Hang).on("data/").after(8));
         let fill = fetcher.fill(vec![pack.uses()]);
         until("two spans are marked", || tier.spans_done(&pack.pack) >= 2).await;
         drop(fetcher);
@@ -219,18 +162,10 @@ async fn a_fill_that_was_killed_goes_on_from_its_marks() {
     }
     world.lake.heal();
     let fetcher = world.fetcher_on(Some(tier.clone()), cfg);
-    fetcher
-        .fill(vec![pack.uses()])
-        .wait()
-        .await
-        .expect("filled");
+    fetcher.fill(vec![pack.uses()]).wait().await.expect("filled");
     let marked = 2 * FAKE_SPAN_LEN;
     let fetched = fetcher.stats().lake_prefetch.bytes;
-    assert!(
-        fetched <= pack.len - marked + 2 * BLOCK_LEN,
-        "fetched {fetched} of {}",
-        pack.len
-    );
+    assert!(fetched <= pack.len - marked + 2 * BLOCK_LEN, "fetched {fetched} of {}", pack.len);
     assert_reads(&fetcher, &pack, Verify::Always).await;
     assert_eq!(fetcher.stats().heals, 0);
 }
@@ -242,25 +177,16 @@ async fn damage_to_what_a_killed_fill_left_is_found() {
     let files: Vec<_> = (0..24).map(|n| TestFile::of(200_000 + n, n)).collect();
     let pack = native(&world.memory, "a", &files);
     {
-        let cfg = FetchConfig {
-            prefetch_requests_max: 1,
-            ..no_memory()
-        };
+        let cfg = FetchConfig { prefetch_requests_max: 1, ..no_memory() };
         let fetcher = world.fetcher_on(Some(tier.clone()), cfg);
-        world
-            .lake
-            .rule(Rule::every(Op::Get, Fault::Hang).on("data/").after(8));
+        world.lake.rule(Rule::every(Op::Get, Fault::Hang).on("data/").after(8));
         let _fill = fetcher.fill(vec![pack.uses()]);
         until("two spans are marked", || tier.spans_done(&pack.pack) >= 2).await;
     }
     world.lake.heal();
     flip(&tier.staging(&pack.pack), 300_000);
     let fetcher = world.fetcher_on(Some(tier.clone()), no_memory());
-    fetcher
-        .fill(vec![pack.uses()])
-        .wait()
-        .await
-        .expect("filled");
+    fetcher.fill(vec![pack.uses()]).wait().await.expect("filled");
     assert_reads(&fetcher, &pack, Verify::Tier).await;
 }
 
@@ -270,46 +196,17 @@ async fn a_full_tier_stops_filling_and_no_read_fails() {
     let tier = FakeTier::new();
     tier.faults.full.store(true, Ordering::Relaxed);
     let pack = mixed(&world.memory, "a");
-    let cfg = FetchConfig {
-        tier_pause_ms: 60_000,
-        ..no_memory()
-    };
+    let cfg = FetchConfig { tier_pause_ms: 60_000, ..no_memory() };
     let fetcher = world.fetcher_on(Some(tier.clone()), cfg);
     let _mount = fetcher.attach(vec![pack.uses()], Prefetch::All);
-    let error = fetcher
-        .fill(vec![pack.uses()])
-        .wait()
-        .await
-        .expect_err("full");
-    assert!(
-        matches!(
-            error,
-            FillError::Failed {
-                first: PackFillError::Tier { .. },
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    let error = fetcher.fill(vec![pack.uses()]).wait().await.expect_err("full");
+    assert!(matches!(error, FillError::Failed { first: PackFillError::Tier { .. }, .. }), "{error:?}");
     assert!(fetcher.stats().filling_paused.is_some());
     for verify in LEVELS {
         assert_reads(&fetcher, &pack, verify).await;
     }
-    let error = fetcher
-        .fill(vec![pack.uses()])
-        .wait()
-        .await
-        .expect_err("paused");
-    assert!(
-        matches!(
-            error,
-            FillError::Failed {
-                first: PackFillError::Paused { .. },
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    let error = fetcher.fill(vec![pack.uses()]).wait().await.expect_err("paused");
+    assert!(matches!(error, FillError::Failed { first: PackFillError::Paused { .. }, .. }), "{error:?}");
     assert_eq!(fetcher.stats().read_errors, 0);
 }
 
@@ -325,11 +222,7 @@ async fn a_tier_that_fails_never_fails_a_read() {
     }
     tier.faults.opens_fail.store(false, Ordering::Relaxed);
     tier.faults.publishing_fails.store(true, Ordering::Relaxed);
-    fetcher
-        .fill(vec![pack.uses()])
-        .wait()
-        .await
-        .expect_err("not published");
+    fetcher.fill(vec![pack.uses()]).wait().await.expect_err("not published");
     assert_reads(&fetcher, &pack, Verify::Node).await;
     assert!(fetcher.stats().tier_errors >= 2);
 }
@@ -339,19 +232,13 @@ async fn a_tier_that_hangs_holds_readers_up_once_and_not_for_long() {
     let world = World::new();
     let tier = FakeTier::new();
     let pack = mixed(&world.memory, "a");
-    let cfg = FetchConfig {
-        tier_pause_ms: 60_000,
-        ..no_memory()
-    };
+    let cfg = FetchConfig { tier_pause_ms: 60_000, ..no_memory() };
     let fetcher = world.fetcher_on(Some(tier.clone()), cfg);
     tier.faults.hangs.store(true, Ordering::Relaxed);
     for verify in LEVELS {
         assert_reads(&fetcher, &pack, verify).await;
     }
-    assert!(
-        tier.faults.opens.load(Ordering::Relaxed) <= 2,
-        "nobody looks at it any more"
-    );
+    assert!(tier.faults.opens.load(Ordering::Relaxed) <= 2, "nobody looks at it any more");
     assert_eq!(fetcher.stats().read_errors, 0);
     tier.faults.hangs.store(false, Ordering::Relaxed);
 }
@@ -360,58 +247,27 @@ async fn a_tier_that_hangs_holds_readers_up_once_and_not_for_long() {
 async fn an_evicted_pack_is_read_from_the_lake_and_comes_back() {
     let world = World::new();
     let tier = FakeTier::new();
-    let (pack, other) = (
-        mixed(&world.memory, "a"),
-        native(&world.memory, "b", &[TestFile::of(9000, 77)]),
-    );
-    let cfg = FetchConfig {
-        open_files_max: 1,
-        ..no_memory()
-    };
+    let (pack, other) = (mixed(&world.memory, "a"), native(&world.memory, "b", &[TestFile::of(9000, 77)]));
+    let cfg = FetchConfig { open_files_max: 1, ..no_memory() };
     let fetcher = world.fetcher_on(Some(tier.clone()), cfg);
     let _mount = fetcher.attach(vec![pack.uses()], Prefetch::Touched);
-    fetcher
-        .fill(vec![pack.uses(), other.uses()])
-        .wait()
-        .await
-        .expect("filled");
+    fetcher.fill(vec![pack.uses(), other.uses()]).wait().await.expect("filled");
     assert_reads(&fetcher, &other, Verify::Node).await;
     tier.evict(&pack.pack);
     assert_reads(&fetcher, &pack, Verify::Node).await;
-    until("the mount's prefetch brings it back", || {
-        tier.object(&pack.pack).exists()
-    })
-    .await;
+    until("the mount's prefetch brings it back", || tier.object(&pack.pack).exists()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn open_files_stay_within_their_bound() {
     let world = World::new();
-    let packs: Vec<_> = (0..40)
-        .map(|n| {
-            native(
-                &world.memory,
-                &format!("p{n}"),
-                &[TestFile::of(5000 + n, n)],
-            )
-        })
-        .collect();
-    let fetcher = world.fetcher(FetchConfig {
-        open_files_max: 8,
-        ..no_memory()
-    });
-    fetcher
-        .fill(packs.iter().map(TestPack::uses).collect())
-        .wait()
-        .await
-        .expect("filled");
+    let packs: Vec<_> =
+        (0..40).map(|n| native(&world.memory, &format!("p{n}"), &[TestFile::of(5000 + n, n)])).collect();
+    let fetcher = world.fetcher(FetchConfig { open_files_max: 8, ..no_memory() });
+    fetcher.fill(packs.iter().map(TestPack::uses).collect()).wait().await.expect("filled");
     for pack in &packs {
         assert_reads(&fetcher, pack, Verify::Node).await;
-        assert!(
-            fetcher.stats().open_files <= 8,
-            "{}",
-            fetcher.stats().open_files
-        );
+        assert!(fetcher.stats().open_files <= 8, "{}", fetcher.stats().open_files);
     }
     assert_eq!(fetcher.stats().lake_demand.requests, 0);
 }
@@ -421,49 +277,21 @@ async fn a_whole_object_is_handed_out_only_once_this_node_digested_it() {
     let world = World::new();
     let pack = native(&world.memory, "a", &[TestFile::of(2 * BLOCK_LEN + 3, 1)]);
     let c = &pack.contents[0].c;
-    world
-        .fetcher(small_config())
-        .fill(vec![pack.uses()])
-        .wait()
-        .await
-        .expect("filled");
-    assert!(
-        world
-            .fetcher(small_config())
-            .whole(c, Verify::Node)
-            .is_some(),
-        "the filling node knows"
-    );
+    world.fetcher(small_config()).fill(vec![pack.uses()]).wait().await.expect("filled");
+    assert!(world.fetcher(small_config()).whole(c, Verify::Node).is_some(), "the filling node knows");
 
-    let other_node = World {
-        kv: crate::store::kv::Kv::in_memory(),
-        ..world
-    };
+    let other_node = World { kv: crate::store::kv::Kv::in_memory(), ..world };
     let fetcher = other_node.fetcher(small_config());
-    assert!(
-        fetcher.whole(c, Verify::Always).is_none(),
-        "each read is checked"
-    );
-    assert!(
-        fetcher.whole(c, Verify::Node).is_none(),
-        "not digested here yet"
-    );
-    until("it is digested in the background", || {
-        fetcher.whole(c, Verify::Node).is_some()
-    })
-    .await;
+    assert!(fetcher.whole(c, Verify::Always).is_none(), "each read is checked");
+    assert!(fetcher.whole(c, Verify::Node).is_none(), "not digested here yet");
+    until("it is digested in the background", || fetcher.whole(c, Verify::Node).is_some()).await;
     let fresh = other_node.fetcher(small_config());
-    let whole = fresh
-        .whole(c, Verify::Node)
-        .expect("remembered across a restart");
+    let whole = fresh.whole(c, Verify::Node).expect("remembered across a restart");
     assert_eq!(whole.len, c.size);
 
     other_node.flip_in_tier(&pack.pack, 99);
     let fresh = other_node.fetcher(small_config());
-    assert!(
-        fresh.whole(c, Verify::Node).is_none(),
-        "another mtime: not the file that was digested"
-    );
+    assert!(fresh.whole(c, Verify::Node).is_none(), "another mtime: not the file that was digested");
     until("it heals", || fresh.stats().heals == 1).await;
 }
 
@@ -474,25 +302,15 @@ async fn a_placement_that_points_at_other_contents_is_an_error_at_every_level() 
     let whole = native(&world.memory, "b", &[TestFile::of(2 * BLOCK_LEN, 50)]);
     let other = native(&world.memory, "c", &[TestFile::of(2 * BLOCK_LEN, 51)]);
     let fetcher = world.fetcher(no_memory());
-    fetcher
-        .fill(vec![pack.uses(), whole.uses(), other.uses()])
-        .wait()
-        .await
-        .expect("filled");
+    fetcher.fill(vec![pack.uses(), whole.uses(), other.uses()]).wait().await.expect("filled");
     for verify in LEVELS {
         assert_reads(&fetcher, &pack, verify).await;
         let mut wrong = pack.contents[0].c.clone();
         wrong.location = pack.contents[2].c.location.clone();
-        assert!(
-            fetcher.read(&wrong, 0, 100, verify).await.is_err(),
-            "a small file at {verify}"
-        );
+        assert!(fetcher.read(&wrong, 0, 100, verify).await.is_err(), "a small file at {verify}");
         let mut wrong = whole.contents[0].c.clone();
         wrong.location = other.contents[0].c.location.clone();
-        assert!(
-            fetcher.read(&wrong, 0, 100, verify).await.is_err(),
-            "a large file at {verify}"
-        );
+        assert!(fetcher.read(&wrong, 0, 100, verify).await.is_err(), "a large file at {verify}");
         assert!(fetcher.whole(&wrong, verify).is_none());
     }
     assert!(fetcher.whole(&whole.contents[0].c, Verify::Node).is_some());
@@ -503,11 +321,7 @@ async fn a_packed_file_is_never_handed_out_whole() {
     let world = World::new();
     let pack = mixed(&world.memory, "a");
     let fetcher = world.fetcher(small_config());
-    fetcher
-        .fill(vec![pack.uses()])
-        .wait()
-        .await
-        .expect("filled");
+    fetcher.fill(vec![pack.uses()]).wait().await.expect("filled");
     for content in &pack.contents {
         assert!(fetcher.whole(&content.c, Verify::Tier).is_none());
     }
@@ -515,27 +329,14 @@ async fn a_packed_file_is_never_handed_out_whole() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_brings_what_the_mount_asked_for() {
-    for (prefetch, brought) in [
-        (Prefetch::None, 0),
-        (Prefetch::Touched, 1),
-        (Prefetch::All, 4),
-    ] {
+    for (prefetch, brought) in [(Prefetch::None, 0), (Prefetch::Touched, 1), (Prefetch::All, 4)] {
         let world = World::new();
-        let packs: Vec<_> = (0..4)
-            .map(|n| native(&world.memory, &format!("p{n}"), &[TestFile::of(70_000, n)]))
-            .collect();
+        let packs: Vec<_> =
+            (0..4).map(|n| native(&world.memory, &format!("p{n}"), &[TestFile::of(70_000, n)])).collect();
         let fetcher = world.fetcher(small_config());
         let mount = fetcher.attach(packs.iter().map(TestPack::uses).collect(), prefetch);
-        fetcher
-            .read(&packs[2].contents[0].c, 0, 10, Verify::Node)
-            .await
-            .expect("read");
-        let there = || {
-            packs
-                .iter()
-                .filter(|pack| world.object_path(&pack.pack).exists())
-                .count()
-        };
+        fetcher.read(&packs[2].contents[0].c, 0, 10, Verify::Node).await.expect("read");
+        let there = || packs.iter().filter(|pack| world.object_path(&pack.pack).exists()).count();
         until("the packs come", || there() == brought).await;
         drop(mount);
     }
@@ -546,26 +347,12 @@ async fn readers_join_pieces_that_a_fill_brings() {
     let world = World::new();
     let pack = native(&world.memory, "a", &[TestFile::of(2 * BLOCK_LEN, 1)]);
     let fetcher = world.fetcher(no_memory());
-    world
-        .lake
-        .rule(Rule::every(Op::Get, Fault::Delay(Duration::from_millis(100))).on("data/"));
+    world.lake.rule(Rule::every(Op::Get, Fault::Delay(Duration::from_millis(100))).on("data/"));
     let fill = fetcher.fill(vec![pack.uses()]);
-    until("the fill is under way", || {
-        world
-            .lake
-            .counters()
-            .log
-            .iter()
-            .any(|(_, key)| key.starts_with("data/"))
-    })
-    .await;
+    until("the fill is under way", || world.lake.counters().log.iter().any(|(_, key)| key.starts_with("data/"))).await;
     let content = &pack.contents[0];
     let reads = (0..20).map(|n| fetcher.read(&content.c, n * 1000, 1000, Verify::Node));
-    for (n, got) in futures::future::join_all(reads)
-        .await
-        .into_iter()
-        .enumerate()
-    {
+    for (n, got) in futures::future::join_all(reads).await.into_iter().enumerate() {
         assert!(got.expect("read") == content.bytes[n * 1000..][..1000]);
     }
     fill.wait().await.expect("filled");
@@ -578,18 +365,10 @@ async fn cancelling_a_fill_ends_it_and_another_who_wants_the_pack_keeps_it_alive
     let world = World::new();
     let pack = mixed(&world.memory, "a");
     let fetcher = world.fetcher(small_config());
-    world
-        .lake
-        .rule(Rule::every(Op::Get, Fault::Delay(Duration::from_millis(50))).on("data/"));
-    let (first, second) = (
-        fetcher.fill(vec![pack.uses()]),
-        fetcher.fill(vec![pack.uses()]),
-    );
+    world.lake.rule(Rule::every(Op::Get, Fault::Delay(Duration::from_millis(50))).on("data/"));
+    let (first, second) = (fetcher.fill(vec![pack.uses()]), fetcher.fill(vec![pack.uses()]));
     first.cancel();
-    assert!(matches!(
-        first.wait().await,
-        Err(FillError::Cancelled { .. })
-    ));
+    assert!(matches!(first.wait().await, Err(FillError::Cancelled { .. })));
     second.wait().await.expect("filled");
     assert_eq!(fetcher.stats().lake_prefetch.bytes, pack.len, "one fill");
 }
@@ -599,10 +378,7 @@ async fn without_a_tier_a_fill_says_so_and_reads_work() {
     let world = World::new();
     let pack = mixed(&world.memory, "a");
     let fetcher = world.fetcher_on(None, small_config());
-    assert!(matches!(
-        fetcher.fill(vec![pack.uses()]).wait().await,
-        Err(FillError::NoTier)
-    ));
+    assert!(matches!(fetcher.fill(vec![pack.uses()]).wait().await, Err(FillError::NoTier)));
     assert_reads(&fetcher, &pack, Verify::Node).await;
 }
 
@@ -612,11 +388,7 @@ async fn a_damaged_pack_in_the_lake_is_not_published() {
     let pack = mixed(&world.memory, "a");
     world.memory.flip(&pack.key, offset_of(&pack, 2) as usize);
     let fetcher = world.fetcher(no_memory());
-    fetcher
-        .fill(vec![pack.uses()])
-        .wait()
-        .await
-        .expect_err("damaged");
+    fetcher.fill(vec![pack.uses()]).wait().await.expect_err("damaged");
     assert!(!world.object_path(&pack.pack).exists());
     for (n, content) in pack.contents.iter().enumerate() {
         let read = fetcher.read(&content.c, 0, u32::MAX, Verify::Tier).await;
@@ -633,18 +405,11 @@ async fn try_read_never_asks_the_lake() {
         assert!(fetcher.try_read(&content.c, 0, 10, Verify::Node).is_none());
     }
     assert_eq!(world.lake.counters().gets(), 0);
-    fetcher
-        .fill(vec![pack.uses()])
-        .wait()
-        .await
-        .expect("filled");
+    fetcher.fill(vec![pack.uses()]).wait().await.expect("filled");
     world.lake.reset_counters();
     for content in &pack.contents {
         let mut buf = vec![0; content.bytes.len() + 100];
-        let filled = fetcher
-            .try_read_into(&content.c, 3, &mut buf, Verify::Node)
-            .expect("at hand")
-            .expect("good");
+        let filled = fetcher.try_read_into(&content.c, 3, &mut buf, Verify::Node).expect("at hand").expect("good");
         assert!(buf[..filled] == content.bytes[3..]);
     }
     assert_eq!(world.lake.counters().gets(), 0);

@@ -45,9 +45,7 @@ pub async fn receive(
         };
         let ended = chunk.is_none();
         if let Some(chunk) = chunk {
-            pending.extend_from_slice(
-                &chunk.map_err(|_| s3_error!(IncompleteBody, "the body broke off"))?,
-            );
+            pending.extend_from_slice(&chunk.map_err(|_| s3_error!(IncompleteBody, "the body broke off"))?);
         }
         if ended || pending.len() >= PIECE_BYTES {
             let (piece, bucket) = (pending.split().freeze(), bucket.clone());
@@ -59,16 +57,10 @@ pub async fn receive(
     }
     let temp = temp.ok_or_else(|| s3_error!(InternalError))?;
     if announced.is_some_and(|len| u64::try_from(len) != Ok(temp.len_bytes())) {
-        return Err(s3_error!(
-            IncompleteBody,
-            "the body has not the announced length"
-        ));
+        return Err(s3_error!(IncompleteBody, "the body has not the announced length"));
     }
     if content_md5.is_some_and(|text| text != base64_of(&temp.md5())) {
-        return Err(s3_error!(
-            BadDigest,
-            "the body has another MD5 than Content-MD5 says"
-        ));
+        return Err(s3_error!(BadDigest, "the body has another MD5 than Content-MD5 says"));
     }
     Ok(temp)
 }
@@ -98,8 +90,7 @@ pub fn send(opened: Opened, range: Range<u64>) -> StreamingBlob {
                 return Ok(None);
             }
             let len = (left.end - left.start).min(PIECE_BYTES as u64);
-            let piece =
-                tokio::task::spawn_blocking(move || read_piece(&file, left.start, len as usize));
+            let piece = tokio::task::spawn_blocking(move || read_piece(&file, left.start, len as usize));
             let piece = piece.await.map_err(io::Error::other)??;
             Ok(Some((piece, left.start + len..left.end)))
         }

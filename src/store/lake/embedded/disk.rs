@@ -65,11 +65,7 @@ pub trait At<T> {
 
 impl<T> At<T> for io::Result<T> {
     fn at(self, path: &Path, doing: &'static str) -> Result<T, StoreError> {
-        self.map_err(|source| StoreError {
-            path: path.to_path_buf(),
-            doing,
-            source,
-        })
+        self.map_err(|source| StoreError { path: path.to_path_buf(), doing, source })
     }
 }
 
@@ -106,27 +102,18 @@ pub struct Bucket {
 
 /// Unix time in milliseconds.
 pub fn now_ms() -> i64 {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
 impl Disk {
     pub fn open(dir: &Path, options: StoreOptions) -> Result<Self, StoreError> {
         std::fs::create_dir_all(dir).at(dir, "making the directory")?;
-        Ok(Self {
-            dir: dir.to_path_buf(),
-            options,
-            cache: DirCache::default(),
-        })
+        Ok(Self { dir: dir.to_path_buf(), options, cache: DirCache::default() })
     }
 
     pub fn ensure_bucket(self: &Arc<Self>, name: &str) -> Result<Bucket, StoreError> {
-        let bucket = Bucket {
-            disk: self.clone(),
-            dir: self.dir.join(name),
-        };
+        let bucket = Bucket { disk: self.clone(), dir: self.dir.join(name) };
         for part in ["tmp", "locks", "uploads", "versions", "objects"] {
             let path = bucket.dir.join(part);
             std::fs::create_dir_all(&path).at(&path, "making the directory")?;
@@ -138,15 +125,8 @@ impl Disk {
     }
 
     pub fn bucket(self: &Arc<Self>, name: &str) -> Result<Bucket, OpError> {
-        let bucket = Bucket {
-            disk: self.clone(),
-            dir: self.dir.join(name),
-        };
-        if bucket.objects().is_dir() {
-            Ok(bucket)
-        } else {
-            Err(OpError::NoSuchBucket)
-        }
+        let bucket = Bucket { disk: self.clone(), dir: self.dir.join(name) };
+        if bucket.objects().is_dir() { Ok(bucket) } else { Err(OpError::NoSuchBucket) }
     }
 
     /// Lists the buckets with the times of their directories, in order.
@@ -154,14 +134,8 @@ impl Disk {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.dir).at(&self.dir, "listing the directory")? {
             let entry = entry.at(&self.dir, "listing the directory")?;
-            let time = entry
-                .metadata()
-                .and_then(|meta| meta.modified())
-                .unwrap_or(UNIX_EPOCH);
-            if let (Ok(name), true) = (
-                entry.file_name().into_string(),
-                entry.path().join("objects").is_dir(),
-            ) {
+            let time = entry.metadata().and_then(|meta| meta.modified()).unwrap_or(UNIX_EPOCH);
+            if let (Ok(name), true) = (entry.file_name().into_string(), entry.path().join("objects").is_dir()) {
                 found.push((name, time));
             }
         }
@@ -192,9 +166,7 @@ impl Disk {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             // Somebody removed the empty directory above: the caller tries again.
             Err(error) if is_gone(&error) => Ok(()),
-            made => made
-                .at(dir, "making the directory")
-                .and_then(|()| self.sync_dir(above)),
+            made => made.at(dir, "making the directory").and_then(|()| self.sync_dir(above)),
         }
     }
 
@@ -207,9 +179,7 @@ impl Disk {
             match what() {
                 Err(error) if is_gone(&error) && tries < 100 => tries += 1,
                 done => {
-                    return done
-                        .at(to, "moving an object to its place")
-                        .and_then(|()| self.sync_dir(dir));
+                    return done.at(to, "moving an object to its place").and_then(|()| self.sync_dir(dir));
                 }
             }
         }
@@ -241,11 +211,7 @@ impl Bucket {
     pub(super) fn lock(&self, key: &str) -> Result<KeyLock, StoreError> {
         let shard = blake3::hash(key.as_bytes()).as_bytes()[0] % LOCKS;
         let path = self.dir.join("locks").join(format!("{shard:02}"));
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path);
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         let file = file.at(&path, "opening a lock")?;
         file.lock().at(&path, "taking a lock")?;
         Ok(KeyLock(file))
@@ -269,16 +235,8 @@ impl Bucket {
 
     fn clear_tmp(&self) {
         // What cannot be cleared now is cleared next time.
-        for entry in std::fs::read_dir(self.dir.join("tmp"))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let age = entry
-                .metadata()
-                .and_then(|meta| meta.modified())
-                .ok()
-                .and_then(|time| time.elapsed().ok());
+        for entry in std::fs::read_dir(self.dir.join("tmp")).into_iter().flatten().flatten() {
+            let age = entry.metadata().and_then(|meta| meta.modified()).ok().and_then(|time| time.elapsed().ok());
             if age.is_some_and(|age| age > TMP_AGE_MAX) {
                 let _ = std::fs::remove_file(entry.path());
             }
@@ -287,23 +245,10 @@ impl Bucket {
 
     /// Begins to write an object.
     pub fn temp(&self) -> Result<TempObject, StoreError> {
-        let path = self
-            .dir
-            .join("tmp")
-            .join(uuid::Uuid::new_v4().simple().to_string());
-        let file = OpenOptions::new()
-            .create_new(true)
-            .read(true)
-            .write(true)
-            .open(&path);
+        let path = self.dir.join("tmp").join(uuid::Uuid::new_v4().simple().to_string());
+        let file = OpenOptions::new().create_new(true).read(true).write(true).open(&path);
         let file = file.at(&path, "making a temporary file")?;
-        Ok(TempObject {
-            path,
-            file,
-            md5: Md5::new(),
-            len: 0,
-            fsync: self.disk.options.fsync,
-        })
+        Ok(TempObject { path, file, md5: Md5::new(), len: 0, fsync: self.disk.options.fsync })
     }
 
     /// Opens the current object, or a version of it.
@@ -320,9 +265,7 @@ impl Bucket {
         }
         // An overwritten version is linked here before it loses its first name.
         let older = open_object(&self.versions_path(key).join(version))?;
-        older
-            .filter(|opened| !opened.info.delete_marker)
-            .ok_or(OpError::NoSuchVersion)
+        older.filter(|opened| !opened.info.delete_marker).ok_or(OpError::NoSuchVersion)
     }
 
     /// Puts a written object to its place, if the condition holds.
@@ -334,43 +277,24 @@ impl Bucket {
         headers: Headers,
         when: &Condition,
     ) -> Result<ObjectInfo, OpError> {
-        let version = self
-            .keeps_versions()
-            .then(|| uuid::Uuid::now_v7().simple().to_string());
-        let info = ObjectInfo {
-            size: temp.len,
-            etag,
-            modified_ms: now_ms(),
-            version,
-            delete_marker: false,
-            headers,
-        };
+        let version = self.keeps_versions().then(|| uuid::Uuid::now_v7().simple().to_string());
+        let info = ObjectInfo { size: temp.len, etag, modified_ms: now_ms(), version, delete_marker: false, headers };
         temp.seal(&info)?;
         let path = self.object_path(key);
         let _lock = self.lock(key)?;
         let current = open_object(&path)?;
         if !holds(when, current.as_ref().map(|opened| &opened.info)) {
             let missing = current.is_none() && when.etag.is_some();
-            return Err(if missing {
-                OpError::NoSuchKey
-            } else {
-                OpError::Precondition
-            });
+            return Err(if missing { OpError::NoSuchKey } else { OpError::Precondition });
         }
         self.keep_version(key, current.as_ref(), info.version.is_none())?;
-        self.disk
-            .place_in_dir(&path, || std::fs::rename(&temp.path, &path))?;
+        self.disk.place_in_dir(&path, || std::fs::rename(&temp.path, &path))?;
         temp.path = PathBuf::new();
         Ok(info)
     }
 
     /// Links the current object among the older versions, where it has to outlive its name.
-    fn keep_version(
-        &self,
-        key: &str,
-        current: Option<&Opened>,
-        null_follows: bool,
-    ) -> Result<(), OpError> {
+    fn keep_version(&self, key: &str, current: Option<&Opened>, null_follows: bool) -> Result<(), OpError> {
         let Some(current) = current else {
             return Ok(());
         };
@@ -379,11 +303,10 @@ impl Bucket {
         }
         let path = self.object_path(key);
         let kept = self.versions_path(key).join(current.info.version_id());
-        self.disk
-            .place_in_dir(&kept, || match std::fs::hard_link(&path, &kept) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-                linked => linked,
-            })?;
+        self.disk.place_in_dir(&kept, || match std::fs::hard_link(&path, &kept) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            linked => linked,
+        })?;
         Ok(())
     }
 
@@ -409,8 +332,7 @@ impl Bucket {
             };
             temp.seal(&info)?;
             let place = self.versions_path(key).join(&id);
-            self.disk
-                .place_in_dir(&place, || std::fs::rename(&temp.path, &place))?;
+            self.disk.place_in_dir(&place, || std::fs::rename(&temp.path, &place))?;
             temp.path = PathBuf::new();
             marker = Some(id);
         }
@@ -423,10 +345,7 @@ impl Bucket {
         let path = self.object_path(key);
         let _lock = self.lock(key)?;
         let current = open_object(&path)?;
-        if current
-            .as_ref()
-            .is_some_and(|opened| opened.info.version_id() == version)
-        {
+        if current.as_ref().is_some_and(|opened| opened.info.version_id() == version) {
             self.unlink(&path, &self.objects())?;
         } else if is_version_id(version) {
             self.unlink(&self.versions_path(key).join(version), &self.versions())?;
@@ -434,15 +353,10 @@ impl Bucket {
         if open_object(&path)?.is_some() {
             return Ok(());
         }
-        let newest = self
-            .older_versions(key)?
-            .into_iter()
-            .next()
-            .filter(|info| !info.delete_marker);
+        let newest = self.older_versions(key)?.into_iter().next().filter(|info| !info.delete_marker);
         if let Some(newest) = newest {
             let from = self.versions_path(key).join(newest.version_id());
-            self.disk
-                .place_in_dir(&path, || std::fs::rename(&from, &path))?;
+            self.disk.place_in_dir(&path, || std::fs::rename(&from, &path))?;
             self.remove_empty_above(&from, &self.versions());
         }
         Ok(())
@@ -476,9 +390,7 @@ impl Bucket {
     /// Removes the directories above `path` that are empty; gives the first that is not.
     fn remove_empty_above(&self, path: &Path, root: &Path) -> PathBuf {
         let above = path.ancestors().skip(1).take_while(|dir| *dir != root);
-        let kept = above
-            .into_iter()
-            .find(|dir| std::fs::remove_dir(dir).is_err());
+        let kept = above.into_iter().find(|dir| std::fs::remove_dir(dir).is_err());
         kept.unwrap_or(root).to_path_buf()
     }
 
@@ -497,16 +409,12 @@ impl Bucket {
 
 /// A version id becomes a file name: only what we make ourselves may.
 fn is_version_id(version: &str) -> bool {
-    version == "null"
-        || (version.len() == 32 && version.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    version == "null" || (version.len() == 32 && version.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 fn holds(when: &Condition, current: Option<&ObjectInfo>) -> bool {
     let absent = !when.absent || current.is_none();
-    let same = when
-        .etag
-        .as_ref()
-        .is_none_or(|etag| current.is_some_and(|info| info.etag == *etag));
+    let same = when.etag.as_ref().is_none_or(|etag| current.is_some_and(|info| info.etag == *etag));
     absent && same
 }
 
@@ -535,16 +443,12 @@ impl TempObject {
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         self.md5.update(bytes);
         self.len += bytes.len() as u64;
-        self.file
-            .write_all(bytes)
-            .at(&self.path, "writing an object")
+        self.file.write_all(bytes).at(&self.path, "writing an object")
     }
 
     /// Appends another object's body without looking at it (in the kernel, by copy_file_range).
     pub(super) fn append(&mut self, from: &Opened) -> Result<(), StoreError> {
-        (&from.file)
-            .seek(SeekFrom::Start(0))
-            .at(&self.path, "joining parts")?;
+        (&from.file).seek(SeekFrom::Start(0)).at(&self.path, "joining parts")?;
         let mut body = (&from.file).take(from.info.size);
         let copied = io::copy(&mut body, &mut self.file).at(&self.path, "joining parts")?;
         self.len += copied;
@@ -565,9 +469,7 @@ impl TempObject {
 
     /// Appends the meta and flushes.
     fn seal(&mut self, info: &ObjectInfo) -> Result<(), StoreError> {
-        self.file
-            .write_all(&info.encode())
-            .at(&self.path, "writing an object's meta")?;
+        self.file.write_all(&info.encode()).at(&self.path, "writing an object's meta")?;
         if self.fsync {
             self.file.sync_all().at(&self.path, "flushing an object")?;
         }

@@ -71,11 +71,7 @@ impl Bucket {
             After::Key(key) => (key, None),
             After::Prefix(prefix) => (prefix.clone(), Some(prefix.into_bytes())),
         };
-        let from = WalkFrom {
-            prefix: query.prefix.clone().into(),
-            after: after.into(),
-            skip,
-        };
+        let from = WalkFrom { prefix: query.prefix.clone().into(), after: after.into(), skip };
         let mut last = After::Nothing;
         let mut visit = |key: &[u8], path: &Path| {
             let key = String::from_utf8_lossy(key).into_owned();
@@ -97,19 +93,13 @@ impl Bucket {
             Ok(Step::Next)
         };
         let root = self.objects();
-        walk(&self.disk.cache, &root, NameKind::Object, from, &mut visit)
-            .at(&root, "listing the bucket")?;
+        walk(&self.disk.cache, &root, NameKind::Object, from, &mut visit).at(&root, "listing the bucket")?;
         Ok(page)
     }
 
     /// Lists the versions of the keys behind `after`, the newest of a key first, each with whether it
     /// is the latest; then where to go on. A page ends with all versions of its last key.
-    pub fn list_versions(
-        &self,
-        prefix: &str,
-        after: &str,
-        limit: usize,
-    ) -> Result<VersionPage, StoreError> {
+    pub fn list_versions(&self, prefix: &str, after: &str, limit: usize) -> Result<VersionPage, StoreError> {
         let mut keys = self.keys_of(&self.objects(), NameKind::Object, prefix, after, limit)?;
         keys.extend(self.keys_of(&self.versions(), NameKind::Versions, prefix, after, limit)?);
         keys.sort();
@@ -127,8 +117,7 @@ impl Bucket {
                 versions.insert(0, current);
             }
             let versions = versions.into_iter().enumerate();
-            page.versions
-                .extend(versions.map(|(at, version)| (key.clone(), version, at == 0)));
+            page.versions.extend(versions.map(|(at, version)| (key.clone(), version, at == 0)));
         }
         Ok(page)
     }
@@ -142,19 +131,11 @@ impl Bucket {
         after: &str,
         limit: usize,
     ) -> Result<Vec<String>, StoreError> {
-        let from = WalkFrom {
-            prefix: prefix.into(),
-            after: after.into(),
-            skip: None,
-        };
+        let from = WalkFrom { prefix: prefix.into(), after: after.into(), skip: None };
         let mut keys = Vec::new();
         let mut visit = |key: &[u8], _: &Path| {
             keys.push(String::from_utf8_lossy(key).into_owned());
-            Ok(if keys.len() > limit {
-                Step::Stop
-            } else {
-                Step::Next
-            })
+            Ok(if keys.len() > limit { Step::Stop } else { Step::Next })
         };
         walk(&self.disk.cache, root, kind, from, &mut visit).at(root, "listing the bucket")?;
         Ok(keys)
@@ -169,10 +150,7 @@ pub struct VersionPage {
 }
 
 fn common_prefix(query: &Query, key: &str) -> Option<String> {
-    let delimiter = query
-        .delimiter
-        .as_deref()
-        .filter(|delimiter| !delimiter.is_empty())?;
+    let delimiter = query.delimiter.as_deref().filter(|delimiter| !delimiter.is_empty())?;
     let rest = key.strip_prefix(&query.prefix)?;
     let end = query.prefix.len() + rest.find(delimiter)? + delimiter.len();
     key.get(..end).map(str::to_owned)

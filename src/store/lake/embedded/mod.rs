@@ -69,9 +69,7 @@ pub struct Store {
 impl Store {
     /// Opens (and makes, where missing) the directory.
     pub fn open(dir: &Path, options: StoreOptions) -> Result<Self, StoreError> {
-        Ok(Self {
-            disk: Arc::new(disk::Disk::open(dir, options)?),
-        })
+        Ok(Self { disk: Arc::new(disk::Disk::open(dir, options)?) })
     }
 
     /// Makes a bucket where there is none of that name.
@@ -103,11 +101,7 @@ pub struct Server {
 
 impl Server {
     /// Serves `store` on `listener`; with `keys` only to who has them, else to unsigned requests.
-    pub fn start(
-        store: Store,
-        listener: tokio::net::TcpListener,
-        keys: Option<StaticKeys>,
-    ) -> std::io::Result<Self> {
+    pub fn start(store: Store, listener: tokio::net::TcpListener, keys: Option<StaticKeys>) -> std::io::Result<Self> {
         let addr = listener.local_addr()?;
         let task = tokio::spawn(accept(listener, store.service(keys)));
         Ok(Self { addr, task })

@@ -96,10 +96,7 @@ pub fn decode_name(name: &str) -> Option<DirName> {
     if kind == NameKind::Dir {
         sort.push(b'/');
     }
-    Some(DirName {
-        sort: sort.into(),
-        kind,
-    })
+    Some(DirName { sort: sort.into(), kind })
 }
 
 /// Encodes the name that [`decode_name`] gives back.
@@ -133,17 +130,14 @@ mod tests {
 
     fn names(key: &str) -> Vec<DirName> {
         let path = key_path(Path::new(""), key, NameKind::Object);
-        path.iter()
-            .map(|name| decode_name(name.to_str().unwrap()).unwrap())
-            .collect()
+        path.iter().map(|name| decode_name(name.to_str().unwrap()).unwrap()).collect()
     }
 
     fn keys() -> impl Strategy<Value = String> {
         prop_oneof![
             "[a-b/.%! ~]{1,12}",
             "[a-c]{58,62}[/!0a]{0,3}[a-b]{0,3}",
-            proptest::collection::vec(any::<char>(), 1..20)
-                .prop_map(|chars| chars.into_iter().collect()),
+            proptest::collection::vec(any::<char>(), 1..20).prop_map(|chars| chars.into_iter().collect()),
         ]
     }
 
@@ -174,17 +168,8 @@ mod tests {
 
     #[test]
     fn the_longest_keys_fit_into_a_path() {
-        for key in [
-            "/".repeat(1024),
-            "ä".repeat(512),
-            "\u{1}/".repeat(512),
-            "x".repeat(1024),
-        ] {
-            let path = key_path(
-                Path::new("/a/directory/of/an/embedded/lake"),
-                &key,
-                NameKind::Object,
-            );
+        for key in ["/".repeat(1024), "ä".repeat(512), "\u{1}/".repeat(512), "x".repeat(1024)] {
+            let path = key_path(Path::new("/a/directory/of/an/embedded/lake"), &key, NameKind::Object);
             assert!(path.as_os_str().len() < 3500, "{}", path.as_os_str().len());
         }
     }

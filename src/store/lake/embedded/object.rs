@@ -67,8 +67,7 @@ impl ObjectInfo {
 
     /// Encodes what follows the body.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes =
-            serde_json::to_vec(self).expect("an object's meta has only texts and numbers");
+        let mut bytes = serde_json::to_vec(self).expect("an object's meta has only texts and numbers");
         let len = u32::try_from(bytes.len()).expect("an object's meta is shorter than 4 GiB");
         bytes.extend_from_slice(&len.to_le_bytes());
         bytes.extend_from_slice(MAGIC);
@@ -79,17 +78,14 @@ impl ObjectInfo {
     pub fn read(file: &File) -> io::Result<Self> {
         let file_len = file.metadata()?.len();
         let guess = read_end(file, file_len, GUESS_BYTES.min(file_len))?;
-        let meta_len =
-            meta_len(&guess).ok_or_else(|| damaged("its end is not that of an object"))?;
+        let meta_len = meta_len(&guess).ok_or_else(|| damaged("its end is not that of an object"))?;
         let whole = match meta_len + TAIL_BYTES {
             len if len <= guess.len() as u64 => guess,
             len if len <= file_len && meta_len <= META_BYTES_MAX => read_end(file, file_len, len)?,
             _ => return Err(damaged("its meta is longer than it can be")),
         };
         let skip = whole.len() - (meta_len + TAIL_BYTES) as usize;
-        let meta = whole
-            .get(skip..skip + meta_len as usize)
-            .unwrap_or_default();
+        let meta = whole.get(skip..skip + meta_len as usize).unwrap_or_default();
         let info: Self = serde_json::from_slice(meta).map_err(io::Error::other)?;
         if info.size + meta_len + TAIL_BYTES != file_len {
             return Err(damaged("its length does not add up"));
@@ -120,17 +116,8 @@ mod tests {
     use std::io::Write;
 
     fn info(size: u64, text_bytes: usize) -> ObjectInfo {
-        let headers = Headers {
-            content_type: Some("x".repeat(text_bytes)),
-            ..Headers::default()
-        };
-        ObjectInfo {
-            size,
-            etag: "e".into(),
-            modified_ms: 5,
-            headers,
-            ..ObjectInfo::default()
-        }
+        let headers = Headers { content_type: Some("x".repeat(text_bytes)), ..Headers::default() };
+        ObjectInfo { size, etag: "e".into(), modified_ms: 5, headers, ..ObjectInfo::default() }
     }
 
     #[test]
@@ -148,13 +135,7 @@ mod tests {
     fn a_file_that_was_cut_or_grew_is_damaged() {
         let whole = [vec![7; 100], info(100, 3).encode()].concat();
         let longer = [vec![7; 1], whole.clone()].concat();
-        for bytes in [
-            &whole[..whole.len() - 1],
-            &whole[1..],
-            &whole[..50],
-            &[],
-            &longer[..],
-        ] {
+        for bytes in [&whole[..whole.len() - 1], &whole[1..], &whole[..50], &[], &longer[..]] {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(bytes).unwrap();
             assert!(ObjectInfo::read(&file).is_err());

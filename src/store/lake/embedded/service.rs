@@ -63,10 +63,7 @@ fn limit_of(asked: Option<i32>) -> usize {
     usize::try_from(asked.unwrap_or(PAGE_KEYS_MAX).clamp(0, PAGE_KEYS_MAX)).unwrap_or(0)
 }
 
-fn put_condition(
-    absent: Option<&ETagCondition>,
-    same: Option<&ETagCondition>,
-) -> S3Result<Condition> {
+fn put_condition(absent: Option<&ETagCondition>, same: Option<&ETagCondition>) -> S3Result<Condition> {
     let absent = match absent {
         None => false,
         Some(ETagCondition::Any) => true,
@@ -99,10 +96,7 @@ fn check_read(
     customer_key_md5: Option<&String>,
 ) -> S3Result<()> {
     if info.headers.sse_customer_key_md5.as_ref() != customer_key_md5 {
-        return Err(s3_error!(
-            InvalidRequest,
-            "the object was stored with another customer key, or with none"
-        ));
+        return Err(s3_error!(InvalidRequest, "the object was stored with another customer key, or with none"));
     }
     if same.is_some_and(|condition| !meets(condition, info)) {
         return Err(s3_error!(PreconditionFailed));
@@ -195,12 +189,7 @@ impl Service {
         blocking(move || Ok(bucket.list(&query)?)).await
     }
 
-    async fn delete_one(
-        &self,
-        bucket: &Bucket,
-        key: String,
-        version: Option<String>,
-    ) -> S3Result<Option<String>> {
+    async fn delete_one(&self, bucket: &Bucket, key: String, version: Option<String>) -> S3Result<Option<String>> {
         let bucket = bucket.clone();
         blocking(move || match version {
             Some(version) => bucket.delete_version(&key, &version).map(|()| None),
@@ -215,11 +204,7 @@ fn range_of(asked: Option<s3s::dto::Range>, size: u64) -> S3Result<(Range<u64>, 
         return Ok((0..size, None));
     };
     let range = asked.check(size)?;
-    let header = format!(
-        "bytes {}-{}/{size}",
-        range.start,
-        range.end.saturating_sub(1)
-    );
+    let header = format!("bytes {}-{}/{size}", range.start, range.end.saturating_sub(1));
     Ok((range, Some(header)))
 }
 
@@ -235,36 +220,25 @@ fn objects_of(page: &super::list::Page, coding: &KeyCoding) -> Vec<Object> {
 }
 
 fn prefixes_of(page: &super::list::Page, coding: &KeyCoding) -> Vec<CommonPrefix> {
-    let prefix = |prefix: &String| CommonPrefix {
-        prefix: Some(coding.key(prefix.clone())),
-    };
+    let prefix = |prefix: &String| CommonPrefix { prefix: Some(coding.key(prefix.clone())) };
     page.prefixes.iter().map(prefix).collect()
 }
 
 #[async_trait::async_trait]
 impl S3 for Service {
-    async fn create_bucket(
-        &self,
-        req: S3Request<CreateBucketInput>,
-    ) -> S3Result<S3Response<CreateBucketOutput>> {
+    async fn create_bucket(&self, req: S3Request<CreateBucketInput>) -> S3Result<S3Response<CreateBucketOutput>> {
         let (disk, name) = (self.0.clone(), req.input.bucket);
         blocking(move || Ok(disk.ensure_bucket(&name)?)).await?;
         Ok(S3Response::new(CreateBucketOutput::default()))
     }
 
-    async fn delete_bucket(
-        &self,
-        req: S3Request<DeleteBucketInput>,
-    ) -> S3Result<S3Response<DeleteBucketOutput>> {
+    async fn delete_bucket(&self, req: S3Request<DeleteBucketInput>) -> S3Result<S3Response<DeleteBucketOutput>> {
         let bucket = self.bucket(&req.input.bucket).await?;
         blocking(move || bucket.remove()).await?;
         Ok(S3Response::new(DeleteBucketOutput {}))
     }
 
-    async fn head_bucket(
-        &self,
-        req: S3Request<HeadBucketInput>,
-    ) -> S3Result<S3Response<HeadBucketOutput>> {
+    async fn head_bucket(&self, req: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {
         self.bucket(&req.input.bucket).await?;
         Ok(S3Response::new(HeadBucketOutput::default()))
     }
@@ -277,10 +251,7 @@ impl S3 for Service {
         Ok(S3Response::new(GetBucketLocationOutput::default()))
     }
 
-    async fn list_buckets(
-        &self,
-        _: S3Request<ListBucketsInput>,
-    ) -> S3Result<S3Response<ListBucketsOutput>> {
+    async fn list_buckets(&self, _: S3Request<ListBucketsInput>) -> S3Result<S3Response<ListBucketsOutput>> {
         let disk = self.0.clone();
         let found = blocking(move || Ok(disk.buckets()?)).await?;
         let bucket = |(name, time)| s3s::dto::Bucket {
@@ -289,10 +260,7 @@ impl S3 for Service {
             ..s3s::dto::Bucket::default()
         };
         let buckets = Some(found.into_iter().map(bucket).collect());
-        Ok(S3Response::new(ListBucketsOutput {
-            buckets,
-            ..ListBucketsOutput::default()
-        }))
+        Ok(S3Response::new(ListBucketsOutput { buckets, ..ListBucketsOutput::default() }))
     }
 
     async fn get_bucket_versioning(
@@ -302,10 +270,7 @@ impl S3 for Service {
         let bucket = self.bucket(&req.input.bucket).await?;
         let enabled = || BucketVersioningStatus::from_static(BucketVersioningStatus::ENABLED);
         let status = bucket.keeps_versions().then(enabled);
-        Ok(S3Response::new(GetBucketVersioningOutput {
-            status,
-            ..GetBucketVersioningOutput::default()
-        }))
+        Ok(S3Response::new(GetBucketVersioningOutput { status, ..GetBucketVersioningOutput::default() }))
     }
 
     async fn put_bucket_versioning(
@@ -319,14 +284,9 @@ impl S3 for Service {
         Ok(S3Response::new(PutBucketVersioningOutput {}))
     }
 
-    async fn get_object(
-        &self,
-        req: S3Request<GetObjectInput>,
-    ) -> S3Result<S3Response<GetObjectOutput>> {
+    async fn get_object(&self, req: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         let input = req.input;
-        let opened = self
-            .open(&input.bucket, &input.key, input.version_id)
-            .await?;
+        let opened = self.open(&input.bucket, &input.key, input.version_id).await?;
         let info = opened.info.clone();
         let (same, other) = (input.if_match.as_ref(), input.if_none_match.as_ref());
         check_read(&info, same, other, input.sse_customer_key_md5.as_ref())?;
@@ -349,15 +309,9 @@ impl S3 for Service {
         Ok(S3Response::new(output))
     }
 
-    async fn head_object(
-        &self,
-        req: S3Request<HeadObjectInput>,
-    ) -> S3Result<S3Response<HeadObjectOutput>> {
+    async fn head_object(&self, req: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
         let input = req.input;
-        let info = self
-            .open(&input.bucket, &input.key, input.version_id)
-            .await?
-            .info;
+        let info = self.open(&input.bucket, &input.key, input.version_id).await?.info;
         let (same, other) = (input.if_match.as_ref(), input.if_none_match.as_ref());
         check_read(&info, same, other, input.sse_customer_key_md5.as_ref())?;
         let output = HeadObjectOutput {
@@ -376,10 +330,7 @@ impl S3 for Service {
         Ok(S3Response::new(output))
     }
 
-    async fn put_object(
-        &self,
-        req: S3Request<PutObjectInput>,
-    ) -> S3Result<S3Response<PutObjectOutput>> {
+    async fn put_object(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
         let input = req.input;
         check_key(&input.key)?;
         let when = put_condition(input.if_none_match.as_ref(), input.if_match.as_ref())?;
@@ -391,13 +342,7 @@ impl S3 for Service {
             kms: input.ssekms_key_id,
             customer_md5: input.sse_customer_key_md5,
         });
-        let temp = receive(
-            bucket.clone(),
-            input.body,
-            input.content_length,
-            input.content_md5,
-        )
-        .await?;
+        let temp = receive(bucket.clone(), input.body, input.content_length, input.content_md5).await?;
         let key = input.key;
         let info = blocking(move || {
             let etag = hex::encode(temp.md5());
@@ -415,33 +360,15 @@ impl S3 for Service {
         Ok(S3Response::new(output))
     }
 
-    async fn copy_object(
-        &self,
-        req: S3Request<CopyObjectInput>,
-    ) -> S3Result<S3Response<CopyObjectOutput>> {
+    async fn copy_object(&self, req: S3Request<CopyObjectInput>) -> S3Result<S3Response<CopyObjectOutput>> {
         let input = req.input;
         check_key(&input.key)?;
-        let CopySource::Bucket {
-            bucket: from,
-            key: from_key,
-            version_id,
-        } = input.copy_source
-        else {
+        let CopySource::Bucket { bucket: from, key: from_key, version_id } = input.copy_source else {
             return Err(s3_error!(NotImplemented));
         };
-        let opened = self
-            .open(&from, &from_key, version_id.map(String::from))
-            .await?;
-        let (same, other) = (
-            input.copy_source_if_match.as_ref(),
-            input.copy_source_if_none_match.as_ref(),
-        );
-        check_read(
-            &opened.info,
-            same,
-            other,
-            input.copy_source_sse_customer_key_md5.as_ref(),
-        )?;
+        let opened = self.open(&from, &from_key, version_id.map(String::from)).await?;
+        let (same, other) = (input.copy_source_if_match.as_ref(), input.copy_source_if_none_match.as_ref());
+        check_read(&opened.info, same, other, input.copy_source_sse_customer_key_md5.as_ref())?;
         let bucket = self.bucket(&input.bucket).await?;
         let key = input.key;
         let info = blocking(move || {
@@ -464,19 +391,11 @@ impl S3 for Service {
         Ok(S3Response::new(output))
     }
 
-    async fn delete_object(
-        &self,
-        req: S3Request<DeleteObjectInput>,
-    ) -> S3Result<S3Response<DeleteObjectOutput>> {
+    async fn delete_object(&self, req: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
         let input = req.input;
         let bucket = self.bucket(&input.bucket).await?;
-        let marker = match (
-            input.version_id.clone(),
-            put_condition(None, input.if_match.as_ref())?,
-        ) {
-            (None, when) if when.etag.is_some() => {
-                blocking(move || bucket.delete(&input.key, &when)).await?
-            }
+        let marker = match (input.version_id.clone(), put_condition(None, input.if_match.as_ref())?) {
+            (None, when) if when.etag.is_some() => blocking(move || bucket.delete(&input.key, &when)).await?,
             (version, _) => self.delete_one(&bucket, input.key, version).await?,
         };
         let output = DeleteObjectOutput {
@@ -487,17 +406,12 @@ impl S3 for Service {
         Ok(S3Response::new(output))
     }
 
-    async fn delete_objects(
-        &self,
-        req: S3Request<DeleteObjectsInput>,
-    ) -> S3Result<S3Response<DeleteObjectsOutput>> {
+    async fn delete_objects(&self, req: S3Request<DeleteObjectsInput>) -> S3Result<S3Response<DeleteObjectsOutput>> {
         let input = req.input;
         let bucket = self.bucket(&input.bucket).await?;
         let mut deleted = Vec::new();
         for object in input.delete.objects {
-            let marker = self
-                .delete_one(&bucket, object.key.clone(), object.version_id.clone())
-                .await?;
+            let marker = self.delete_one(&bucket, object.key.clone(), object.version_id.clone()).await?;
             deleted.push(DeletedObject {
                 key: Some(object.key),
                 version_id: object.version_id,
@@ -506,32 +420,19 @@ impl S3 for Service {
             });
         }
         let deleted = (!input.delete.quiet.unwrap_or(false)).then_some(deleted);
-        Ok(S3Response::new(DeleteObjectsOutput {
-            deleted,
-            ..DeleteObjectsOutput::default()
-        }))
+        Ok(S3Response::new(DeleteObjectsOutput { deleted, ..DeleteObjectsOutput::default() }))
     }
 
-    async fn list_objects_v2(
-        &self,
-        req: S3Request<ListObjectsV2Input>,
-    ) -> S3Result<S3Response<ListObjectsV2Output>> {
+    async fn list_objects_v2(&self, req: S3Request<ListObjectsV2Input>) -> S3Result<S3Response<ListObjectsV2Output>> {
         let input = req.input;
         let after = match (&input.continuation_token, &input.start_after) {
-            (Some(token), _) => {
-                After::decode(token).ok_or_else(|| s3_error!(InvalidArgument, "no such token"))?
-            }
+            (Some(token), _) => After::decode(token).ok_or_else(|| s3_error!(InvalidArgument, "no such token"))?,
             (None, Some(key)) => After::Key(key.clone()),
             (None, None) => After::Nothing,
         };
         let prefix = input.prefix.clone().unwrap_or_default();
         let limit = limit_of(input.max_keys);
-        let query = Query {
-            prefix,
-            delimiter: input.delimiter.clone(),
-            after,
-            limit,
-        };
+        let query = Query { prefix, delimiter: input.delimiter.clone(), after, limit };
         let page = self.list(&input.bucket, query).await?;
         let coding = KeyCoding::of(input.encoding_type.as_ref());
         let (contents, common) = (objects_of(&page, &coding), prefixes_of(&page, &coding));
@@ -553,31 +454,19 @@ impl S3 for Service {
         Ok(S3Response::new(output))
     }
 
-    async fn list_objects(
-        &self,
-        req: S3Request<ListObjectsInput>,
-    ) -> S3Result<S3Response<ListObjectsOutput>> {
+    async fn list_objects(&self, req: S3Request<ListObjectsInput>) -> S3Result<S3Response<ListObjectsOutput>> {
         let input = req.input;
         let prefix = input.prefix.clone().unwrap_or_default();
         let delimiter = input.delimiter.clone();
         // A marker may be a common prefix that the last page ended with.
         let after = match &input.marker {
             None => After::Nothing,
-            Some(marker)
-                if delimiter
-                    .as_ref()
-                    .is_some_and(|end| !end.is_empty() && marker.ends_with(end)) =>
-            {
+            Some(marker) if delimiter.as_ref().is_some_and(|end| !end.is_empty() && marker.ends_with(end)) => {
                 After::Prefix(marker.clone())
             }
             Some(marker) => After::Key(marker.clone()),
         };
-        let query = Query {
-            prefix,
-            delimiter,
-            after,
-            limit: limit_of(input.max_keys),
-        };
+        let query = Query { prefix, delimiter, after, limit: limit_of(input.max_keys) };
         let page = self.list(&input.bucket, query).await?;
         let coding = KeyCoding::of(input.encoding_type.as_ref());
         let next = page.next.clone().and_then(|after| match after {
@@ -616,13 +505,8 @@ impl S3 for Service {
             let (key, time) = (Some(coding.key(key)), Some(timestamp(info.modified_ms)));
             let version_id = Some(info.version_id().to_owned());
             if info.delete_marker {
-                let marker = DeleteMarkerEntry {
-                    key,
-                    version_id,
-                    is_latest: Some(latest),
-                    last_modified: time,
-                    owner: None,
-                };
+                let marker =
+                    DeleteMarkerEntry { key, version_id, is_latest: Some(latest), last_modified: time, owner: None };
                 markers.push(marker);
                 continue;
             }
@@ -675,36 +559,17 @@ impl S3 for Service {
         Ok(S3Response::new(output))
     }
 
-    async fn upload_part(
-        &self,
-        req: S3Request<UploadPartInput>,
-    ) -> S3Result<S3Response<UploadPartOutput>> {
+    async fn upload_part(&self, req: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
         let input = req.input;
-        let number = u32::try_from(input.part_number)
-            .ok()
-            .filter(|number| (1..=10_000).contains(number));
-        let number =
-            number.ok_or_else(|| s3_error!(InvalidArgument, "part numbers are 1 to 10000"))?;
+        let number = u32::try_from(input.part_number).ok().filter(|number| (1..=10_000).contains(number));
+        let number = number.ok_or_else(|| s3_error!(InvalidArgument, "part numbers are 1 to 10000"))?;
         let bucket = self.bucket(&input.bucket).await?;
-        let temp = receive(
-            bucket.clone(),
-            input.body,
-            input.content_length,
-            input.content_md5,
-        )
-        .await?;
-        let info = blocking(move || bucket.upload_part(&input.key, &input.upload_id, number, temp))
-            .await?;
-        Ok(S3Response::new(UploadPartOutput {
-            e_tag: Some(etag_of(&info)),
-            ..UploadPartOutput::default()
-        }))
+        let temp = receive(bucket.clone(), input.body, input.content_length, input.content_md5).await?;
+        let info = blocking(move || bucket.upload_part(&input.key, &input.upload_id, number, temp)).await?;
+        Ok(S3Response::new(UploadPartOutput { e_tag: Some(etag_of(&info)), ..UploadPartOutput::default() }))
     }
 
-    async fn list_parts(
-        &self,
-        req: S3Request<ListPartsInput>,
-    ) -> S3Result<S3Response<ListPartsOutput>> {
+    async fn list_parts(&self, req: S3Request<ListPartsInput>) -> S3Result<S3Response<ListPartsOutput>> {
         let input = req.input;
         let bucket = self.bucket(&input.bucket).await?;
         let (key, id) = (input.key.clone(), input.upload_id.clone());
@@ -721,9 +586,7 @@ impl S3 for Service {
             last_modified: Some(timestamp(info.modified_ms)),
             ..Part::default()
         };
-        let last = parts
-            .last()
-            .and_then(|(number, _)| i32::try_from(*number).ok());
+        let last = parts.last().and_then(|(number, _)| i32::try_from(*number).ok());
         let output = ListPartsOutput {
             bucket: Some(input.bucket),
             key: Some(input.key),
@@ -745,15 +608,10 @@ impl S3 for Service {
         let input = req.input;
         let bucket = self.bucket(&input.bucket).await?;
         let when = put_condition(input.if_none_match.as_ref(), input.if_match.as_ref())?;
-        let named = input
-            .multipart_upload
-            .and_then(|upload| upload.parts)
-            .unwrap_or_default();
+        let named = input.multipart_upload.and_then(|upload| upload.parts).unwrap_or_default();
         let mut parts = Vec::new();
         for part in named {
-            let number = part
-                .part_number
-                .and_then(|number| u32::try_from(number).ok());
+            let number = part.part_number.and_then(|number| u32::try_from(number).ok());
             let etag = part.e_tag.map(ETag::into_value);
             let (Some(number), Some(etag)) = (number, etag) else {
                 return Err(s3_error!(InvalidPart));
@@ -793,18 +651,14 @@ impl S3 for Service {
         let key_marker = input.key_marker.clone().unwrap_or_default();
         let id_marker = input.upload_id_marker.clone().unwrap_or_default();
         found.retain(|(id, upload)| {
-            let same_key_later =
-                upload.key == key_marker && !id_marker.is_empty() && *id > id_marker;
+            let same_key_later = upload.key == key_marker && !id_marker.is_empty() && *id > id_marker;
             key_marker.is_empty() || upload.key > key_marker || same_key_later
         });
         let limit = limit_of(input.max_uploads);
         let truncated = found.len() > limit;
         found.truncate(limit);
         let coding = KeyCoding::of(input.encoding_type.as_ref());
-        let last = found
-            .last()
-            .filter(|_| truncated)
-            .map(|(id, upload)| (id.clone(), coding.key(upload.key.clone())));
+        let last = found.last().filter(|_| truncated).map(|(id, upload)| (id.clone(), coding.key(upload.key.clone())));
         let upload = |(id, upload): (String, super::uploads::UploadInfo)| MultipartUpload {
             key: Some(coding.key(upload.key)),
             upload_id: Some(id),

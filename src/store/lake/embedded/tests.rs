@@ -30,15 +30,9 @@ fn setup() -> Setup {
         .endpoint_url("http://embedded.lake")
         .force_path_style(true)
         .allow_no_auth()
-        .http_client(aws_smithy_runtime_api::client::http::SharedHttpClient::new(
-            service,
-        ))
+        .http_client(aws_smithy_runtime_api::client::http::SharedHttpClient::new(service))
         .build();
-    Setup {
-        dir,
-        store,
-        client: aws_sdk_s3::Client::from_conf(config),
-    }
+    Setup { dir, store, client: aws_sdk_s3::Client::from_conf(config) }
 }
 
 impl Setup {
@@ -48,29 +42,19 @@ impl Setup {
 
     async fn put(&self, key: &str, body: &'static str) -> Option<String> {
         let put = self.client.put_object().bucket(BUCKET).key(key);
-        let put = put
-            .body(ByteStream::from_static(body.as_bytes()))
-            .send()
-            .await
-            .unwrap();
+        let put = put.body(ByteStream::from_static(body.as_bytes())).send().await.unwrap();
         put.version_id().map(str::to_owned)
     }
 
     async fn get(&self, key: &str, version: Option<&str>) -> Option<String> {
         let get = self.client.get_object().bucket(BUCKET).key(key);
-        let got = get
-            .set_version_id(version.map(str::to_owned))
-            .send()
-            .await
-            .ok()?;
+        let got = get.set_version_id(version.map(str::to_owned)).send().await.ok()?;
         let bytes = got.body.collect().await.unwrap().into_bytes();
         Some(String::from_utf8(bytes.to_vec()).unwrap())
     }
 
     fn tmp_files(&self) -> usize {
-        std::fs::read_dir(self.dir.path().join(BUCKET).join("tmp"))
-            .unwrap()
-            .count()
+        std::fs::read_dir(self.dir.path().join(BUCKET).join("tmp")).unwrap().count()
     }
 
     fn object_file(&self, key: &str) -> PathBuf {
@@ -83,25 +67,13 @@ impl Setup {
 async fn a_body_that_breaks_off_leaves_the_old_object_and_nothing_else() {
     let setup = setup();
     setup.put("a", "old").await;
-    let chunks = [
-        Ok(Bytes::from_static(b"half")),
-        Err(std::io::Error::other("gone")),
-    ];
+    let chunks = [Ok(Bytes::from_static(b"half")), Err(std::io::Error::other("gone"))];
     let body = s3s::dto::StreamingBlob::wrap(futures::stream::iter(chunks));
     let bucket = setup.store.disk.bucket(BUCKET).unwrap();
-    assert!(
-        body::receive(bucket.clone(), Some(body), None, None)
-            .await
-            .is_err()
-    );
-    let short = s3s::dto::StreamingBlob::wrap(futures::stream::iter([Ok::<_, std::io::Error>(
-        Bytes::from_static(b"x"),
-    )]));
-    assert!(
-        body::receive(bucket, Some(short), Some(2), None)
-            .await
-            .is_err()
-    );
+    assert!(body::receive(bucket.clone(), Some(body), None, None).await.is_err());
+    let short =
+        s3s::dto::StreamingBlob::wrap(futures::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"x"))]));
+    assert!(body::receive(bucket, Some(short), Some(2), None).await.is_err());
     assert_eq!(setup.get("a", None).await.unwrap(), "old");
     assert_eq!(setup.tmp_files(), 0);
 }
@@ -117,13 +89,7 @@ async fn what_a_crash_left_is_never_seen_and_is_cleared_after_a_day() {
     }
     setup.store.ensure_bucket(BUCKET).unwrap();
     assert!(tmp.join("fresh").exists() && !tmp.join("old").exists());
-    let listed = setup
-        .client
-        .list_objects_v2()
-        .bucket(BUCKET)
-        .send()
-        .await
-        .unwrap();
+    let listed = setup.client.list_objects_v2().bucket(BUCKET).send().await.unwrap();
     assert!(listed.contents().is_empty());
 }
 
@@ -151,50 +117,22 @@ async fn versions_are_kept_deleted_behind_markers_and_come_back() {
     let two = setup.put("k", "two").await.unwrap();
     assert_eq!(setup.get("k", Some("null")).await.unwrap(), "before");
     assert_eq!(setup.get("k", Some(&one)).await.unwrap(), "one");
-    let gone = setup
-        .client
-        .delete_object()
-        .bucket(BUCKET)
-        .key("k")
-        .send()
-        .await
-        .unwrap();
+    let gone = setup.client.delete_object().bucket(BUCKET).key("k").send().await.unwrap();
     assert_eq!(gone.delete_marker(), Some(true));
     assert!(setup.get("k", None).await.is_none());
     assert_eq!(setup.get("k", Some(&two)).await.unwrap(), "two");
-    let listed = setup
-        .client
-        .list_object_versions()
-        .bucket(BUCKET)
-        .send()
-        .await
-        .unwrap();
-    let ids: Vec<_> = listed
-        .versions()
-        .iter()
-        .map(|version| version.version_id().unwrap())
-        .collect();
+    let listed = setup.client.list_object_versions().bucket(BUCKET).send().await.unwrap();
+    let ids: Vec<_> = listed.versions().iter().map(|version| version.version_id().unwrap()).collect();
     assert_eq!(ids, [two.as_str(), one.as_str(), "null"]);
     assert_eq!(listed.delete_markers()[0].is_latest(), Some(true));
     let marker = gone.version_id().unwrap();
-    let delete = |id: String| {
-        setup
-            .client
-            .delete_object()
-            .bucket(BUCKET)
-            .key("k")
-            .version_id(id)
-            .send()
-    };
+    let delete = |id: String| setup.client.delete_object().bucket(BUCKET).key("k").version_id(id).send();
     delete(marker.to_owned()).await.unwrap();
     assert_eq!(setup.get("k", None).await.unwrap(), "two");
     delete(two.clone()).await.unwrap();
     assert_eq!(setup.get("k", None).await.unwrap(), "one");
     assert!(setup.get("k", Some(&two)).await.is_none());
-    assert!(
-        setup.get("k", Some("../../objects/x.o")).await.is_none(),
-        "an id is no path"
-    );
+    assert!(setup.get("k", Some("../../objects/x.o")).await.is_none(), "an id is no path");
 }
 
 #[tokio::test]
@@ -204,32 +142,14 @@ async fn other_clients_copy_delete_many_and_list_by_any_delimiter() {
         setup.put(key, "body").await;
     }
     let copy = setup.client.copy_object().bucket(BUCKET).key("d/e f");
-    copy.copy_source(format!("{BUCKET}/a-1"))
-        .send()
-        .await
-        .unwrap();
+    copy.copy_source(format!("{BUCKET}/a-1")).send().await.unwrap();
     assert_eq!(setup.get("d/e f", None).await.unwrap(), "body");
-    let list = || {
-        setup
-            .client
-            .list_objects_v2()
-            .bucket(BUCKET)
-            .delimiter("-")
-            .max_keys(1)
-    };
+    let list = || setup.client.list_objects_v2().bucket(BUCKET).delimiter("-").max_keys(1);
     let (mut seen, mut token) = (Vec::new(), None);
     loop {
         let page = list().set_continuation_token(token).send().await.unwrap();
-        seen.extend(
-            page.common_prefixes()
-                .iter()
-                .map(|prefix| prefix.prefix().unwrap().to_owned()),
-        );
-        seen.extend(
-            page.contents()
-                .iter()
-                .map(|object| object.key().unwrap().to_owned()),
-        );
+        seen.extend(page.common_prefixes().iter().map(|prefix| prefix.prefix().unwrap().to_owned()));
+        seen.extend(page.contents().iter().map(|object| object.key().unwrap().to_owned()));
         assert_eq!(page.key_count(), Some(1));
         token = page.next_continuation_token().map(str::to_owned);
         if token.is_none() {
@@ -238,49 +158,16 @@ async fn other_clients_copy_delete_many_and_list_by_any_delimiter() {
     }
     assert_eq!(seen, ["a-", "b-", "c", "d/e f"]);
     let id = |key: &str| ObjectIdentifier::builder().key(key).build().unwrap();
-    let keys = Delete::builder()
-        .objects(id("a-1"))
-        .objects(id("c"))
-        .objects(id("none"))
-        .build()
-        .unwrap();
-    setup
-        .client
-        .delete_objects()
-        .bucket(BUCKET)
-        .delete(keys)
-        .send()
-        .await
-        .unwrap();
+    let keys = Delete::builder().objects(id("a-1")).objects(id("c")).objects(id("none")).build().unwrap();
+    setup.client.delete_objects().bucket(BUCKET).delete(keys).send().await.unwrap();
     assert!(setup.get("a-1", None).await.is_none() && setup.get("a-2", None).await.is_some());
     let busy = setup.client.delete_bucket().bucket(BUCKET).send().await;
     assert!(busy.is_err(), "it is not empty");
     for key in ["a-2", "b-1", "d/e f"] {
-        setup
-            .client
-            .delete_object()
-            .bucket(BUCKET)
-            .key(key)
-            .send()
-            .await
-            .unwrap();
+        setup.client.delete_object().bucket(BUCKET).key(key).send().await.unwrap();
     }
-    setup
-        .client
-        .delete_bucket()
-        .bucket(BUCKET)
-        .send()
-        .await
-        .unwrap();
-    assert!(
-        setup
-            .client
-            .head_bucket()
-            .bucket(BUCKET)
-            .send()
-            .await
-            .is_err()
-    );
+    setup.client.delete_bucket().bucket(BUCKET).send().await.unwrap();
+    assert!(setup.client.head_bucket().bucket(BUCKET).send().await.is_err());
 }
 
 #[tokio::test]
@@ -288,14 +175,7 @@ async fn empty_directories_do_not_stay_behind_deleted_keys() {
     let setup = setup();
     setup.put("x/y/z/deep", "body").await;
     setup.put("x/other", "body").await;
-    setup
-        .client
-        .delete_object()
-        .bucket(BUCKET)
-        .key("x/y/z/deep")
-        .send()
-        .await
-        .unwrap();
+    setup.client.delete_object().bucket(BUCKET).key("x/y/z/deep").send().await.unwrap();
     assert!(!setup.object_file("x/y/z/deep").parent().unwrap().exists());
     assert_eq!(setup.get("x/other", None).await.unwrap(), "body");
 }
@@ -309,9 +189,7 @@ async fn puts_and_deletes_below_one_directory_do_not_trip_over_each_other() {
         tokio::spawn(async move {
             let key = format!("dir/sub/{n}");
             for _ in 0..50 {
-                lake.put(&key, Bytes::from_static(b"x"), PutIf::Absent)
-                    .await
-                    .unwrap();
+                lake.put(&key, Bytes::from_static(b"x"), PutIf::Absent).await.unwrap();
                 lake.delete(&key).await.unwrap();
             }
         })
@@ -325,37 +203,18 @@ async fn puts_and_deletes_below_one_directory_do_not_trip_over_each_other() {
 #[tokio::test]
 async fn a_customers_key_is_needed_to_read_again() {
     let setup = setup();
-    let with = |key: u8| S3Config {
-        sse: Sse::Customer {
-            key: SecretKey([key; 32]),
-        },
-        ..S3Config::new(BUCKET, "p")
-    };
+    let with = |key: u8| S3Config { sse: Sse::Customer { key: SecretKey([key; 32]) }, ..S3Config::new(BUCKET, "p") };
     let lake = setup.lake(with(1)).await;
-    lake.put("one", Bytes::from_static(b"x"), PutIf::Absent)
-        .await
-        .unwrap();
+    lake.put("one", Bytes::from_static(b"x"), PutIf::Absent).await.unwrap();
     let upload = lake.upload_begin("many").await.unwrap();
-    let part = lake
-        .upload_part(&upload, 1, Bytes::from_static(b"y"))
-        .await
-        .unwrap();
+    let part = lake.upload_part(&upload, 1, Bytes::from_static(b"y")).await.unwrap();
     lake.upload_finish(&upload, vec![part]).await.unwrap();
-    let (other, none) = (
-        setup.lake(with(2)).await,
-        setup.lake(S3Config::new(BUCKET, "p")).await,
-    );
+    let (other, none) = (setup.lake(with(2)).await, setup.lake(S3Config::new(BUCKET, "p")).await);
     for key in ["one", "many"] {
         assert!(get_all(&lake, key, 9).await.is_ok());
         assert!(lake.head(key).await.is_ok());
-        assert!(matches!(
-            other.get(key, None).await,
-            Err(LakeError::Permanent { .. })
-        ));
-        assert!(matches!(
-            none.get(key, None).await,
-            Err(LakeError::Permanent { .. })
-        ));
+        assert!(matches!(other.get(key, None).await, Err(LakeError::Permanent { .. })));
+        assert!(matches!(none.get(key, None).await, Err(LakeError::Permanent { .. })));
         assert!(none.head(key).await.is_err());
     }
 }
@@ -363,32 +222,17 @@ async fn a_customers_key_is_needed_to_read_again() {
 #[tokio::test]
 async fn encryption_is_asked_for_with_every_write() {
     let setup = setup();
-    let kms = Sse::Kms {
-        key_id: Some("key-7".into()),
-    };
+    let kms = Sse::Kms { key_id: Some("key-7".into()) };
     for (sse, header, key) in [(Sse::S3, "AES256", None), (kms, "aws:kms", Some("key-7"))] {
-        let lake = setup
-            .lake(S3Config {
-                sse,
-                ..S3Config::new(BUCKET, "")
-            })
-            .await;
-        lake.put("one", Bytes::from_static(b"x"), PutIf::Always)
-            .await
-            .unwrap();
+        let lake = setup.lake(S3Config { sse, ..S3Config::new(BUCKET, "") }).await;
+        lake.put("one", Bytes::from_static(b"x"), PutIf::Always).await.unwrap();
         let upload = lake.upload_begin("many").await.unwrap();
-        let part = lake
-            .upload_part(&upload, 1, Bytes::from_static(b"y"))
-            .await
-            .unwrap();
+        let part = lake.upload_part(&upload, 1, Bytes::from_static(b"y")).await.unwrap();
         lake.upload_finish(&upload, vec![part]).await.unwrap();
         for name in ["one", "many"] {
             let file = std::fs::File::open(setup.object_file(name)).unwrap();
             let headers = object::ObjectInfo::read(&file).unwrap().headers;
-            assert_eq!(
-                (headers.sse.as_deref(), headers.sse_kms_key_id.as_deref()),
-                (Some(header), key)
-            );
+            assert_eq!((headers.sse.as_deref(), headers.sse_kms_key_id.as_deref()), (Some(header), key));
         }
     }
 }
@@ -396,10 +240,7 @@ async fn encryption_is_asked_for_with_every_write() {
 #[tokio::test]
 async fn requests_that_are_not_signed_with_the_servers_keys_are_denied() {
     let setup = setup();
-    let keys = StaticKeys {
-        access_key: "key".into(),
-        secret_key: "secret".into(),
-    };
+    let keys = StaticKeys { access_key: "key".into(), secret_key: "secret".into() };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = Server::start(setup.store.clone(), listener, Some(keys.clone())).unwrap();
     let with = |keys: Option<StaticKeys>| S3Config {
@@ -410,20 +251,13 @@ async fn requests_that_are_not_signed_with_the_servers_keys_are_denied() {
     let lake = S3Lake::connect(with(Some(keys.clone()))).await.unwrap();
     assert!(lake.list("", None).await.is_ok());
     for wrong in [("key", "other"), ("other", "secret")] {
-        let wrong = StaticKeys {
-            access_key: wrong.0.into(),
-            secret_key: wrong.1.into(),
-        };
+        let wrong = StaticKeys { access_key: wrong.0.into(), secret_key: wrong.1.into() };
         let lake = S3Lake::connect(with(Some(wrong))).await.unwrap();
-        assert!(matches!(
-            lake.list("", None).await,
-            Err(LakeError::Denied { .. })
-        ));
+        assert!(matches!(lake.list("", None).await, Err(LakeError::Denied { .. })));
     }
     let mut stream = tokio::net::TcpStream::connect(server.addr()).await.unwrap();
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let request =
-        format!("GET /{BUCKET}?list-type=2 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let request = format!("GET /{BUCKET}?list-type=2 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();

@@ -28,22 +28,14 @@ pub struct UploadInfo {
 impl Bucket {
     fn upload_dir(&self, id: &str) -> Result<PathBuf, OpError> {
         let ours = id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if ours {
-            Ok(self.dir.join("uploads").join(id))
-        } else {
-            Err(OpError::NoSuchUpload)
-        }
+        if ours { Ok(self.dir.join("uploads").join(id)) } else { Err(OpError::NoSuchUpload) }
     }
 
     /// Begins an upload; gives its id.
     pub fn upload_begin(&self, key: &str, headers: Headers) -> Result<String, OpError> {
         let id = uuid::Uuid::now_v7().simple().to_string();
         let dir = self.upload_dir(&id)?;
-        let info = UploadInfo {
-            key: key.to_owned(),
-            begun_ms: now_ms(),
-            headers,
-        };
+        let info = UploadInfo { key: key.to_owned(), begun_ms: now_ms(), headers };
         std::fs::create_dir(&dir).at(&dir, "making an upload")?;
         let path = dir.join("upload.json");
         let text = serde_json::to_vec(&info).expect("an upload's meta has only texts and numbers");
@@ -56,29 +48,14 @@ impl Bucket {
     pub fn upload(&self, key: &str, id: &str) -> Result<UploadInfo, OpError> {
         let dir = self.upload_dir(id)?;
         let info = read_upload(&dir)?.ok_or(OpError::NoSuchUpload)?;
-        if info.key == key {
-            Ok(info)
-        } else {
-            Err(OpError::NoSuchUpload)
-        }
+        if info.key == key { Ok(info) } else { Err(OpError::NoSuchUpload) }
     }
 
     /// Takes a part that was written; an earlier one of the same number is replaced.
-    pub fn upload_part(
-        &self,
-        key: &str,
-        id: &str,
-        number: u32,
-        temp: TempObject,
-    ) -> Result<ObjectInfo, OpError> {
+    pub fn upload_part(&self, key: &str, id: &str, number: u32, temp: TempObject) -> Result<ObjectInfo, OpError> {
         self.upload(key, id)?;
         let etag = hex::encode(temp.md5());
-        let info = ObjectInfo {
-            size: temp.len_bytes(),
-            etag,
-            modified_ms: now_ms(),
-            ..ObjectInfo::default()
-        };
+        let info = ObjectInfo { size: temp.len_bytes(), etag, modified_ms: now_ms(), ..ObjectInfo::default() };
         let dir = self.upload_dir(id)?;
         match temp.place(&info, &dir.join(part_name(number))) {
             // The upload was completed or aborted meanwhile.
@@ -96,11 +73,7 @@ impl Bucket {
         let mut parts = Vec::new();
         for entry in std::fs::read_dir(&dir).at(&dir, "listing an upload")? {
             let entry = entry.at(&dir, "listing an upload")?;
-            let Some(number) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
-            else {
+            let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
             parts.extend(open_object(&entry.path())?.map(|part| (number, part.info)));
@@ -146,8 +119,7 @@ impl Bucket {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&dir).at(&dir, "listing uploads")? {
             let entry = entry.at(&dir, "listing uploads")?;
-            let upload =
-                read_upload(&entry.path())?.filter(|upload| upload.key.starts_with(prefix));
+            let upload = read_upload(&entry.path())?.filter(|upload| upload.key.starts_with(prefix));
             if let (Some(upload), Ok(id)) = (upload, entry.file_name().into_string()) {
                 found.push((id, upload));
             }
@@ -189,8 +161,7 @@ fn open_parts(dir: &Path, parts: &[(u32, String)]) -> Result<Vec<Opened>, OpErro
     }
     let mut opened = Vec::new();
     for (at, (number, etag)) in parts.iter().enumerate() {
-        let part =
-            open_object(&dir.join(part_name(*number)))?.filter(|part| part.info.etag == *etag);
+        let part = open_object(&dir.join(part_name(*number)))?.filter(|part| part.info.etag == *etag);
         let part = part.ok_or(OpError::InvalidPart)?;
         if part.info.size < PART_BYTES_MIN && at + 1 < parts.len() {
             return Err(OpError::PartTooSmall);

@@ -37,9 +37,7 @@ pub struct DirCache {
 
 impl Default for DirCache {
     fn default() -> Self {
-        Self {
-            dirs: Mutex::new((LruCache::unbounded(), 0)),
-        }
+        Self { dirs: Mutex::new((LruCache::unbounded(), 0)) }
     }
 }
 
@@ -61,23 +59,14 @@ impl DirCache {
         {
             return Ok(sorted.names.clone());
         }
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let names = match scan(path) {
             Ok(names) => names,
             Err(error) if is_gone(&error) => return Ok(Arc::default()),
             Err(error) => return Err(error),
         };
         if now.saturating_sub(SETTLED).as_nanos() as i128 > modified_ns {
-            self.keep(
-                path,
-                Sorted {
-                    inode: meta.ino(),
-                    modified_ns,
-                    names: names.clone(),
-                },
-            );
+            self.keep(path, Sorted { inode: meta.ino(), modified_ns, names: names.clone() });
         }
         Ok(names)
     }
@@ -110,10 +99,7 @@ fn scan(path: &Path) -> io::Result<Arc<[DirName]>> {
 
 /// Says whether a file or a directory on its way is not there.
 pub fn is_gone(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-    )
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// What to do after a key was met.
@@ -144,12 +130,7 @@ pub fn walk(
     from: WalkFrom,
     visit: &mut dyn FnMut(&[u8], &Path) -> io::Result<Step>,
 ) -> io::Result<()> {
-    let mut walk = Walk {
-        cache,
-        kind,
-        from,
-        visit,
-    };
+    let mut walk = Walk { cache, kind, from, visit };
     walk.dir(root, &mut Vec::new()).map(drop)
 }
 
@@ -193,20 +174,14 @@ impl Walk<'_> {
     fn first(&self, names: &[DirName], base: &[u8]) -> usize {
         let target = (&self.from.after).max(&self.from.prefix);
         match target.strip_prefix(base) {
-            Some(rest) => names
-                .partition_point(|name| &*name.sort <= rest)
-                .saturating_sub(1),
+            Some(rest) => names.partition_point(|name| &*name.sort <= rest).saturating_sub(1),
             None => 0,
         }
     }
 
     fn leaves_out(&self, full: &[u8], kind: NameKind) -> bool {
         let from = &self.from;
-        if from
-            .skip
-            .as_ref()
-            .is_some_and(|skip| full.starts_with(skip))
-        {
+        if from.skip.as_ref().is_some_and(|skip| full.starts_with(skip)) {
             return true;
         }
         match kind {
@@ -257,20 +232,9 @@ mod tests {
         let mut found = Vec::new();
         let mut visit = |key: &[u8], _: &Path| {
             found.push(String::from_utf8(key.to_vec()).unwrap());
-            Ok(if found.len() == limit {
-                Step::Stop
-            } else {
-                Step::Next
-            })
+            Ok(if found.len() == limit { Step::Stop } else { Step::Next })
         };
-        walk(
-            &DirCache::default(),
-            root,
-            NameKind::Object,
-            from,
-            &mut visit,
-        )
-        .unwrap();
+        walk(&DirCache::default(), root, NameKind::Object, from, &mut visit).unwrap();
         found
     }
 
@@ -311,8 +275,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("a.o"), b"").unwrap();
         let file = std::fs::File::open(dir.path()).unwrap();
-        file.set_modified(SystemTime::now() - Duration::from_secs(60))
-            .unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
         let cache = DirCache::default();
         let first = cache.names(dir.path()).unwrap();
         assert!(Arc::ptr_eq(&first, &cache.names(dir.path()).unwrap()));

@@ -10,8 +10,8 @@ use aws_credential_types::Credentials;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    BehaviorVersion, Region, RequestChecksumCalculation, ResponseChecksumValidation,
-    SharedHttpClient, StalledStreamProtectionConfig,
+    BehaviorVersion, Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
+    StalledStreamProtectionConfig,
 };
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
@@ -137,13 +137,8 @@ impl S3Config {
 
     /// Parses `s3://bucket/prefix`; everything else has its default.
     pub fn parse_url(url: &str) -> Result<Self, LakeUrlError> {
-        let error = |why| LakeUrlError {
-            text: url.to_owned(),
-            why,
-        };
-        let rest = url
-            .strip_prefix("s3://")
-            .ok_or_else(|| error("it does not begin with s3://"))?;
+        let error = |why| LakeUrlError { text: url.to_owned(), why };
+        let rest = url.strip_prefix("s3://").ok_or_else(|| error("it does not begin with s3://"))?;
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if bucket.is_empty() {
             return Err(error("it names no bucket"));
@@ -175,19 +170,12 @@ pub(super) enum Transport {
 }
 
 /// Builds the SDK's client.
-pub(super) async fn client(
-    config: &S3Config,
-    transport: Transport,
-) -> Result<aws_sdk_s3::Client, LakeOpenError> {
+pub(super) async fn client(config: &S3Config, transport: Transport) -> Result<aws_sdk_s3::Client, LakeOpenError> {
     let builder = match (&transport, &config.keys) {
-        (Transport::InProcess(_), _) => {
-            aws_sdk_s3::Config::builder().region(Region::new(DEFAULT_REGION))
-        }
+        (Transport::InProcess(_), _) => aws_sdk_s3::Config::builder().region(Region::new(DEFAULT_REGION)),
         (Transport::Network, Some(keys)) => {
             let keys = Credentials::from_keys(&keys.access_key, &keys.secret_key, None);
-            aws_sdk_s3::Config::builder()
-                .credentials_provider(keys)
-                .region(region(config).await)
+            aws_sdk_s3::Config::builder().credentials_provider(keys).region(region(config).await)
         }
         (Transport::Network, None) => chain(config).await?,
     };
@@ -197,14 +185,12 @@ pub(super) async fn client(
     };
     let at_aws = config.endpoint.is_none();
     let (on_request, on_response) = match (config.checksums, at_aws) {
-        (Checksums::Auto, true) | (Checksums::WhenSupported, _) => (
-            RequestChecksumCalculation::WhenSupported,
-            ResponseChecksumValidation::WhenSupported,
-        ),
-        (Checksums::Auto, false) | (Checksums::WhenRequired, _) => (
-            RequestChecksumCalculation::WhenRequired,
-            ResponseChecksumValidation::WhenRequired,
-        ),
+        (Checksums::Auto, true) | (Checksums::WhenSupported, _) => {
+            (RequestChecksumCalculation::WhenSupported, ResponseChecksumValidation::WhenSupported)
+        }
+        (Checksums::Auto, false) | (Checksums::WhenRequired, _) => {
+            (RequestChecksumCalculation::WhenRequired, ResponseChecksumValidation::WhenRequired)
+        }
     };
     let mut builder = builder
         .behavior_version(BehaviorVersion::latest())
@@ -225,10 +211,7 @@ pub(super) async fn client(
 
 /// Makes the timeouts of one try that may take `attempt` until the answer begins.
 pub(super) fn timeouts(config: &S3Config, attempt: Duration) -> TimeoutConfig {
-    TimeoutConfig::builder()
-        .connect_timeout(config.connect_timeout)
-        .operation_attempt_timeout(attempt)
-        .build()
+    TimeoutConfig::builder().connect_timeout(config.connect_timeout).operation_attempt_timeout(attempt).build()
 }
 
 /// Asks the standard AWS chain for region and credentials (the latter at the first request).
@@ -246,10 +229,7 @@ async fn region(config: &S3Config) -> Option<Region> {
         return known;
     }
     if config.endpoint.is_none() {
-        return RegionProviderChain::default_provider()
-            .or_else(DEFAULT_REGION)
-            .region()
-            .await;
+        return RegionProviderChain::default_provider().or_else(DEFAULT_REGION).region().await;
     }
     RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
         .or_else(ProfileFileRegionProvider::new())
@@ -271,29 +251,20 @@ fn network_client(config: &S3Config) -> Result<SharedHttpClient, LakeOpenError> 
         return Ok(aws_smithy_http_client::Builder::new().build_http());
     }
     if !endpoint.starts_with("https://") {
-        return Err(LakeOpenError::Endpoint {
-            endpoint: endpoint.to_owned(),
-        });
+        return Err(LakeOpenError::Endpoint { endpoint: endpoint.to_owned() });
     }
     let mut trust = TrustStore::default();
     if let Some(path) = &config.ca_file {
         trust = trust.with_pem_certificate(read_ca(path)?);
     }
     let context = TlsContext::builder().with_trust_store(trust).build();
-    Ok(https_client(
-        context.expect("a trust store alone is a valid TLS context"),
-    ))
+    Ok(https_client(context.expect("a trust store alone is a valid TLS context")))
 }
 
 /// Reads a PEM file; refuses one that the TLS library would only meet later, with a panic.
 fn read_ca(path: &Path) -> Result<Vec<u8>, LakeOpenError> {
-    let text = std::fs::read(path).map_err(|source| LakeOpenError::CaFile {
-        path: path.to_path_buf(),
-        source,
-    })?;
-    let content = || LakeOpenError::CaContent {
-        path: path.to_path_buf(),
-    };
+    let text = std::fs::read(path).map_err(|source| LakeOpenError::CaFile { path: path.to_path_buf(), source })?;
+    let content = || LakeOpenError::CaContent { path: path.to_path_buf() };
     let shown = std::str::from_utf8(&text).map_err(|_| content())?;
     let blocks: Vec<&str> = shown.split("-----BEGIN CERTIFICATE-----").skip(1).collect();
     if blocks.is_empty() || !blocks.into_iter().all(is_certificate) {
@@ -309,9 +280,7 @@ fn is_certificate(block: &str) -> bool {
     };
     let text: String = text.split_whitespace().collect();
     // A certificate is an ASN.1 sequence with a two-byte length.
-    let der = base64::engine::general_purpose::STANDARD
-        .decode(text)
-        .unwrap_or_default();
+    let der = base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default();
     matches!(der.as_slice(), [0x30, 0x82, high, low, rest @ ..]
         if rest.len() == usize::from(*high) * 256 + usize::from(*low))
 }
@@ -322,30 +291,14 @@ mod tests {
 
     #[test]
     fn urls_give_bucket_and_prefix() {
-        for (url, bucket, prefix) in [
-            ("s3://b", "b", ""),
-            ("s3://b/", "b", ""),
-            ("s3://b/a/c/", "b", "a/c"),
-            ("s3://my.b-1/x", "my.b-1", "x"),
-        ] {
+        for (url, bucket, prefix) in
+            [("s3://b", "b", ""), ("s3://b/", "b", ""), ("s3://b/a/c/", "b", "a/c"), ("s3://my.b-1/x", "my.b-1", "x")]
+        {
             let config = S3Config::parse_url(url).unwrap();
-            assert_eq!(
-                (config.bucket.as_str(), config.prefix.as_str()),
-                (bucket, prefix),
-                "{url}"
-            );
+            assert_eq!((config.bucket.as_str(), config.prefix.as_str()), (bucket, prefix), "{url}");
             assert_eq!(S3Config::parse_url(&config.url()).unwrap(), config);
         }
-        for url in [
-            "",
-            "b/c",
-            "http://b",
-            "s3://",
-            "s3:///x",
-            "s3://b b/x",
-            "s3://b/a//c",
-            "s3://b/../c",
-        ] {
+        for url in ["", "b/c", "http://b", "s3://", "s3:///x", "s3://b b/x", "s3://b/a//c", "s3://b/../c"] {
             assert!(S3Config::parse_url(url).is_err(), "{url}");
         }
     }
@@ -357,26 +310,13 @@ mod tests {
         let config = |path: &Path| S3Config {
             endpoint: Some("https://127.0.0.1:1".into()),
             ca_file: Some(path.to_path_buf()),
-            keys: Some(StaticKeys {
-                access_key: "a".into(),
-                secret_key: "b".into(),
-            }),
+            keys: Some(StaticKeys { access_key: "a".into(), secret_key: "b".into() }),
             ..S3Config::new("b", "")
         };
-        assert!(matches!(
-            client(&config(&path), Transport::Network).await,
-            Err(LakeOpenError::CaFile { .. })
-        ));
-        for text in [
-            "",
-            "hello",
-            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
-        ] {
+        assert!(matches!(client(&config(&path), Transport::Network).await, Err(LakeOpenError::CaFile { .. })));
+        for text in ["", "hello", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
             std::fs::write(&path, text).unwrap();
-            assert!(matches!(
-                client(&config(&path), Transport::Network).await,
-                Err(LakeOpenError::CaContent { .. })
-            ));
+            assert!(matches!(client(&config(&path), Transport::Network).await, Err(LakeOpenError::CaContent { .. })));
         }
     }
 }

@@ -18,9 +18,7 @@ pub enum S3Failure {
         /// Empty, or begins with a colon.
         message: String,
     },
-    #[error(
-        "no credentials: neither the environment, nor a profile, nor this machine's role has any"
-    )]
+    #[error("no credentials: neither the environment, nor a profile, nor this machine's role has any")]
     NoCredentials {
         #[source]
         source: Box<dyn Error + Send + Sync>,
@@ -61,12 +59,8 @@ fn kind_of(status: u16, code: &str) -> Kind {
     match (status, code) {
         // A missing bucket must not look like an empty lake.
         (_, "NoSuchBucket") => Kind::Permanent,
-        (_, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" | "InvalidAccessKeyId") => {
-            Kind::Denied
-        }
-        (_, "RequestTimeout" | "SlowDown" | "Throttling" | "IncompleteBody" | "BadDigest") => {
-            Kind::Passing
-        }
+        (_, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" | "InvalidAccessKeyId") => Kind::Denied,
+        (_, "RequestTimeout" | "SlowDown" | "Throttling" | "IncompleteBody" | "BadDigest") => Kind::Passing,
         (404, _) => Kind::NotFound,
         (304 | 412, _) => Kind::Precondition,
         // Two conditional writes, or a write and a deletion, met: the store asks to try again.
@@ -94,14 +88,7 @@ where
                 // An answer that is none of S3's: what the SDK says of it.
                 None => format!(": {}", DisplayErrorContext(answer.err())),
             };
-            (
-                kind_of(status, &code),
-                S3Failure::Answer {
-                    status,
-                    code,
-                    message,
-                },
-            )
+            (kind_of(status, &code), S3Failure::Answer { status, code, message })
         }
         other => without_answer(other),
     };
@@ -124,12 +111,8 @@ where
         SdkError::ConstructionFailure(_) => (Kind::Permanent, "the request could not be built"),
         SdkError::TimeoutError(_) => (Kind::Passing, "no answer in time"),
         SdkError::ResponseError(_) => (Kind::Passing, "the answer broke off, or is no S3 answer"),
-        SdkError::DispatchFailure(failure) if failure.is_user() => {
-            (Kind::Permanent, "the request could not be sent")
-        }
-        SdkError::DispatchFailure(failure) if failure.is_timeout() => {
-            (Kind::Passing, "no connection in time")
-        }
+        SdkError::DispatchFailure(failure) if failure.is_user() => (Kind::Permanent, "the request could not be sent"),
+        SdkError::DispatchFailure(failure) if failure.is_timeout() => (Kind::Passing, "no connection in time"),
         _ => (Kind::Passing, "the connection failed"),
     };
     let source: Box<dyn Error + Send + Sync> = error.into();
@@ -144,9 +127,7 @@ where
 }
 
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| {
-        (*error).source()
-    })
+    std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| (*error).source())
 }
 
 #[cfg(test)]

@@ -14,15 +14,13 @@ use std::time::Duration;
 
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
-    CompletedMultipartUpload, CompletedPart, EncodingType, Object, ObjectVersion,
-    ServerSideEncryption,
+    CompletedMultipartUpload, CompletedPart, EncodingType, Object, ObjectVersion, ServerSideEncryption,
 };
 use bytes::Bytes;
 use futures::StreamExt;
 
 use super::{
-    Body, BodyError, Lake, LakeError, ListPage, ObjectMeta, PutIf, RunningUpload, UploadId,
-    UploadedPart, embedded,
+    Body, BodyError, Lake, LakeError, ListPage, ObjectMeta, PutIf, RunningUpload, UploadId, UploadedPart, embedded,
 };
 use crate::format::tree::Pin;
 
@@ -59,12 +57,7 @@ struct SseHeaders {
 
 impl std::fmt::Debug for SseHeaders {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "SseHeaders({:?}, customer key: {})",
-            self.server,
-            self.customer.is_some()
-        )
+        write!(f, "SseHeaders({:?}, customer key: {})", self.server, self.customer.is_some())
     }
 }
 
@@ -74,22 +67,14 @@ impl From<&Sse> for SseHeaders {
         use md5::{Digest, Md5};
         match sse {
             Sse::None => Self::default(),
-            Sse::S3 => Self {
-                server: Some(ServerSideEncryption::Aes256),
-                ..Self::default()
-            },
-            Sse::Kms { key_id } => Self {
-                server: Some(ServerSideEncryption::AwsKms),
-                kms_key_id: key_id.clone(),
-                customer: None,
-            },
+            Sse::S3 => Self { server: Some(ServerSideEncryption::Aes256), ..Self::default() },
+            Sse::Kms { key_id } => {
+                Self { server: Some(ServerSideEncryption::AwsKms), kms_key_id: key_id.clone(), customer: None }
+            }
             Sse::Customer { key } => {
                 let digest: [u8; 16] = Md5::digest(key.0).into();
                 let customer = ("AES256".to_owned(), base64_of(&key.0), base64_of(&digest));
-                Self {
-                    customer: Some(customer),
-                    ..Self::default()
-                }
+                Self { customer: Some(customer), ..Self::default() }
             }
         }
     }
@@ -97,9 +82,7 @@ impl From<&Sse> for SseHeaders {
 
 impl SseHeaders {
     fn algorithm(&self) -> Option<String> {
-        self.customer
-            .as_ref()
-            .map(|(algorithm, _, _)| algorithm.clone())
+        self.customer.as_ref().map(|(algorithm, _, _)| algorithm.clone())
     }
 
     fn key(&self) -> Option<String> {
@@ -125,17 +108,11 @@ impl S3Lake {
         store.ensure_bucket(embedded::DEFAULT_BUCKET)?;
         let config = S3Config::new(embedded::DEFAULT_BUCKET, "");
         let lake = Self::in_process(&store, config).await?;
-        Ok(Self {
-            url: dir.display().to_string(),
-            ..lake
-        })
+        Ok(Self { url: dir.display().to_string(), ..lake })
     }
 
     /// Speaks to a store in this process; of `config`, where and how to connect does not count.
-    pub async fn in_process(
-        store: &embedded::Store,
-        config: S3Config,
-    ) -> Result<Self, LakeOpenError> {
+    pub async fn in_process(store: &embedded::Store, config: S3Config) -> Result<Self, LakeOpenError> {
         let config = S3Config {
             endpoint: Some("http://embedded.lake".to_owned()),
             path_style: Some(true),
@@ -149,12 +126,7 @@ impl S3Lake {
     }
 
     fn new(client: aws_sdk_s3::Client, config: S3Config) -> Self {
-        Self {
-            sse: SseHeaders::from(&config.sse),
-            url: config.url(),
-            client,
-            config: Arc::new(config),
-        }
+        Self { sse: SseHeaders::from(&config.sse), url: config.url(), client, config: Arc::new(config) }
     }
 
     /// Gives the configuration.
@@ -164,23 +136,14 @@ impl S3Lake {
 
     /// Makes the bucket; one that is there already is no error.
     pub async fn create_bucket(&self) -> Result<(), LakeError> {
-        let made = self
-            .client
-            .create_bucket()
-            .bucket(&self.config.bucket)
-            .send()
-            .await;
+        let made = self.client.create_bucket().bucket(&self.config.bucket).send().await;
         match made {
             Ok(_) => Ok(()),
             Err(error) => {
-                let exists = error.as_service_error().is_some_and(|error| {
-                    error.is_bucket_already_owned_by_you() || error.is_bucket_already_exists()
-                });
-                if exists {
-                    Ok(())
-                } else {
-                    Err(lake_error(&self.config.bucket, error))
-                }
+                let exists = error
+                    .as_service_error()
+                    .is_some_and(|error| error.is_bucket_already_owned_by_you() || error.is_bucket_already_exists());
+                if exists { Ok(()) } else { Err(lake_error(&self.config.bucket, error)) }
             }
         }
     }
@@ -188,22 +151,11 @@ impl S3Lake {
     /// Lets the bucket keep older versions from now on, or no longer.
     pub async fn set_versioning(&self, on: bool) -> Result<(), LakeError> {
         use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
-        let status = if on {
-            BucketVersioningStatus::Enabled
-        } else {
-            BucketVersioningStatus::Suspended
-        };
+        let status = if on { BucketVersioningStatus::Enabled } else { BucketVersioningStatus::Suspended };
         let setting = VersioningConfiguration::builder().status(status).build();
         let bucket = &self.config.bucket;
-        let set = self
-            .client
-            .put_bucket_versioning()
-            .bucket(bucket)
-            .versioning_configuration(setting);
-        set.send()
-            .await
-            .map(drop)
-            .map_err(|error| lake_error(bucket, error))
+        let set = self.client.put_bucket_versioning().bucket(bucket).versioning_configuration(setting);
+        set.send().await.map(drop).map_err(|error| lake_error(bucket, error))
     }
 
     fn full(&self, key: &str) -> String {
@@ -218,9 +170,7 @@ impl S3Lake {
         if self.config.prefix.is_empty() {
             return Some(full.to_owned());
         }
-        full.strip_prefix(&self.config.prefix)?
-            .strip_prefix('/')
-            .map(str::to_owned)
+        full.strip_prefix(&self.config.prefix)?.strip_prefix('/').map(str::to_owned)
     }
 
     /// Overrides the timeout of one try.
@@ -240,9 +190,7 @@ impl S3Lake {
         answer: aws_sdk_s3::operation::get_object::GetObjectOutput,
         range: Option<&Range<u64>>,
     ) -> Result<Body, LakeError> {
-        let len = answer
-            .content_length()
-            .and_then(|len| u64::try_from(len).ok());
+        let len = answer.content_length().and_then(|len| u64::try_from(len).ok());
         let asked = range.map(|range| range.end - range.start);
         let whole = range.is_none_or(|range| range.start == 0) && answer.content_range().is_none();
         let right = match range {
@@ -251,10 +199,7 @@ impl S3Lake {
         };
         let Some(len) = len.filter(|len| right && asked.is_none_or(|asked| asked == *len)) else {
             let source = BodyError::WrongRange.into();
-            return Err(LakeError::Permanent {
-                key: key.to_owned(),
-                source,
-            });
+            return Err(LakeError::Permanent { key: key.to_owned(), source });
         };
         let etag = answer.e_tag().unwrap_or_default().to_owned();
         let stream = checked(key.to_owned(), answer.body, len, self.config.read_timeout);
@@ -262,26 +207,16 @@ impl S3Lake {
     }
 
     async fn list_page(&self, prefix: &str, page: Option<String>) -> Result<ListPage, LakeError> {
-        let listing = self
-            .list_objects(&self.config.bucket, &self.full(prefix), page)
-            .await?;
+        let listing = self.list_objects(&self.config.bucket, &self.full(prefix), page).await?;
         let objects = listing.objects.into_iter().filter_map(|object| {
             let key = self.relative(&object.key)?;
             Some(ObjectMeta { key, ..object })
         });
-        Ok(ListPage {
-            objects: objects.collect(),
-            next: listing.next,
-        })
+        Ok(ListPage { objects: objects.collect(), next: listing.next })
     }
 
     /// Lists whole keys of any bucket.
-    async fn list_objects(
-        &self,
-        bucket: &str,
-        prefix: &str,
-        page: Option<String>,
-    ) -> Result<ListPage, LakeError> {
+    async fn list_objects(&self, bucket: &str, prefix: &str, page: Option<String>) -> Result<ListPage, LakeError> {
         let answer = self
             .client
             .list_objects_v2()
@@ -293,27 +228,13 @@ impl S3Lake {
             .await
             .map_err(|error| lake_error(prefix, error))?;
         let encoded = answer.encoding_type() == Some(&EncodingType::Url);
-        let objects = answer
-            .contents()
-            .iter()
-            .map(|object| meta_of(object, encoded))
-            .collect();
-        let next = answer
-            .next_continuation_token()
-            .filter(|_| answer.is_truncated() == Some(true));
-        Ok(ListPage {
-            objects,
-            next: next.map(str::to_owned),
-        })
+        let objects = answer.contents().iter().map(|object| meta_of(object, encoded)).collect();
+        let next = answer.next_continuation_token().filter(|_| answer.is_truncated() == Some(true));
+        Ok(ListPage { objects, next: next.map(str::to_owned) })
     }
 
     /// Lists the latest versions of any bucket's keys.
-    async fn list_versions(
-        &self,
-        bucket: &str,
-        prefix: &str,
-        page: VersionsPage,
-    ) -> Result<ListPage, LakeError> {
+    async fn list_versions(&self, bucket: &str, prefix: &str, page: VersionsPage) -> Result<ListPage, LakeError> {
         let answer = self
             .client
             .list_object_versions()
@@ -326,22 +247,14 @@ impl S3Lake {
             .await
             .map_err(|error| lake_error(prefix, error))?;
         let encoded = answer.encoding_type() == Some(&EncodingType::Url);
-        let latest = answer
-            .versions()
-            .iter()
-            .filter(|version| version.is_latest() == Some(true));
-        let objects = latest
-            .map(|version| version_meta_of(version, encoded))
-            .collect();
+        let latest = answer.versions().iter().filter(|version| version.is_latest() == Some(true));
+        let objects = latest.map(|version| version_meta_of(version, encoded)).collect();
         let next = VersionsPage {
             key: answer.next_key_marker().map(|key| decoded(key, encoded)),
             version: answer.next_version_id_marker().map(str::to_owned),
         };
         let more = answer.is_truncated() == Some(true) && next.key.is_some();
-        Ok(ListPage {
-            objects,
-            next: more.then(|| next.encode()),
-        })
+        Ok(ListPage { objects, next: more.then(|| next.encode()) })
     }
 }
 
@@ -397,36 +310,21 @@ fn decoded(key: &str, encoded: bool) -> String {
 fn meta_of(object: &Object, encoded: bool) -> ObjectMeta {
     ObjectMeta {
         key: decoded(object.key().unwrap_or_default(), encoded),
-        size: object
-            .size()
-            .and_then(|size| u64::try_from(size).ok())
-            .unwrap_or(0),
+        size: object.size().and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
         etag: object.e_tag().unwrap_or_default().to_owned(),
         version: None,
-        modified_ms: object
-            .last_modified()
-            .and_then(|time| time.to_millis().ok())
-            .unwrap_or(0),
+        modified_ms: object.last_modified().and_then(|time| time.to_millis().ok()).unwrap_or(0),
     }
 }
 
 fn version_meta_of(version: &ObjectVersion, encoded: bool) -> ObjectMeta {
     ObjectMeta {
         key: decoded(version.key().unwrap_or_default(), encoded),
-        size: version
-            .size()
-            .and_then(|size| u64::try_from(size).ok())
-            .unwrap_or(0),
+        size: version.size().and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
         etag: version.e_tag().unwrap_or_default().to_owned(),
         // "null" is no version that stays: it was written while the bucket kept none.
-        version: version
-            .version_id()
-            .filter(|id| *id != "null")
-            .map(str::to_owned),
-        modified_ms: version
-            .last_modified()
-            .and_then(|time| time.to_millis().ok())
-            .unwrap_or(0),
+        version: version.version_id().filter(|id| *id != "null").map(str::to_owned),
+        modified_ms: version.last_modified().and_then(|time| time.to_millis().ok()).unwrap_or(0),
     }
 }
 
@@ -437,11 +335,10 @@ fn checked(
     len: u64,
     patience: Duration,
 ) -> futures::stream::BoxStream<'static, Result<Bytes, LakeError>> {
-    let passing =
-        |key: &str, source: Box<dyn std::error::Error + Send + Sync>| LakeError::Passing {
-            key: key.to_owned(),
-            source,
-        };
+    let passing = |key: &str, source: Box<dyn std::error::Error + Send + Sync>| LakeError::Passing {
+        key: key.to_owned(),
+        source,
+    };
     let step = move |state: Option<(ByteStream, u64)>| {
         let key = key.clone();
         async move {
@@ -454,24 +351,14 @@ fn checked(
             let chunk = match chunk {
                 None if left == 0 => return None,
                 None => {
-                    return failed(
-                        BodyError::WrongLength {
-                            announced_bytes: len,
-                        }
-                        .into(),
-                    );
+                    return failed(BodyError::WrongLength { announced_bytes: len }.into());
                 }
                 Some(Err(error)) => return failed(error.into()),
                 Some(Ok(chunk)) => chunk,
             };
             match left.checked_sub(chunk.len() as u64) {
                 Some(left) => Some((Ok(chunk), Some((body, left)))),
-                None => failed(
-                    BodyError::WrongLength {
-                        announced_bytes: len,
-                    }
-                    .into(),
-                ),
+                None => failed(BodyError::WrongLength { announced_bytes: len }.into()),
             }
         }
     };
@@ -479,11 +366,7 @@ fn checked(
 }
 
 fn empty_body(etag: String) -> Body {
-    Body {
-        len: 0,
-        etag,
-        stream: futures::stream::empty().boxed(),
-    }
+    Body { len: 0, etag, stream: futures::stream::empty().boxed() }
 }
 
 fn range_header(range: Option<&Range<u64>>) -> Option<String> {
@@ -531,13 +414,8 @@ impl Lake for S3Lake {
             .await
             .map_err(|error| lake_error(&pin.key, error))?;
         // A store that ignores If-Match must not slip other bytes in.
-        if answer
-            .e_tag()
-            .is_none_or(|etag| !same_etag(etag, &pin.etag))
-        {
-            return Err(LakeError::Precondition {
-                key: pin.key.clone(),
-            });
+        if answer.e_tag().is_none_or(|etag| !same_etag(etag, &pin.etag)) {
+            return Err(LakeError::Precondition { key: pin.key.clone() });
         }
         self.body(&pin.key, answer, range.as_ref())
     }
@@ -556,19 +434,10 @@ impl Lake for S3Lake {
             .map_err(|error| lake_error(key, error))?;
         Ok(ObjectMeta {
             key: key.to_owned(),
-            size: answer
-                .content_length()
-                .and_then(|len| u64::try_from(len).ok())
-                .unwrap_or(0),
+            size: answer.content_length().and_then(|len| u64::try_from(len).ok()).unwrap_or(0),
             etag: answer.e_tag().unwrap_or_default().to_owned(),
-            version: answer
-                .version_id()
-                .filter(|id| *id != "null")
-                .map(str::to_owned),
-            modified_ms: answer
-                .last_modified()
-                .and_then(|time| time.to_millis().ok())
-                .unwrap_or(0),
+            version: answer.version_id().filter(|id| *id != "null").map(str::to_owned),
+            modified_ms: answer.last_modified().and_then(|time| time.to_millis().ok()).unwrap_or(0),
         })
     }
 
@@ -606,13 +475,7 @@ impl Lake for S3Lake {
     }
 
     async fn delete(&self, key: &str) -> Result<(), LakeError> {
-        let gone = self
-            .client
-            .delete_object()
-            .bucket(&self.config.bucket)
-            .key(self.full(key))
-            .send()
-            .await;
+        let gone = self.client.delete_object().bucket(&self.config.bucket).key(self.full(key)).send().await;
         match gone.map_err(|error| lake_error(key, error)) {
             Ok(_) | Err(LakeError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error),
@@ -641,15 +504,10 @@ impl Lake for S3Lake {
             let encoded = answer.encoding_type() == Some(&EncodingType::Url);
             for common in answer.common_prefixes() {
                 let common = decoded(common.prefix().unwrap_or_default(), encoded);
-                let name = common
-                    .strip_prefix(&full)
-                    .and_then(|name| name.strip_suffix('/'));
+                let name = common.strip_prefix(&full).and_then(|name| name.strip_suffix('/'));
                 names.extend(name.map(str::to_owned));
             }
-            token = answer
-                .next_continuation_token()
-                .filter(|_| answer.is_truncated() == Some(true))
-                .map(str::to_owned);
+            token = answer.next_continuation_token().filter(|_| answer.is_truncated() == Some(true)).map(str::to_owned);
             if token.is_none() {
                 // The store's order counts the slash behind each name.
                 names.sort_unstable();
@@ -658,19 +516,11 @@ impl Lake for S3Lake {
         }
     }
 
-    async fn list_foreign(
-        &self,
-        bucket: &str,
-        prefix: &str,
-        page: Option<String>,
-    ) -> Result<ListPage, LakeError> {
+    async fn list_foreign(&self, bucket: &str, prefix: &str, page: Option<String>) -> Result<ListPage, LakeError> {
         let Some(token) = page else {
             // Whether the bucket keeps versions shows in the listing. A store that has none to list,
             // or that does not let us, lists without.
-            return match self
-                .list_versions(bucket, prefix, VersionsPage::default())
-                .await
-            {
+            return match self.list_versions(bucket, prefix, VersionsPage::default()).await {
                 Err(error) if !error.is_passing() => self.list_objects(bucket, prefix, None).await,
                 listed => listed,
             };
@@ -699,17 +549,8 @@ impl Lake for S3Lake {
                 let (Some(key), Some(id)) = (key, upload.upload_id()) else {
                     continue;
                 };
-                let begun_ms = upload
-                    .initiated()
-                    .and_then(|time| time.to_millis().ok())
-                    .unwrap_or(0);
-                found.push(RunningUpload {
-                    upload: UploadId {
-                        key,
-                        id: id.to_owned(),
-                    },
-                    begun_ms,
-                });
+                let begun_ms = upload.initiated().and_then(|time| time.to_millis().ok()).unwrap_or(0);
+                found.push(RunningUpload { upload: UploadId { key, id: id.to_owned() }, begun_ms });
             }
             if answer.is_truncated() != Some(true) || answer.next_key_marker().is_none() {
                 return Ok(found);
@@ -733,18 +574,10 @@ impl Lake for S3Lake {
             .send()
             .await
             .map_err(|error| lake_error(key, error))?;
-        Ok(UploadId {
-            key: key.to_owned(),
-            id: answer.upload_id().unwrap_or_default().to_owned(),
-        })
+        Ok(UploadId { key: key.to_owned(), id: answer.upload_id().unwrap_or_default().to_owned() })
     }
 
-    async fn upload_part(
-        &self,
-        upload: &UploadId,
-        number: u32,
-        body: Bytes,
-    ) -> Result<UploadedPart, LakeError> {
+    async fn upload_part(&self, upload: &UploadId, number: u32, body: Bytes) -> Result<UploadedPart, LakeError> {
         let size = body.len() as u64;
         let answer = self
             .client
@@ -762,11 +595,7 @@ impl Lake for S3Lake {
             .send()
             .await
             .map_err(|error| lake_error(&upload.key, error))?;
-        Ok(UploadedPart {
-            number,
-            etag: answer.e_tag().unwrap_or_default().to_owned(),
-            size,
-        })
+        Ok(UploadedPart { number, etag: answer.e_tag().unwrap_or_default().to_owned(), size })
     }
 
     async fn upload_parts(&self, upload: &UploadId) -> Result<Vec<UploadedPart>, LakeError> {
@@ -782,45 +611,26 @@ impl Lake for S3Lake {
                 .send()
                 .await
                 .map_err(|error| lake_error(&upload.key, error))?;
-            parts.extend(answer.parts().iter().map(|part| {
-                UploadedPart {
-                    number: part
-                        .part_number()
-                        .and_then(|number| u32::try_from(number).ok())
-                        .unwrap_or(0),
-                    etag: part.e_tag().unwrap_or_default().to_owned(),
-                    size: part
-                        .size()
-                        .and_then(|size| u64::try_from(size).ok())
-                        .unwrap_or(0),
-                }
+            parts.extend(answer.parts().iter().map(|part| UploadedPart {
+                number: part.part_number().and_then(|number| u32::try_from(number).ok()).unwrap_or(0),
+                etag: part.e_tag().unwrap_or_default().to_owned(),
+                size: part.size().and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
             }));
-            marker = answer
-                .next_part_number_marker()
-                .filter(|_| answer.is_truncated() == Some(true))
-                .map(str::to_owned);
+            marker =
+                answer.next_part_number_marker().filter(|_| answer.is_truncated() == Some(true)).map(str::to_owned);
             if marker.is_none() {
                 return Ok(parts);
             }
         }
     }
 
-    async fn upload_finish(
-        &self,
-        upload: &UploadId,
-        parts: Vec<UploadedPart>,
-    ) -> Result<String, LakeError> {
+    async fn upload_finish(&self, upload: &UploadId, parts: Vec<UploadedPart>) -> Result<String, LakeError> {
         let size: u64 = parts.iter().map(|part| part.size).sum();
         let named = parts.into_iter().map(|part| {
             let number = i32::try_from(part.number).unwrap_or(i32::MAX);
-            CompletedPart::builder()
-                .part_number(number)
-                .e_tag(part.etag)
-                .build()
+            CompletedPart::builder().part_number(number).e_tag(part.etag).build()
         });
-        let list = CompletedMultipartUpload::builder()
-            .set_parts(Some(named.collect()))
-            .build();
+        let list = CompletedMultipartUpload::builder().set_parts(Some(named.collect())).build();
         let answer = self
             .client
             .complete_multipart_upload()
@@ -877,11 +687,7 @@ mod tests {
         assert_eq!(decoded("a%2Fb+c%2B%C3%A4", true), "a/b c+ä");
         assert_eq!(decoded("a+b%2F", false), "a+b%2F");
         assert_eq!(decoded("100%", true), "100%");
-        assert_eq!(
-            decoded("%FF", true),
-            "%FF",
-            "what is no UTF-8 stays as it came"
-        );
+        assert_eq!(decoded("%FF", true), "%FF", "what is no UTF-8 stays as it came");
     }
 
     #[test]
@@ -894,10 +700,7 @@ mod tests {
 
     #[test]
     fn the_token_of_versions_comes_back_and_no_other_does() {
-        let page = VersionsPage {
-            key: Some("a b".into()),
-            version: Some("v".into()),
-        };
+        let page = VersionsPage { key: Some("a b".into()), version: Some("v".into()) };
         let back = VersionsPage::decode(&page.encode()).unwrap();
         assert_eq!((back.key, back.version), (page.key, page.version));
         assert!(VersionsPage::decode("k6162").is_none());

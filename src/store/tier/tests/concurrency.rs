@@ -6,8 +6,7 @@
 use std::sync::Arc;
 
 use super::kit::{
-    GRACE_MS, Pack, TTL_MS, check_published, commit_key, fill, is_published, new_world, node, open,
-    pack, read, record,
+    GRACE_MS, Pack, TTL_MS, check_published, commit_key, fill, is_published, new_world, node, open, pack, read, record,
 };
 use crate::store::tier::{Decision, Sidecar, Tier, TierError};
 use crate::testkit::sim_tier::{Schedule, SimIo, SimWorld};
@@ -33,10 +32,7 @@ fn race<A: Send, B: Send>(
             let _finish = Finish(schedule, b.0);
             b.1()
         });
-        (
-            first.join().expect("the first ends"),
-            second.join().expect("the second ends"),
-        )
+        (first.join().expect("the first ends"), second.join().expect("the second ends"))
     })
 }
 
@@ -92,25 +88,15 @@ fn mount_against_evict(
     let schedule = schedule(&[&io_a, &io_b]);
     let tier_a = with_schedule(&world, &io_a, &schedule, 1);
     let tier_b = with_schedule(&world, &io_b, &schedule, 2);
-    let (mounted, evicted) = race(
-        &schedule,
-        (&io_a, || mount(&tier_a, packs)),
-        (&io_b, || tier_b.core.evict(decision).map(drop)),
-    );
+    let (mounted, evicted) =
+        race(&schedule, (&io_a, || mount(&tier_a, packs)), (&io_b, || tier_b.core.evict(decision).map(drop)));
     mounted.expect("mounting works");
     evicted.expect("evicting works");
     check_published(&world, packs);
     let (after, _) = node(&world, 3);
-    assert_eq!(
-        after.records(&commit_key(1)).expect("records").len(),
-        1,
-        "{name}: a mounted commit has its record"
-    );
+    assert_eq!(after.records(&commit_key(1)).expect("records").len(), 1, "{name}: a mounted commit has its record");
     for source in packs {
-        assert!(
-            is_published(&world, source),
-            "{name}: a mounted commit's objects stay"
-        );
+        assert!(is_published(&world, source), "{name}: a mounted commit's objects stay");
     }
     if !settle {
         return;
@@ -122,11 +108,7 @@ fn mount_against_evict(
         after.steward_step(&after.policy()).expect("a sweep");
     }
     for source in packs {
-        assert_eq!(
-            read(&after, source),
-            Some(source.bytes.clone()),
-            "{name}: still there after sweeps"
-        );
+        assert_eq!(read(&after, source), Some(source.bytes.clone()), "{name}: still there after sweeps");
     }
     assert_eq!(after.usage().expect("usage").trash_bytes, 0, "{name}");
 }
@@ -191,11 +173,7 @@ fn keeping_against_evicting_keeps_or_says_that_it_is_not_cached() {
             let a = with_schedule(&world, &io_a, &schedule, 1);
             let b = with_schedule(&world, &io_b, &schedule, 2);
             let evict = || b.core.evict(&decision).map(drop);
-            let (kept, evicted) = race(
-                &schedule,
-                (&io_a, || a.keep(&commit_key(1))),
-                (&io_b, evict),
-            );
+            let (kept, evicted) = race(&schedule, (&io_a, || a.keep(&commit_key(1))), (&io_b, evict));
             evicted.expect("evicting works");
             let (after, _) = node(&world, 3);
             let records = after.records(&commit_key(1)).expect("records").len();
@@ -215,8 +193,7 @@ fn what_is_published_has_its_index_though_a_steward_clears_loose_ones() {
     let base = new_world();
     let source = pack(5);
     let (tier, _) = node(&base, 1);
-    tier.put_sidecar(&source.id, Sidecar::Index, &source.index)
-        .expect("its own index");
+    tier.put_sidecar(&source.id, Sidecar::Index, &source.index).expect("its own index");
     let batch = tier.core.new_batch().expect("a batch");
     for first in 1..80 {
         for second in 1..12 {
@@ -250,10 +227,7 @@ fn two_nodes_that_fill_the_same_pack_publish_it_once_and_right() {
         world.set_stale_when_removed(seed % 2 == 0);
         let (io_a, io_b) = (world.client(), world.client());
         let schedule = Schedule::random(&[&io_a, &io_b], seed);
-        let (a, b) = (
-            with_schedule(&world, &io_a, &schedule, 1),
-            with_schedule(&world, &io_b, &schedule, 2),
-        );
+        let (a, b) = (with_schedule(&world, &io_a, &schedule, 1), with_schedule(&world, &io_b, &schedule, 2));
         let run = |tier: &Tier<SimIo>| {
             for _ in 0..4 {
                 match fill(tier, &source) {
@@ -266,11 +240,7 @@ fn two_nodes_that_fill_the_same_pack_publish_it_once_and_right() {
         race(&schedule, (&io_a, || run(&a)), (&io_b, || run(&b)));
         check_published(&world, std::slice::from_ref(&source));
         let (after, _) = node(&world, 3);
-        assert_eq!(
-            read(&after, &source),
-            Some(source.bytes.clone()),
-            "seed {seed}"
-        );
+        assert_eq!(read(&after, &source), Some(source.bytes.clone()), "seed {seed}");
     }
 }
 
@@ -281,9 +251,7 @@ fn filling_against_a_sweep_that_gives_staging_up() {
     {
         // An old, half-filled staging folder lies there.
         let (tier, _) = node(&base, 1);
-        let stage = tier
-            .stage(&source.id, source.bytes.len() as u64)
-            .expect("staging");
+        let stage = tier.stage(&source.id, source.bytes.len() as u64).expect("staging");
         stage.write_at(&source.bytes[..128], 0).expect("inside");
         stage.span_done(0).expect("a mark");
         base.advance_ms(GRACE_MS + 10_000);
@@ -292,13 +260,9 @@ fn filling_against_a_sweep_that_gives_staging_up() {
         let world = base.fork();
         let (io_a, io_b) = (world.client(), world.client());
         let schedule = Schedule::random(&[&io_a, &io_b], seed);
-        let (a, b) = (
-            with_schedule(&world, &io_a, &schedule, 1),
-            with_schedule(&world, &io_b, &schedule, 2),
-        );
+        let (a, b) = (with_schedule(&world, &io_a, &schedule, 1), with_schedule(&world, &io_b, &schedule, 2));
         let run = || {
-            a.add_record(&record(1, std::slice::from_ref(&source)))
-                .expect("a record");
+            a.add_record(&record(1, std::slice::from_ref(&source))).expect("a record");
             for _ in 0..5 {
                 match fill(&a, &source) {
                     Ok(()) => return,
@@ -310,28 +274,16 @@ fn filling_against_a_sweep_that_gives_staging_up() {
         let sweep = || {
             let dir = crate::store::tier::layout::staging_dir(&source.id);
             b.core.give_up_staging(&dir).expect("moved");
-            b.core
-                .move_objects(&[source.id], &b.core.new_batch().expect("a batch"))
-                .expect("moved");
+            b.core.move_objects(&[source.id], &b.core.new_batch().expect("a batch")).expect("moved");
         };
         race(&schedule, (&io_a, run), (&io_b, sweep));
         check_published(&world, std::slice::from_ref(&source));
-        assert!(
-            is_published(&world, &source),
-            "seed {seed}: a record names it, so it stays"
-        );
+        assert!(is_published(&world, &source), "seed {seed}: a record names it, so it stays");
         let (after, _) = node(&world, 3);
         world.advance_ms(GRACE_MS + 1000);
         after.steward_step(&after.policy()).expect("a sweep");
-        assert_eq!(
-            read(&after, &source),
-            Some(source.bytes.clone()),
-            "seed {seed}"
-        );
-        assert!(
-            after.check(false).expect("a check").is_good(),
-            "seed {seed}"
-        );
+        assert_eq!(read(&after, &source), Some(source.bytes.clone()), "seed {seed}");
+        assert!(after.check(false).expect("a check").is_good(), "seed {seed}");
     }
 }
 
@@ -342,32 +294,13 @@ fn a_steward_that_pauses_over_a_heartbeat_does_not_take_a_live_lease() {
     let lease = mounter.lease(&record(1, &[pack(1)])).expect("a lease");
     world.advance_ms(600_000);
     let (steward, _) = node(&world, 2);
-    let seen = steward
-        .scan()
-        .expect("a scan")
-        .commits
-        .first()
-        .and_then(|c| c.leases.first().cloned());
+    let seen = steward.scan().expect("a scan").commits.first().and_then(|c| c.leases.first().cloned());
     let seen = seen.expect("an expired lease");
     assert!(!seen.live);
     // The steward pauses; the sleeper wakes up and renews.
     assert_eq!(mounter.heartbeat().held, 1);
-    assert!(
-        !steward
-            .core
-            .take_over(&seen.path, seen.stat)
-            .expect("an answer"),
-        "it was renewed"
-    );
-    assert_eq!(
-        steward
-            .scan()
-            .expect("a scan")
-            .commits
-            .first()
-            .map(|c| c.live_leases()),
-        Some(1)
-    );
+    assert!(!steward.core.take_over(&seen.path, seen.stat).expect("an answer"), "it was renewed");
+    assert_eq!(steward.scan().expect("a scan").commits.first().map(|c| c.live_leases()), Some(1));
     lease.release().expect("released");
 }
 
@@ -380,21 +313,13 @@ fn a_mark_from_a_staging_that_was_given_up_says_nothing_about_the_next() {
     let (b, _) = node(&world, 2);
     let old = a.stage(&source.id, len).expect("staging");
     old.write_at(&source.bytes, 0).expect("inside");
-    b.core
-        .give_up_staging(&crate::store::tier::layout::staging_dir(&source.id))
-        .expect("given up");
+    b.core.give_up_staging(&crate::store::tier::layout::staging_dir(&source.id)).expect("given up");
     let new = b.stage(&source.id, len).expect("a new staging");
-    a.core
-        .refresh(&crate::store::tier::layout::staging_dir(&source.id));
+    a.core.refresh(&crate::store::tier::layout::staging_dir(&source.id));
     // The paused owner goes on: its bytes are in the trash, its mark may not count for the new file.
     let _ = old.spans_done(&[0, 1]);
     assert_eq!(new.refresh_done().expect("marks"), 0);
-    b.put_sidecar(
-        &source.id,
-        crate::store::tier::Sidecar::Index,
-        &source.index,
-    )
-    .expect("its own index");
+    b.put_sidecar(&source.id, crate::store::tier::Sidecar::Index, &source.index).expect("its own index");
     assert!(matches!(new.publish(), Err(TierError::Incomplete { .. })));
 }
 
@@ -404,27 +329,16 @@ fn a_miss_is_believed_only_after_a_look_at_the_server() {
     let source = pack(1);
     let (a, _) = node(&world, 1);
     let (b, _) = node(&world, 2);
-    assert_eq!(
-        read(&b, &source),
-        None,
-        "b now remembers that there is none"
-    );
+    assert_eq!(read(&b, &source), None, "b now remembers that there is none");
     fill(&a, &source).expect("filled");
-    assert_eq!(
-        read(&b, &source),
-        Some(source.bytes),
-        "and looks again all the same"
-    );
+    assert_eq!(read(&b, &source), Some(source.bytes), "and looks again all the same");
 }
 
 #[test]
 fn a_quarantine_that_pauses_puts_a_good_replacement_back() {
     let base = new_world();
     let source = pack(5);
-    let bad = Pack {
-        bytes: source.bytes.iter().map(|b| b ^ 1).collect(),
-        ..source.clone()
-    };
+    let bad = Pack { bytes: source.bytes.iter().map(|b| b ^ 1).collect(), ..source.clone() };
     let (tier, _) = node(&base, 1);
     fill(&tier, &bad).expect("a publisher that did not verify");
     let identity = tier.pack(&source.id).expect("readable").expect("there");
@@ -437,18 +351,13 @@ fn a_quarantine_that_pauses_puts_a_good_replacement_back() {
         let mend = || {
             // The first one pauses for longer than its claim lives.
             world.advance_ms(70_000);
-            b.quarantine(&source.id, &identity.identity, "bad")
-                .expect("an answer");
+            b.quarantine(&source.id, &identity.identity, "bad").expect("an answer");
             fill(&b, &source).expect("fetched again");
         };
         let pause = || a.quarantine(&source.id, &identity.identity, "bad");
         let (paused, ()) = race(&schedule, (&io_a, pause), (&io_b, mend));
         paused.expect("an answer");
         let (after, _) = node(&world, 3);
-        assert_eq!(
-            read(&after, &source),
-            Some(source.bytes.clone()),
-            "paused after {step}"
-        );
+        assert_eq!(read(&after, &source), Some(source.bytes.clone()), "paused after {step}");
     }
 }

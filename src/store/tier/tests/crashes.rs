@@ -3,8 +3,8 @@
 use nix::libc;
 
 use super::kit::{
-    GRACE_MS, TTL_MS, check_accounting, check_published, commit_key, fill, is_published, leaks,
-    new_world, node, open, pack, read, record, settle,
+    GRACE_MS, TTL_MS, check_accounting, check_published, commit_key, fill, is_published, leaks, new_world, node, open,
+    pack, read, record, settle,
 };
 use crate::store::tier::{Reason, Verdict};
 use crate::testkit::sim_tier::{Rng, SimWorld};
@@ -23,23 +23,13 @@ fn a_publisher_killed_at_any_step_leaves_no_partial_object_and_resumes() {
         drop(tier);
         check_published(&world, std::slice::from_ref(&source));
         let (again, _) = node(&world, 1);
-        again
-            .add_record(&record(1, std::slice::from_ref(&source)))
-            .expect("a record");
+        again.add_record(&record(1, std::slice::from_ref(&source))).expect("a record");
         fill(&again, &source).expect("a re-run completes");
-        assert_eq!(
-            read(&again, &source),
-            Some(source.bytes.clone()),
-            "killed before operation {step}"
-        );
+        assert_eq!(read(&again, &source), Some(source.bytes.clone()), "killed before operation {step}");
         check_accounting(&again);
         again.uncache(&commit_key(1)).expect("nothing protects it");
         settle(&world, &again);
-        assert_eq!(
-            leaks(&world),
-            Vec::<String>::new(),
-            "killed before operation {step}"
-        );
+        assert_eq!(leaks(&world), Vec::<String>::new(), "killed before operation {step}");
         if survived {
             assert!(step > 20, "publishing has many steps");
             return;
@@ -65,21 +55,12 @@ fn a_power_cut_at_any_step_of_publishing_leaves_no_partial_object() {
             world.crash(&mut Rng::new(seed * 1000 + step));
             check_published(&world, std::slice::from_ref(&source));
             if survived {
-                assert!(
-                    is_published(&world, &source),
-                    "what was published survives a power cut"
-                );
+                assert!(is_published(&world, &source), "what was published survives a power cut");
             }
             let (again, _) = node(&world, 1);
-            again
-                .add_record(&record(1, std::slice::from_ref(&source)))
-                .expect("a record");
+            again.add_record(&record(1, std::slice::from_ref(&source))).expect("a record");
             fill(&again, &source).expect("a re-run completes");
-            assert_eq!(
-                read(&again, &source),
-                Some(source.bytes.clone()),
-                "cut before operation {step}, seed {seed}"
-            );
+            assert_eq!(read(&again, &source), Some(source.bytes.clone()), "cut before operation {step}, seed {seed}");
             check_published(&world, std::slice::from_ref(&source));
         }
         if survived {
@@ -93,13 +74,7 @@ fn a_power_cut_at_any_step_of_publishing_leaves_no_partial_object() {
 fn every_failing_call_of_publishing_is_an_error_and_the_next_try_completes() {
     let base = new_world();
     let source = pack(3);
-    for errno in [
-        libc::EIO,
-        libc::ESTALE,
-        libc::ENOSPC,
-        libc::EDQUOT,
-        libc::ENOENT,
-    ] {
+    for errno in [libc::EIO, libc::ESTALE, libc::ENOSPC, libc::EDQUOT, libc::ENOENT] {
         let mut step = 0;
         loop {
             let world = base.fork();
@@ -155,41 +130,21 @@ fn a_steward_killed_at_any_step_is_continued_by_the_next_one() {
         steward.dry_run(&steward.policy()).expect("a plan");
         let scan_ops = io.ops() - before;
         io.kill_after(scan_ops + step);
-        let survived = steward
-            .steward_step(&steward.policy())
-            .is_ok_and(|report| report.failed.is_empty());
+        let survived = steward.steward_step(&steward.policy()).is_ok_and(|report| report.failed.is_empty());
         drop(steward);
         check_published(&world, &packs);
         world.advance_ms(61_000);
         let (next, _) = node(&world, 2);
-        let report = next
-            .steward_step(&next.policy())
-            .expect("the next one sweeps");
-        assert!(
-            !report.elsewhere && report.failed.is_empty(),
-            "{:?}",
-            report.failed
-        );
+        let report = next.steward_step(&next.policy()).expect("the next one sweeps");
+        assert!(!report.elsewhere && report.failed.is_empty(), "{:?}", report.failed);
         check_accounting(&next);
-        assert!(
-            !is_published(&world, &packs[0]),
-            "killed at {step}: what aged out has left"
-        );
-        assert_eq!(
-            read(&next, &packs[1]),
-            Some(packs[1].bytes.clone()),
-            "killed at {step}: shared, so it stays"
-        );
+        assert!(!is_published(&world, &packs[0]), "killed at {step}: what aged out has left");
+        assert_eq!(read(&next, &packs[1]), Some(packs[1].bytes.clone()), "killed at {step}: shared, so it stays");
         assert_eq!(read(&next, &packs[2]), Some(packs[2].bytes.clone()));
         world.advance_ms(GRACE_MS + 1000);
-        next.steward_step(&next.policy())
-            .expect("the trash is emptied");
+        next.steward_step(&next.policy()).expect("the trash is emptied");
         let usage = next.usage().expect("usage");
-        assert_eq!(
-            (usage.trash_bytes, usage.orphan_bytes, usage.commits.len()),
-            (0, 0, 1),
-            "killed at {step}"
-        );
+        assert_eq!((usage.trash_bytes, usage.orphan_bytes, usage.commits.len()), (0, 0, 1), "killed at {step}");
         if survived {
             assert!(step > 30, "an eviction has many steps: {step}");
             return;
@@ -214,14 +169,9 @@ fn a_power_cut_during_an_eviction_loses_nothing_that_is_needed() {
         check_published(&world, &packs);
         let (next, _) = node(&world, 2);
         world.advance_ms(61_000);
-        next.steward_step(&next.policy())
-            .expect("the next one sweeps");
+        next.steward_step(&next.policy()).expect("the next one sweeps");
         for needed in &packs[1..] {
-            assert_eq!(
-                read(&next, needed),
-                Some(needed.bytes.clone()),
-                "cut at {step}"
-            );
+            assert_eq!(read(&next, needed), Some(needed.bytes.clone()), "cut at {step}");
         }
         next.check(true).expect("a check");
         check_accounting(&next);
@@ -240,10 +190,7 @@ fn a_kept_commit_whose_record_a_dead_steward_took_away_gets_it_back() {
     for placement in core.record_names(&key).expect("records") {
         use crate::store::tier::layout;
         let to = format!("{batch}/{}", layout::trashed_record(&key, &placement));
-        assert!(
-            core.move_away(&layout::record(&key, &placement), &to)
-                .expect("moved")
-        );
+        assert!(core.move_away(&layout::record(&key, &placement), &to).expect("moved"));
     }
     let (next, _) = node(&world, 2);
     let report = next.steward_step(&next.policy()).expect("a sweep");
@@ -261,21 +208,13 @@ fn a_full_tier_refuses_to_stage_reads_on_and_can_be_swept() {
     world.set_capacity(Some(used as u64));
     let error = fill(&tier, &pack(9)).expect_err("there is no room");
     assert!(error.is_full(), "{error:?}");
-    assert_eq!(
-        read(&tier, &packs[2]),
-        Some(packs[2].bytes.clone()),
-        "reads go on"
-    );
+    assert_eq!(read(&tier, &packs[2]), Some(packs[2].bytes.clone()), "reads go on");
     // A node that was never here cannot even write its own name, and still sweeps.
     let (steward, _) = node(&world, 7);
-    let report = steward
-        .steward_step(&steward.policy())
-        .expect("a full tier can be swept");
+    let report = steward.steward_step(&steward.policy()).expect("a full tier can be swept");
     assert_eq!(report.evicted, 1, "{:?}", report.failed);
     world.advance_ms(GRACE_MS + 1000);
-    steward
-        .steward_step(&steward.policy())
-        .expect("the trash is emptied");
+    steward.steward_step(&steward.policy()).expect("the trash is emptied");
     fill(&tier, &pack(9)).expect("there is room again");
 }
 
@@ -284,51 +223,24 @@ fn a_lease_protects_until_its_node_is_dead() {
     let world = new_world();
     let source = pack(1);
     let (mounter, _) = node(&world, 1);
-    let lease = mounter
-        .lease(&record(1, std::slice::from_ref(&source)))
-        .expect("a lease");
+    let lease = mounter.lease(&record(1, std::slice::from_ref(&source))).expect("a lease");
     fill(&mounter, &source).expect("filled");
     let (steward, _) = node(&world, 2);
     for _ in 0..6 {
         world.advance_ms(400_000);
         assert_eq!(mounter.heartbeat().held, 1);
-        assert_eq!(
-            steward
-                .steward_step(&steward.policy())
-                .expect("a sweep")
-                .evicted,
-            0
-        );
+        assert_eq!(steward.steward_step(&steward.policy()).expect("a sweep").evicted, 0);
     }
     let why = steward.why(&commit_key(1)).expect("an answer");
-    assert_eq!(
-        why.last.map(|d| (d.verdict, d.reason)),
-        Some((Verdict::Stays, Reason::Mounted { leases: 1 }))
-    );
+    assert_eq!(why.last.map(|d| (d.verdict, d.reason)), Some((Verdict::Stays, Reason::Mounted { leases: 1 })));
     // The node dies: its lease expires, then the time to live passes.
     std::mem::forget(lease);
     world.advance_ms(600_000);
-    assert_eq!(
-        steward
-            .steward_step(&steward.policy())
-            .expect("a sweep")
-            .evicted,
-        0,
-        "used lately"
-    );
+    assert_eq!(steward.steward_step(&steward.policy()).expect("a sweep").evicted, 0, "used lately");
     world.advance_ms(TTL_MS);
-    assert_eq!(
-        steward
-            .steward_step(&steward.policy())
-            .expect("a sweep")
-            .evicted,
-        1
-    );
+    assert_eq!(steward.steward_step(&steward.policy()).expect("a sweep").evicted, 1);
     let why = steward.why(&commit_key(1)).expect("an answer");
-    assert!(matches!(
-        why.last.map(|d| d.reason),
-        Some(Reason::AgedOut { .. })
-    ));
+    assert!(matches!(why.last.map(|d| d.reason), Some(Reason::AgedOut { .. })));
     // It was only asleep: its next heartbeat brings record and lease back, and says so.
     assert_eq!(mounter.heartbeat().lapsed, [commit_key(1)]);
     assert_eq!(steward.records(&commit_key(1)).expect("records").len(), 1);
@@ -350,19 +262,9 @@ fn above_the_high_watermark_the_least_recently_used_leave_until_the_low_one() {
     policy.high_watermark_percent = 99;
     policy.low_watermark_percent = 62;
     let report = tier.steward_step(&policy).expect("a sweep");
-    let left: Vec<u8> = (1..=5)
-        .filter(|n| !is_published(&world, &pack(*n)))
-        .collect();
-    assert_eq!(
-        (report.evicted, left),
-        (2, vec![2, 3]),
-        "the kept one stays, then the oldest leave"
-    );
-    assert_eq!(
-        tier.steward_step(&policy).expect("a sweep").evicted,
-        0,
-        "enough is enough"
-    );
+    let left: Vec<u8> = (1..=5).filter(|n| !is_published(&world, &pack(*n))).collect();
+    assert_eq!((report.evicted, left), (2, vec![2, 3]), "the kept one stays, then the oldest leave");
+    assert_eq!(tier.steward_step(&policy).expect("a sweep").evicted, 0, "enough is enough");
 }
 
 #[test]
@@ -372,25 +274,15 @@ fn time_to_live_of_the_commit_counts_before_the_datasets_and_the_tiers() {
     for n in 1..=3 {
         tier.add_record(&record(n, &[pack(n)])).expect("a record");
     }
-    tier.set_dataset_ttl(&commit_key(1).lake, "xray", Some(2 * TTL_MS))
-        .expect("written");
+    tier.set_dataset_ttl(&commit_key(1).lake, "xray", Some(2 * TTL_MS)).expect("written");
     tier.set_ttl(&commit_key(1), Some(5000)).expect("written");
     let ttls = |tier: &crate::store::tier::Tier<_>| -> Vec<u64> {
-        tier.usage()
-            .expect("usage")
-            .commits
-            .iter()
-            .map(|c| c.ttl_ms)
-            .collect()
+        tier.usage().expect("usage").commits.iter().map(|c| c.ttl_ms).collect()
     };
     assert_eq!(ttls(&tier), [5000, 2 * TTL_MS, 2 * TTL_MS]);
     world.advance_ms(6000);
-    assert_eq!(
-        tier.steward_step(&tier.policy()).expect("a sweep").evicted,
-        1
-    );
-    tier.set_dataset_ttl(&commit_key(1).lake, "xray", None)
-        .expect("written");
+    assert_eq!(tier.steward_step(&tier.policy()).expect("a sweep").evicted, 1);
+    tier.set_dataset_ttl(&commit_key(1).lake, "xray", None).expect("written");
     assert_eq!(ttls(&tier), [TTL_MS, TTL_MS]);
 }
 
@@ -398,44 +290,19 @@ fn time_to_live_of_the_commit_counts_before_the_datasets_and_the_tiers() {
 fn check_finds_and_repairs_what_is_out_of_order() {
     let (world, packs) = world_with_an_old_commit();
     let (tier, _) = node(&world, 1);
-    assert!(
-        tier.check(false).expect("a check").is_good(),
-        "a healthy tier has no findings"
-    );
+    assert!(tier.check(false).expect("a check").is_good(), "a healthy tier has no findings");
     let hex = packs[2].id.to_string();
     let object = format!("objects/{}/{hex}", &hex[..2]);
     world.damage(&object, |bytes| bytes.truncate(5));
     let key = commit_key(2);
-    let record = format!(
-        "commits/{}/{}/record.{}",
-        key.lake,
-        key.commit,
-        super::kit::record(2, &[]).placement
-    );
+    let record = format!("commits/{}/{}/record.{}", key.lake, key.commit, super::kit::record(2, &[]).placement);
     world.damage(&record, |bytes| bytes.truncate(9));
     let before = tier.check(false).expect("a check");
     let paths: Vec<&str> = before.findings.iter().map(|f| f.path.as_str()).collect();
-    assert!(
-        paths.contains(&object.as_str()) && paths.contains(&record.as_str()),
-        "{paths:?}"
-    );
+    assert!(paths.contains(&object.as_str()) && paths.contains(&record.as_str()), "{paths:?}");
     assert!(!before.is_good());
-    assert!(
-        tier.check(true).expect("a check").is_good(),
-        "all of it can be mended"
-    );
+    assert!(tier.check(true).expect("a check").is_good(), "all of it can be mended");
     let after = tier.check(false).expect("a check");
-    assert!(
-        after
-            .findings
-            .iter()
-            .all(|f| !paths.contains(&f.path.as_str())),
-        "{:?}",
-        after.findings
-    );
-    assert_eq!(
-        read(&tier, &packs[2]),
-        None,
-        "the short object is set aside"
-    );
+    assert!(after.findings.iter().all(|f| !paths.contains(&f.path.as_str())), "{:?}", after.findings);
+    assert_eq!(read(&tier, &packs[2]), None, "the short object is set aside");
 }

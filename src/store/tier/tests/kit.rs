@@ -10,9 +10,7 @@ use crate::format::ids::{CommitId, ContentId, LakeId, NodeId, PackId, PlacementI
 use crate::format::pack::{PackIndex, PackedContent, Place};
 use crate::format::placement::PackUse;
 use crate::store::tier::layout::{ObjectName, parse_object};
-use crate::store::tier::{
-    CommitKey, InitOptions, Record, Sidecar, Tier, TierConfig, TierError, TierIo, marker,
-};
+use crate::store::tier::{CommitKey, InitOptions, Record, Sidecar, Tier, TierConfig, TierError, TierIo, marker};
 use crate::testkit::sim_tier::{SimClock, SimIo, SimWorld};
 
 pub(super) const SPAN: u64 = 128;
@@ -29,48 +27,24 @@ pub(super) struct Pack {
 
 pub(super) fn pack(seed: u8) -> Pack {
     let len = 200 + usize::from(seed) * 7;
-    let bytes: Vec<u8> = (0..len)
-        .map(|at| (at as u8).wrapping_mul(31) ^ seed | 1)
-        .collect();
-    let content = PackedContent {
-        content: ContentId::Digest(digest(&bytes)),
-        size: len as u64,
-        place: Place::Run { offset: 0 },
-    };
-    let index = PackIndex {
-        len: len as u64,
-        contents: vec![content],
-    };
-    Pack {
-        id: index.id(),
-        bytes,
-        index: index.encode(),
-    }
+    let bytes: Vec<u8> = (0..len).map(|at| (at as u8).wrapping_mul(31) ^ seed | 1).collect();
+    let content =
+        PackedContent { content: ContentId::Digest(digest(&bytes)), size: len as u64, place: Place::Run { offset: 0 } };
+    let index = PackIndex { len: len as u64, contents: vec![content] };
+    Pack { id: index.id(), bytes, index: index.encode() }
 }
 
 pub(super) fn commit_key(n: u8) -> CommitKey {
-    CommitKey {
-        lake: LakeId(Uuid::from_u128(77)),
-        commit: CommitId([n; 32]),
-    }
+    CommitKey { lake: LakeId(Uuid::from_u128(77)), commit: CommitId([n; 32]) }
 }
 
 pub(super) fn record(n: u8, packs: &[Pack]) -> Record {
     let mut uses: Vec<PackUse> = packs
         .iter()
-        .map(|p| PackUse {
-            pack: p.id,
-            len: p.bytes.len() as u64,
-            referenced: p.bytes.len() as u64,
-        })
+        .map(|p| PackUse { pack: p.id, len: p.bytes.len() as u64, referenced: p.bytes.len() as u64 })
         .collect();
     uses.sort_by_key(|u| u.pack);
-    Record {
-        key: commit_key(n),
-        dataset: "xray".to_owned(),
-        placement: PlacementId([n; 32]),
-        packs: uses,
-    }
+    Record { key: commit_key(n), dataset: "xray".to_owned(), placement: PlacementId([n; 32]), packs: uses }
 }
 
 pub(super) fn config() -> TierConfig {
@@ -89,36 +63,19 @@ pub(super) fn config() -> TierConfig {
 pub(super) fn new_world() -> SimWorld {
     let world = SimWorld::default();
     let io = world.client();
-    let clock = SimClock {
-        world: world.clone(),
-        skew_ms: 0,
-    };
-    marker::init(&io, Path::new("/tier"), &InitOptions::default(), &clock)
-        .expect("an empty directory becomes a tier");
+    let clock = SimClock { world: world.clone(), skew_ms: 0 };
+    marker::init(&io, Path::new("/tier"), &InitOptions::default(), &clock).expect("an empty directory becomes a tier");
     world
 }
 
 /// Opens the tier on a node of its own; its clock is far off.
 pub(super) fn open(world: &SimWorld, io: SimIo, node: u8) -> Tier<SimIo> {
-    let clock = SimClock {
-        world: world.clone(),
-        skew_ms: i64::from(node) * 3_600_000,
-    };
+    let clock = SimClock { world: world.clone(), skew_ms: i64::from(node) * 3_600_000 };
     let id = NodeId(Uuid::from_u128(u128::from(node)));
     let instance = Uuid::from_u128(
-        (u128::from(node) << 100)
-            | (u128::from(io.ops()) << 64)
-            | u128::from(rand::random::<u32>()) << 72,
+        (u128::from(node) << 100) | (u128::from(io.ops()) << 64) | u128::from(rand::random::<u32>()) << 72,
     );
-    Tier::open_with(
-        io,
-        Arc::new(clock),
-        Path::new("/tier"),
-        id,
-        instance,
-        config(),
-    )
-    .expect("the tier opens")
+    Tier::open_with(io, Arc::new(clock), Path::new("/tier"), id, instance, config()).expect("the tier opens")
 }
 
 pub(super) fn node(world: &SimWorld, n: u8) -> (Tier<SimIo>, SimIo) {
@@ -163,20 +120,11 @@ pub(super) fn check_published(world: &SimWorld, packs: &[Pack]) {
         };
         match parse_object(name) {
             Some(ObjectName::Pack(id)) => {
-                let source = packs
-                    .iter()
-                    .find(|p| p.id == id)
-                    .expect("only packs of the test are published");
-                assert!(
-                    bytes == source.bytes,
-                    "{path}: published, but not what the source has"
-                );
+                let source = packs.iter().find(|p| p.id == id).expect("only packs of the test are published");
+                assert!(bytes == source.bytes, "{path}: published, but not what the source has");
             }
             Some(ObjectName::Sidecar(id, Sidecar::Index)) => {
-                let source = packs
-                    .iter()
-                    .find(|p| p.id == id)
-                    .expect("only packs of the test");
+                let source = packs.iter().find(|p| p.id == id).expect("only packs of the test");
                 assert!(bytes == source.index, "{path}: not the index");
             }
             other => panic!("{path}: {other:?} was never made"),
@@ -186,9 +134,7 @@ pub(super) fn check_published(world: &SimWorld, packs: &[Pack]) {
 
 pub(super) fn is_published(world: &SimWorld, pack: &Pack) -> bool {
     let hex = pack.id.to_string();
-    world
-        .files()
-        .contains_key(&format!("objects/{}/{hex}", &hex[..2]))
+    world.files().contains_key(&format!("objects/{}/{hex}", &hex[..2]))
 }
 
 /// Everything that passes by itself has passed; then nothing may be left that nobody needs.
@@ -196,29 +142,18 @@ pub(super) fn settle(world: &SimWorld, tier: &Tier<SimIo>) {
     for _ in 0..5 {
         world.advance_ms(4_000_000);
         let report = tier.steward_step(&tier.policy()).expect("a sweep runs");
-        assert!(
-            report.failed.is_empty(),
-            "a sweep on a healthy tier fails nowhere: {:?}",
-            report.failed
-        );
+        assert!(report.failed.is_empty(), "a sweep on a healthy tier fails nowhere: {:?}", report.failed);
     }
 }
 
 /// Names that a settled tier without commits may have.
 pub(super) fn leaks(world: &SimWorld) -> Vec<String> {
     let stays = ["larder-tier.json", "nodes/", "steward/", "datasets/"];
-    world
-        .files()
-        .into_keys()
-        .filter(|path| !stays.iter().any(|s| path.starts_with(s)))
-        .collect()
+    world.files().into_keys().filter(|path| !stays.iter().any(|s| path.starts_with(s))).collect()
 }
 
 /// The accounting equals a walk over every file.
 pub(super) fn check_accounting(tier: &Tier<SimIo>) {
     let report = tier.check(false).expect("a healthy tier can be checked");
-    assert_eq!(
-        report.walked_bytes, report.usage.total_bytes,
-        "the accounting equals a full scan"
-    );
+    assert_eq!(report.walked_bytes, report.usage.total_bytes, "the accounting equals a full scan");
 }

@@ -6,8 +6,7 @@ use proptest::prelude::{Strategy, any, prop, prop_oneof};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::kit::{
-    TTL_MS, check_accounting, check_published, commit_key, fill, is_published, new_world, node,
-    pack, record,
+    TTL_MS, check_accounting, check_published, commit_key, fill, is_published, new_world, node, pack, record,
 };
 use crate::store::tier::{Lease, Tier, TierError};
 use crate::testkit::sim_tier::{Rng, SimIo};
@@ -93,11 +92,7 @@ impl World {
 
     fn fill(&mut self, node: usize, commit: u8) {
         let tier = &self.nodes[node].0;
-        if tier
-            .records(&commit_key(commit))
-            .expect("records")
-            .is_empty()
-        {
+        if tier.records(&commit_key(commit)).expect("records").is_empty() {
             return;
         }
         for source in packs_of(commit) {
@@ -108,10 +103,7 @@ impl World {
     fn apply(&mut self, op: &Op) {
         match *op {
             Op::Mount { node, commit } => {
-                let lease = self.nodes[node]
-                    .0
-                    .lease(&record(commit, &packs_of(commit)))
-                    .expect("a lease");
+                let lease = self.nodes[node].0.lease(&record(commit, &packs_of(commit))).expect("a lease");
                 if let Some(old) = self.leases.insert((node, commit), lease) {
                     old.release().expect("released");
                 }
@@ -123,10 +115,7 @@ impl World {
                 }
             }
             Op::Cache { node, commit } => {
-                self.nodes[node]
-                    .0
-                    .add_record(&record(commit, &packs_of(commit)))
-                    .expect("a record");
+                self.nodes[node].0.add_record(&record(commit, &packs_of(commit))).expect("a record");
             }
             Op::Fill { node, commit } => {
                 self.fill(node, commit);
@@ -140,10 +129,7 @@ impl World {
                 Err(error) => assert!(matches!(error, TierError::NotCached { .. }), "{error:?}"),
             },
             Op::Unkeep { commit } => {
-                self.nodes[0]
-                    .0
-                    .unkeep(&commit_key(commit))
-                    .expect("not kept");
+                self.nodes[0].0.unkeep(&commit_key(commit)).expect("not kept");
                 self.kept.remove(&commit);
             }
             Op::Uncache { node, commit } => match self.nodes[node].0.uncache(&commit_key(commit)) {
@@ -164,11 +150,7 @@ impl World {
             Op::KillDuringFill { commit, after } => {
                 self.nodes[1].1.kill_after(after);
                 for source in packs_of(commit) {
-                    if self.nodes[1]
-                        .0
-                        .records(&commit_key(commit))
-                        .is_ok_and(|r| !r.is_empty())
-                    {
+                    if self.nodes[1].0.records(&commit_key(commit)).is_ok_and(|r| !r.is_empty()) {
                         let _ = fill(&self.nodes[1].0, &source);
                     }
                 }
@@ -199,8 +181,7 @@ impl World {
     fn quarantine(&mut self, n: u8) {
         let tier = &self.nodes[0].0;
         if let Some(found) = tier.pack(&pack(n).id).expect("readable") {
-            tier.quarantine(&pack(n).id, &found.identity, "test")
-                .expect("set aside");
+            tier.quarantine(&pack(n).id, &found.identity, "test").expect("set aside");
             for present in self.present.values_mut() {
                 present.remove(&n);
             }
@@ -209,12 +190,7 @@ impl World {
 
     /// The process of a node is gone: its mounts as well.
     fn restart(&mut self, at: usize) {
-        let gone: Vec<_> = self
-            .leases
-            .keys()
-            .filter(|(node, _)| *node == at)
-            .copied()
-            .collect();
+        let gone: Vec<_> = self.leases.keys().filter(|(node, _)| *node == at).copied().collect();
         for key in gone {
             if let Some(lease) = self.leases.remove(&key) {
                 drop(lease);
@@ -233,8 +209,7 @@ impl World {
         for (_, io) in &self.nodes {
             io.kill_after(0);
         }
-        self.ghosts
-            .extend(self.leases.keys().map(|(_, commit)| *commit));
+        self.ghosts.extend(self.leases.keys().map(|(_, commit)| *commit));
         self.leases.clear();
         self.sim.crash(&mut Rng::new(seed));
         self.nodes = (1..=2).map(|n| node(&self.sim, n)).collect();
@@ -251,20 +226,10 @@ impl World {
                 continue;
             }
             for n in packs {
-                assert!(
-                    is_published(&self.sim, &pack(n)),
-                    "commit {commit} is protected, and pack {n} is gone"
-                );
+                assert!(is_published(&self.sim, &pack(n)), "commit {commit} is protected, and pack {n} is gone");
             }
-            let records = self.nodes[0]
-                .0
-                .records(&commit_key(commit))
-                .expect("records");
-            assert_eq!(
-                records.len(),
-                1,
-                "commit {commit} is protected and has its record"
-            );
+            let records = self.nodes[0].0.records(&commit_key(commit)).expect("records");
+            assert_eq!(records.len(), 1, "commit {commit} is protected and has its record");
         }
         check_accounting(&self.nodes[0].0);
     }
@@ -272,16 +237,9 @@ impl World {
 
 #[test]
 fn random_histories_keep_every_promise() {
-    let config = Config {
-        cases: 48,
-        max_shrink_iters: 400,
-        failure_persistence: None,
-        ..Config::default()
-    };
+    let config = Config { cases: 48, max_shrink_iters: 400, failure_persistence: None, ..Config::default() };
     // The same histories each time; LARDER_TEST_SEED=n gives others.
-    let seed = std::env::var("LARDER_TEST_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok());
+    let seed = std::env::var("LARDER_TEST_SEED").ok().and_then(|text| text.parse().ok());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[seed.unwrap_or(1u8); 32]);
     let mut runner = TestRunner::new_with_rng(config, rng);
     let ran = runner.run(&prop::collection::vec(op(), 1..25), |ops| {
