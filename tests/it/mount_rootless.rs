@@ -64,7 +64,7 @@ echo \"ROOT $(cat {target}/a 2>&1)\"
 {larder} umount {target}
 echo \"LEFT $(ls {target} | wc -l)\"
 {larder} mount own {target}
-cat {target}/a
+cat {target}/a > /dev/null
 fusermount3 -u {target}
 echo \"GONE $(ls {target} | wc -l)\"
 {larder} daemon stop
