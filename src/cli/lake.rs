@@ -206,7 +206,7 @@ struct Serving<'a> {
 
 fn serve(ctx: &Context, args: ServeArgs) -> anyhow::Result<()> {
     for bucket in &args.buckets {
-        if !s3s::path::check_bucket_name(bucket) {
+        if !embedded::is_bucket_name(bucket) {
             return usage(format!("`{bucket}` is no bucket name: 3 to 63 of a-z 0-9 . -"));
         }
     }

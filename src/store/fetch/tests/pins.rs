@@ -1,3 +1,5 @@
+//! Imported contents: pins, proofs, and source objects that changed or went.
+
 use super::kit::{TestFile, TestPack, World, imported, no_memory, small_config};
 use crate::format::digest::{BLOCK_LEN, digest};
 use crate::format::pack::Proof;

@@ -1,3 +1,5 @@
+//! Reads from every source, with a lake that fails on demand.
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

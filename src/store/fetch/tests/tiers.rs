@@ -1,3 +1,5 @@
+//! Tiers that are full, failing, hanging, damaged or evicted under a reader.
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -37,6 +37,11 @@ mod tests;
 /// The bucket of the laptop's lake.
 pub const DEFAULT_BUCKET: &str = "larder";
 
+/// Says whether S3 takes this as a bucket's name.
+pub fn is_bucket_name(name: &str) -> bool {
+    s3s::path::check_bucket_name(name)
+}
+
 /// Says what went wrong with the directory of an embedded lake.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {doing} failed")]
