@@ -36,8 +36,13 @@ pub fn field(names: &[String], dir: &Path, store: &Store, set: &Set) -> Result<V
     for name in names {
         let home = dir.join(name).join(set.name());
         std::fs::create_dir_all(&home)?;
-        let place =
-            Place { home, store: store.endpoint(), set: set.root.clone(), prefix: format!("{name}-{}", set.name()) };
+        let place = Place {
+            meta: store.meta_url(set.kind as usize, &home),
+            home,
+            store: store.endpoint(),
+            set: set.root.clone(),
+            prefix: format!("{name}-{}", set.name()),
+        };
         let peer: Result<Box<dyn Peer>> = match name.as_str() {
             "native" => Ok(Box::new(Native { root: set.root.clone() })),
             "larder" => Larder::prepare(place).map(|peer| Box::new(peer) as _),

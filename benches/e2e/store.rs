@@ -52,7 +52,8 @@ impl Store {
         }
         let delay_ms = Arc::new(AtomicU64::new(0));
         let proxy_port = start_proxy(port, delay_ms.clone())?;
-        Ok(Self { server, port, proxy_port, delay_ms })
+        let redis = start_redis(dir)?;
+        Ok(Self { server, redis, port, proxy_port, delay_ms })
     }
 
     pub fn endpoint(&self) -> String {

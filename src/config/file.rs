@@ -116,11 +116,7 @@ fn as_text(value: &DeValue<'_>) -> Option<String> {
 
 fn is_section(dotted: &str) -> bool {
     let parts: Vec<&str> = dotted.split('.').collect();
-    match parts.as_slice() {
-        ["lake" | "fetch" | "mount" | "daemon" | "tier" | "dataset"] => true,
-        ["tier" | "dataset", _] => true,
-        _ => false,
-    }
+    matches!(parts.as_slice(), ["lake" | "fetch" | "mount" | "daemon" | "tier" | "dataset"] | ["tier" | "dataset", _])
 }
 
 fn name_is_good(section: &str, name: &str) -> bool {

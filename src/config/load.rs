@@ -234,10 +234,10 @@ fn default_socket(state: &Path, env: &Env) -> PathBuf {
     let inside = state.join("daemon.sock");
     let default_state = env.xdg("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("larder"));
     let runtime = env.get("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute());
-    if default_state.as_deref() == Some(state) {
-        if let Some(runtime) = &runtime {
-            return runtime.join("larder/daemon.sock");
-        }
+    if default_state.as_deref() == Some(state)
+        && let Some(runtime) = &runtime
+    {
+        return runtime.join("larder/daemon.sock");
     }
     // 108 bytes with the final NUL; the keeper's socket lies beside it and has a name as long.
     if inside.as_os_str().len() <= 100 {

@@ -292,9 +292,9 @@ mod tests {
         assert_eq!(outboard.groups.len(), 3);
         assert!(Outboard::verify_groups(size, &outboard.groups, &found));
         let per_group: Vec<_> = outboard.blocks.chunks(GROUP_BLOCKS as usize).collect();
-        for group in 0..3 {
-            assert!(Outboard::verify_blocks(size, group as u64, per_group[group], &outboard.groups[group]));
-            assert!(!Outboard::verify_blocks(size, group as u64, per_group[group], &outboard.groups[(group + 1) % 3]));
+        for (group, blocks) in per_group.iter().enumerate() {
+            assert!(Outboard::verify_blocks(size, group as u64, blocks, &outboard.groups[group]));
+            assert!(!Outboard::verify_blocks(size, group as u64, blocks, &outboard.groups[(group + 1) % 3]));
         }
         let mut changed = outboard.clone();
         changed.blocks[300][7] ^= 1;

@@ -214,7 +214,7 @@ impl Daemon {
         self.forget_gone();
         let dir = row.dir();
         let mut live = self.inner.live.lock();
-        for other in live.values().filter(|live| live.row().dir() == dir) {
+        if let Some(other) = live.values().find(|live| live.row().dir() == dir) {
             return Err(match other {
                 Live::Mounting(_) => NodeError::Busy { dir: dir.to_owned() },
                 other => {

@@ -229,7 +229,7 @@ fn torn(data: &[u8], durable: &[u8], rng: &mut Rng) -> Vec<u8> {
     for (at, byte) in left.iter_mut().enumerate() {
         let old = durable.get(at).copied().unwrap_or(0);
         // Half of the blocks of 16 bytes arrived.
-        let arrived = (at / 16 + len) % 2 == 0 || rng.0 % 3 == 0;
+        let arrived = (at / 16 + len).is_multiple_of(2) || rng.0.is_multiple_of(3);
         *byte = if arrived { data.get(at).copied().unwrap_or(old) } else { old };
     }
     left

@@ -198,7 +198,7 @@ impl Store {
     }
 
     /// Calls again and again, bringing what is needed, with nothing at hand at the start.
-    pub(super) fn from_nothing<T>(&self, mut f: impl FnMut() -> Result<T, NavError>) -> Result<T, NavError> {
+    pub(super) fn with_nothing_at_hand<T>(&self, mut f: impl FnMut() -> Result<T, NavError>) -> Result<T, NavError> {
         *self.at_hand.lock() = Some(std::collections::HashSet::new());
         let result = loop {
             match f() {

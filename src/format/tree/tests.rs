@@ -177,16 +177,16 @@ proptest! {
         if !expected.is_empty() {
             let rank = at.index(expected.len());
             let e = &expected[rank];
-            let found = store.from_nothing(|| nav::resolve(root, &store, &e.path)).expect("good").expect("an entry");
+            let found = store.with_nothing_at_hand(|| nav::resolve(root, &store, &e.path)).expect("good").expect("an entry");
             prop_assert_eq!(found.rank, rank as u64);
-            prop_assert_eq!(store.from_nothing(|| nav::entry_at(root, &store, rank as u64)), Ok(found));
-            prop_assert_eq!(store.from_nothing(|| nav::path_of(root, &store, rank as u64)), Ok(e.path.clone()));
-            prop_assert_eq!(store.from_nothing(|| nav::location(root, &built.placement, &store, rank as u64)), Ok(e.location.clone()));
+            prop_assert_eq!(store.with_nothing_at_hand(|| nav::entry_at(root, &store, rank as u64)), Ok(found));
+            prop_assert_eq!(store.with_nothing_at_hand(|| nav::path_of(root, &store, rank as u64)), Ok(e.path.clone()));
+            prop_assert_eq!(store.with_nothing_at_hand(|| nav::location(root, &built.placement, &store, rank as u64)), Ok(e.location.clone()));
             let dir = nav::dir_of(root, &store, rank as u64).expect("good");
-            prop_assert!(store.from_nothing(|| nav::list(root, &store, &dir, 0, 100)).is_ok());
+            prop_assert!(store.with_nothing_at_hand(|| nav::list(root, &store, &dir, 0, 100)).is_ok());
         }
         let mut walk = Walk::new(nav::root_dir(root), b"");
-        let walked = store.from_nothing(|| walk.next(root, &store));
+        let walked = store.with_nothing_at_hand(|| walk.next(root, &store));
         prop_assert_eq!(walked.map(|walked| walked.map(|walked| walked.path)), Ok(expected.first().map(|e| e.path.clone())));
     }
 
@@ -217,7 +217,7 @@ proptest! {
         prop_assert_eq!(as_map(diff(&a.root, &b.root, &store)), simple_diff(&before, &after));
         let mut differ = Differ::new(a.root.clone(), b.root.clone());
         let mut changes = Vec::new();
-        while let Some(change) = store.from_nothing(|| differ.next(&store)).expect("good") {
+        while let Some(change) = store.with_nothing_at_hand(|| differ.next(&store)).expect("good") {
             changes.push(change);
         }
         prop_assert_eq!(as_map(changes), simple_diff(&before, &after));

@@ -154,8 +154,8 @@ fn parse_line(line: &[u8]) -> Option<MountLine> {
 /// Gives what is mounted at `dir` itself, the topmost of several.
 pub(super) fn find(dir: &Path) -> io::Result<Option<MountLine>> {
     let table = fs::read("/proc/self/mountinfo")?;
-    let lines = table.split(|&byte| byte == b'\n').filter_map(parse_line);
-    Ok(lines.filter(|line| line.dir.as_os_str().as_bytes() == dir.as_os_str().as_bytes()).last())
+    let mut lines = table.split(|&byte| byte == b'\n').rev().filter_map(parse_line);
+    Ok(lines.find(|line| line.dir.as_os_str().as_bytes() == dir.as_os_str().as_bytes()))
 }
 
 /// Says whether the topmost mount at `dir` is one of Larder's.

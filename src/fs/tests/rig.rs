@@ -132,10 +132,6 @@ impl Rig {
             }
         }
     }
-
-    pub fn tier_dir(&self) -> PathBuf {
-        self.dir.path().join("tier")
-    }
 }
 
 impl Drop for Rig {

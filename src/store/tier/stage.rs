@@ -73,6 +73,9 @@ pub struct Stage<I: TierIo = RealIo> {
     done: Mutex<Vec<bool>>,
 }
 
+/// A staging file and which of its spans are done.
+type OpenStaging<I> = (<I as TierIo>::File, Vec<bool>);
+
 impl<I: TierIo> Tier<I> {
     /// Opens a pack's staging file, or makes it; what arrived in an earlier run is kept.
     pub fn stage(&self, pack: &PackId, len: u64) -> Result<Stage<I>, TierError> {
@@ -126,7 +129,7 @@ impl<I: TierIo> Core<I> {
 
     /// Opens the data file and reads the marks. None: marks without their bytes, which a crash of
     /// the medium may leave; nothing of it can be trusted.
-    fn open_staging(&self, dir: &str, generation: &Generation) -> Result<Option<(I::File, Vec<bool>)>, TierError> {
+    fn open_staging(&self, dir: &str, generation: &Generation) -> Result<Option<OpenStaging<I>>, TierError> {
         let path = layout::staging_data(dir, &generation.generation);
         let file = match self.io.create(&path) {
             Ok(file) => file,

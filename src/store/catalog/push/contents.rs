@@ -55,7 +55,7 @@ const PARTS_MAX: u64 = 9_000;
 pub(super) enum Message {
     Read {
         slot: u64,
-        result: Result<Done, Failed>,
+        result: Box<Result<Done, Failed>>,
     },
     /// A multipart upload exists.
     Begun {
@@ -200,7 +200,7 @@ fn read_jobs(mut reader: Reader<'_>, inbox: &Receiver<Job>, reports: &Sender<Mes
         let Job { slot, path, want } = job;
         let result = catch_unwind(AssertUnwindSafe(|| reader.read(&path, want)));
         let message = match result {
-            Ok(result) => Message::Read { slot, result },
+            Ok(result) => Message::Read { slot, result: Box::new(result) },
             Err(_) => Message::Failed(PushError::Thread),
         };
         if reports.send(message).is_err() {
@@ -677,7 +677,7 @@ impl<'a, 'w> Coordinator<'a, 'w> {
                 let position = slot.checked_sub(self.queue_first).and_then(|at| usize::try_from(at).ok());
                 if let Some(slot) = position.and_then(|at| self.queue.get_mut(at)) {
                     self.wholes -= usize::from(matches!(slot.state, State::Waiting { whole: true }));
-                    slot.state = State::Read(Box::new(result));
+                    slot.state = State::Read(result);
                 }
                 Ok(())
             }

@@ -236,14 +236,15 @@ impl Merger<'_> {
             return Ok(());
         };
         let base_dir = base.and_then(|entry| entry.dir);
-        if on_way && !replaces {
-            if let Some(entry) = base {
-                if base_dir.is_none() {
-                    let path = String::from_utf8_lossy(&self.at).into_owned();
-                    return Err(PushError::At { path, why: "a name on the way is not a directory in that commit" });
-                }
-                (item.mode, item.mtime) = (entry.entry.mode, entry.entry.mtime);
+        if on_way
+            && !replaces
+            && let Some(entry) = base
+        {
+            if base_dir.is_none() {
+                let path = String::from_utf8_lossy(&self.at).into_owned();
+                return Err(PushError::At { path, why: "a name on the way is not a directory in that commit" });
             }
+            (item.mode, item.mtime) = (entry.entry.mode, entry.entry.mtime);
         }
         let mut path = dir.path.clone();
         join(&mut path, &item.name);

@@ -187,7 +187,7 @@ impl Packs {
     /// Goes on with the upload of a large file.
     pub(super) fn resume_whole(&mut self, index: &mut Index, number: u32) -> Result<(PackRow, Begun), PushError> {
         let parts = index.parts_of(number)?;
-        let row = self.rows.get(&number).cloned().unwrap_or_else(|| unreachable_row());
+        let row = self.rows.get(&number).cloned().unwrap_or_else(unreachable_row);
         self.usable.insert(number);
         self.new.insert(number);
         let begun = Begun {

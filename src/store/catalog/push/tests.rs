@@ -125,17 +125,17 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
 fn scan(root: &Path) -> Tree {
     let mut tree = Tree::new();
     let mut firsts = HashMap::new();
-    scan_dir(root, &mut Vec::new(), &mut tree, &mut firsts);
+    scan_dir(root, &[], &mut tree, &mut firsts);
     tree
 }
 
-fn scan_dir(dir: &Path, prefix: &mut Vec<u8>, tree: &mut Tree, firsts: &mut HashMap<(u64, u64), Vec<u8>>) {
+fn scan_dir(dir: &Path, prefix: &[u8], tree: &mut Tree, firsts: &mut HashMap<(u64, u64), Vec<u8>>) {
     let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
     let mut dirs = Vec::new();
     for name in names {
         let path = dir.join(&name);
-        let mut key = prefix.clone();
+        let mut key = prefix.to_vec();
         super::walk::join(&mut key, name.as_bytes());
         let meta = std::fs::symlink_metadata(&path).unwrap();
         let mode = meta.mode() & 0o7777;
@@ -154,8 +154,8 @@ fn scan_dir(dir: &Path, prefix: &mut Vec<u8>, tree: &mut Tree, firsts: &mut Hash
         };
         tree.insert(key, node);
     }
-    for (path, mut key) in dirs {
-        scan_dir(&path, &mut key, tree, firsts);
+    for (path, key) in dirs {
+        scan_dir(&path, &key, tree, firsts);
     }
 }
 

@@ -10,9 +10,12 @@ use crate::store::tier::{
     Claimed, InitOptions, Quarantined, RealClock, RealIo, ScrubOutcome, Sidecar, Tier, TierError, TierIo,
 };
 
+/// One behaviour, shown on a tier that two nodes see.
+type Behaviour<I> = fn(Tier<I>, Tier<I>);
+
 /// Runs each behaviour on a fresh tier, seen by two nodes.
 fn battery<I: TierIo>(two_nodes: impl Fn() -> (Tier<I>, Tier<I>)) {
-    let behaviours: [(&str, fn(Tier<I>, Tier<I>)); 12] = [
+    let behaviours: [(&str, Behaviour<I>); 12] = [
         ("a filled pack is read by every node", published_is_read_everywhere),
         ("a pack without its index is not published", no_index_no_publish),
         ("a pack that lacks a span is not published", incomplete_is_not_published),
