@@ -138,8 +138,9 @@ class Demo:
 
     def push_again(self):
         with Step("push v2 again, unchanged") as step:
-            result = self.ask("push", self.versions["v2"], "clipart", "-m", "again")
-            step.note(f"uploaded {human(result.get('uploaded_bytes', 0))}, no file read again")
+            result = self.ask("push", self.versions["v2"], "clipart")
+            step.note(f"unchanged: {result['unchanged']}, {result['files_read']} files read again, "
+                      f"uploaded {human(result['uploaded_bytes'])}")
 
     def history(self):
         with Step("history") as step:

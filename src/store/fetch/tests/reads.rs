@@ -144,6 +144,11 @@ async fn a_lake_that_is_down_is_an_error_within_the_stated_time() {
         assert!(matches!(error, FetchError::Unreachable { .. }), "{error:?}");
         assert!(begun.elapsed() < Duration::from_millis(600 + 2000), "{:?}", begun.elapsed());
         world.lake.heal();
+        // A lake that answers again serves the next read; on a busy machine not always within 600 ms.
+        let patient = Instant::now();
+        while fetcher.read(&pack.contents[1].c, 0, u32::MAX, Verify::Node).await.is_err() {
+            assert!(patient.elapsed() < Duration::from_secs(30), "the lake is back");
+        }
         assert_all(&fetcher, &pack.contents[1], Verify::Node).await;
     }
 }

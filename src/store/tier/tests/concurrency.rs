@@ -349,6 +349,9 @@ fn a_quarantine_that_pauses_puts_a_good_replacement_back() {
         let a = with_schedule(&world, &io_a, &schedule, 1);
         let b = with_schedule(&world, &io_b, &schedule, 2);
         let mend = || {
+            // An operation waits for this one's turn: the time must pass while the first one pauses, not before
+            // it began.
+            b.pack(&source.id).expect("readable");
             // The first one pauses for longer than its claim lives.
             world.advance_ms(70_000);
             b.quarantine(&source.id, &identity.identity, "bad").expect("an answer");
