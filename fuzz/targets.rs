@@ -209,7 +209,7 @@ impl Choices<'_> {
             let id = ids.get(usize::from(self.next()) % (ids.len() + 2)).copied().unwrap_or(BlockId([self.next(); 32]));
             let child = graph.tree.get(&id);
             let mut counts = child.map_or(Counts::default(), |block| *block.counts());
-            if self.next() % 8 == 0 {
+            if self.next().is_multiple_of(8) {
                 counts.entries = self.number().max(1);
                 counts.descendants = self.number();
             }

@@ -39,8 +39,6 @@ const TIER_FORBIDS: &[&str] = &["tokio"];
 
 /// Lines a function may have.
 const FUNCTION_LINES_MAX: usize = 70;
-/// How many functions may be longer. Only ever lower this.
-const LONG_FUNCTIONS: usize = 0;
 /// Lines a source file may have, tests at its end not counted.
 const FILE_LINES_MAX: usize = 800;
 
@@ -190,12 +188,7 @@ fn functions_stay_short() {
             }
         }
     }
-    assert!(
-        long.len() <= LONG_FUNCTIONS,
-        "{} functions have more than {FUNCTION_LINES_MAX} lines, {LONG_FUNCTIONS} may:\n  {}\n",
-        long.len(),
-        long.join("\n  ")
-    );
+    report(&format!("a function has more than {FUNCTION_LINES_MAX} lines"), &long);
 }
 
 #[test]

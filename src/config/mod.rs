@@ -2,9 +2,9 @@
 //!
 //! * [`keys`]: the one table of every scalar key: type, default, environment variable, flag, text.
 //! * [`types`]: sizes, durations and percentages as they are written.
-//! * [`file`]: a file's text to checked values, each with its line and column.
-//! * [`load`]: defaults < file < environment < flags, and what only fits together.
-//! * [`reference`]: the reference page and the JSON schema, generated from the table.
+//! * [`mod@file`]: a file's text to checked values, each with its line and column.
+//! * [`mod@load`]: defaults < file < environment < flags, and what only fits together.
+//! * [`mod@reference`]: the reference page and the JSON schema, generated from the table.
 //!
 //! Invariants: nothing below `cli` reads an environment variable of Larder's; an unknown key is an
 //! error; every value knows where it came from; all that is wrong is told at once. Parsing and merging

@@ -6,7 +6,7 @@
 //! request. Where something has to be fetched, the reply moves into a task. Replies are errors from
 //! one table (`crate::fs::errno`), which are logged here, once, where they become EIO.
 //!
-//! Every operation that would change something is refused in one place ([`read_only`]); the mount is
+//! Every operation that would change something is refused in one place (`read_only`); the mount is
 //! read-only as well, so the kernel refuses nearly all of them before they get here.
 //!
 //! No directory is opened (the kernel then caches listings by itself, without a request at each end),

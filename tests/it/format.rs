@@ -21,8 +21,11 @@ use proptest::prelude::*;
 #[path = "../../fuzz/targets.rs"]
 mod targets;
 
+/// A fuzz target: it takes any bytes and must not panic.
+type Target = fn(&[u8]);
+
 /// The fuzz targets by the name of their corpus.
-const TARGETS: [(&str, fn(&[u8])); 11] = [
+const TARGETS: [(&str, Target); 11] = [
     ("tree_block", targets::tree_block),
     ("tree_root", targets::tree_root),
     ("placement_root", targets::placement_root),
