@@ -43,7 +43,7 @@ fn a_user_mounts_reads_and_unmounts_without_root() {
     };
     let source = world.files("source", &[("a", b"of a user"), ("dir/b", b"too")]);
     let target = world.make_dir("m");
-    let larder = env!("CARGO_BIN_EXE_larder");
+    let larder = world.binary().display();
     let as_user = format!("setpriv --reuid {UID} --regid {UID} --clear-groups sh -e");
     let (home, source, target) = (world.path("home"), source.display(), target.display());
     let script = format!(

@@ -27,6 +27,7 @@ pub struct World {
     dir: tempfile::TempDir,
     env: Vec<(String, String)>,
     uid: Option<u32>,
+    binary: PathBuf,
 }
 
 impl World {
@@ -34,7 +35,9 @@ impl World {
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("larder-it-").tempdir().expect("a temporary directory");
         fs::create_dir(dir.path().join("home")).expect("makes the home");
-        let mut world = Self { dir, env: Vec::new(), uid: None };
+        // The campaign runs the release build.
+        let binary = std::env::var_os("LARDER_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_larder").into());
+        let mut world = Self { dir, env: Vec::new(), uid: None, binary: binary.into() };
         // Sweeps come often enough for tests that wait for one.
         world.set("LARDER_STEWARD_PERIOD", "300ms");
         world.set("LARDER_TIER_GRACE", "1s");
@@ -45,6 +48,10 @@ impl World {
     pub fn of_user(uid: u32) -> Self {
         let mut world = Self::new();
         world.uid = Some(uid);
+        // Where the build lies may be closed to other users (a home directory is).
+        let binary = world.path("larder");
+        fs::copy(&world.binary, &binary).expect("copies the binary");
+        world.binary = binary;
         for path in [world.dir.path().to_owned(), world.path("home")] {
             std::os::unix::fs::chown(path, Some(uid), Some(uid)).expect("gives the home away");
         }
@@ -100,11 +107,14 @@ impl World {
         self.path("home/.cache/larder/tier")
     }
 
+    /// Gives the binary, where the world's user can run it.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     /// Gives the command, ready to be spawned.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        // The campaign runs the release build.
-        let built = std::env::var_os("LARDER_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_larder").into());
-        let mut command = Command::new(built);
+        let mut command = Command::new(&self.binary);
         command
             .args(args)
             .env_clear()
@@ -202,7 +212,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        let _ = self.run(["daemon", "stop"]);
+        let _ = self.command(["daemon", "stop"]).output();
         for point in self.mounted().into_iter().rev() {
             let _ = nix::mount::umount2(&point, MntFlags::MNT_DETACH);
         }
