@@ -152,7 +152,7 @@ fn mounts_are_made_again_after_the_daemon_was_killed() {
             break;
         }
         world.kill_daemon();
-        world.ok(["mounts"]);
+        world.ok(["daemon"]);
         crate::kit::wait_for("the mount", || fs::read_dir(&mount).is_ok_and(|mut entries| entries.next().is_some()));
     }
     assert_same_tree(&source, &mount);
