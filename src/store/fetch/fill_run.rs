@@ -29,11 +29,14 @@ use super::packs::PackState;
 use super::port::FetchTier;
 use super::source::{For, Object, SourceError};
 use super::stats::bump;
+use super::tier_port::is_overtaken;
 
 /// Requests for the objects of one piece of an imported pack, at once.
 const PIECE_REQUESTS_MAX: usize = 8;
 /// How often a pack is filled after the tier failed, before filling pauses.
 const FILL_TRIES_MAX: u32 = 2;
+/// A fill that others overtook finds its spans done: each further try costs no fetching.
+const OVERTAKEN_TRIES_MAX: u32 = 16;
 /// How often a pack is read back and mended before it is given up.
 const READ_BACKS_MAX: u32 = 3;
 
@@ -133,8 +136,9 @@ impl Inner {
             }
             tries += 1;
             match self.fill_once(&tier, &state).await {
-                // Another process may have published the same pack, and cleaned up what we wrote to.
-                Err(PackFillError::Tier { .. }) if tries < FILL_TRIES_MAX => {}
+                // Another process may have published the same pack and cleaned up what we wrote to, or
+                // evicted it together with the index that we had just put.
+                Err(PackFillError::Tier { source, .. }) if tries < tries_max(&source) => {}
                 Err(PackFillError::Tier { source, .. }) => {
                     if self.is_published(&tier, &state).await {
                         return Ok(());
@@ -459,6 +463,10 @@ impl Drop for Registered {
             *slot = None;
         }
     }
+}
+
+fn tries_max(error: &io::Error) -> u32 {
+    if is_overtaken(error) { OVERTAKEN_TRIES_MAX } else { FILL_TRIES_MAX }
 }
 
 fn is_gone(error: &LakeError) -> bool {

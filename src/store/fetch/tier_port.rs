@@ -66,6 +66,13 @@ impl FetchStage for Stage {
     }
 }
 
+/// Says whether a call failed because another node was faster: the staging folder or the index that
+/// it needs was there, and was taken away. To begin again helps.
+pub(super) fn is_overtaken(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<TierError>());
+    matches!(inner, Some(TierError::NoIndex { .. } | TierError::Gone { .. }))
+}
+
 /// Keeps the file system's own error number in the message's source; the whole chain is in the text.
 fn to_io(error: TierError) -> io::Error {
     io::Error::other(error)
