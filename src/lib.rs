@@ -13,6 +13,9 @@
 //! mount table and the control API; `cli` owns the command line. `docs/architecture.md` has the
 //! whole picture, `tests/tidy.rs` keeps it true.
 
+// What serves must not panic: tests may.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic))]
+
 pub mod cli;
 pub mod config;
 pub mod format;
