@@ -6,6 +6,7 @@
 //! * [`walk`], [`list`]: pages of keys, without reading the whole bucket for each.
 //! * [`uploads`]: multipart uploads.
 //! * [`service`], [`body`]: the S3 protocol over them (the wire half is the crate `s3s`).
+//! * [`in_process`]: the SDK's client over that service, without a port.
 //!
 //! Several processes may use one directory at the same time, each through its own [`Store`]: all
 //! that they share is on the disk, and conditions of writes hold between them. It is a local
@@ -24,6 +25,7 @@ use super::s3::StaticKeys;
 
 pub mod body;
 pub mod disk;
+pub mod in_process;
 pub mod list;
 pub mod names;
 pub mod object;

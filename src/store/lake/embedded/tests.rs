@@ -23,14 +23,13 @@ fn setup() -> Setup {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
     store.ensure_bucket(BUCKET).unwrap();
-    let service = s3s_aws::Client::from(store.service(None));
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new("us-east-1"))
         .endpoint_url("http://embedded.lake")
         .force_path_style(true)
         .allow_no_auth()
-        .http_client(aws_smithy_runtime_api::client::http::SharedHttpClient::new(service))
+        .http_client(in_process::http_client(store.service(None)))
         .build();
     Setup { dir, store, client: aws_sdk_s3::Client::from_conf(config) }
 }

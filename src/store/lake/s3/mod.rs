@@ -119,8 +119,7 @@ impl S3Lake {
             attempts_max: 1,
             ..config
         };
-        let service = s3s_aws::Client::from(store.service(None));
-        let http_client = aws_smithy_runtime_api::client::http::SharedHttpClient::new(service);
+        let http_client = embedded::in_process::http_client(store.service(None));
         let client = config::client(&config, config::Transport::InProcess(http_client)).await?;
         Ok(Self::new(client, config))
     }
