@@ -4,12 +4,12 @@
 //! again before it deletes. So the packs of the head and of a few commits before it are learned from
 //! their indexes (one small object each, checked against its id) and remembered by the node.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use futures::StreamExt;
 
 use crate::format::ids::{CommitId, ContentId, PackId};
-use crate::format::pack::PackIndex;
+use crate::format::pack::{ALIGN, PackIndex, Place};
 use crate::format::paths::{PackPart, pack_key};
 use crate::format::refs::DatasetName;
 use crate::store::catalog::Catalog;
@@ -121,43 +121,71 @@ fn adopt(index: &mut Index, packs: &mut Packs, id: PackId, found: &PackIndex) ->
 pub(super) struct Tally {
     pub number: u32,
     pub len: u64,
-    /// Bytes of it that the tree refers to, each content once.
+    /// Bytes of it that what the tree refers to takes, each content once.
     pub referenced: u64,
     /// Written by this push.
     pub new: bool,
 }
 
-/// Counts what the walked files refer to, pack by pack.
-pub(super) fn tally(places: &mut Places, files: u64, packs: &Packs) -> Result<Vec<Tally>, PushError> {
-    let mut seen: HashMap<u32, (Vec<u64>, u64)> = HashMap::new();
-    for ordinal in 0..files {
-        let row = places.get(ordinal)?;
-        if row.dropped || row.at.pack == NO_PACK {
-            continue;
+/// The positions of one pack that the tree refers to.
+#[derive(Debug, Default)]
+struct Used {
+    bits: Vec<u64>,
+    count: u32,
+}
+
+impl Used {
+    fn add(&mut self, position: u32) {
+        let (word, bit) = (position as usize / 64, 1u64 << (position % 64));
+        if self.bits.len() <= word {
+            self.bits.resize(word + 1, 0);
         }
-        let (bits, referenced) = seen.entry(row.at.pack).or_default();
-        let (word, bit) = (row.at.position as usize / 64, 1u64 << (row.at.position % 64));
-        if bits.len() <= word {
-            bits.resize(word + 1, 0);
-        }
-        if let Some(word) = bits.get_mut(word)
+        if let Some(word) = self.bits.get_mut(word)
             && *word & bit == 0
         {
             *word |= bit;
-            *referenced += row.size;
+            self.count += 1;
         }
     }
-    let mut tallies: Vec<Tally> = seen
-        .into_iter()
-        .map(|(number, (_, referenced))| Tally {
-            number,
-            len: packs.row(number).map_or(0, |row| row.len),
-            referenced,
-            new: packs.is_new(number),
-        })
-        .collect();
-    tallies.sort_by_key(|tally| tally.number);
+
+    fn has(&self, position: u32) -> bool {
+        self.bits.get(position as usize / 64).is_some_and(|word| word & (1u64 << (position % 64)) != 0)
+    }
+}
+
+/// Counts what the walked files refer to, pack by pack.
+pub(super) fn tally(places: &mut Places, files: u64, packs: &Packs, index: &Index) -> Result<Vec<Tally>, PushError> {
+    let mut seen: BTreeMap<u32, Used> = BTreeMap::new();
+    for ordinal in 0..files {
+        let row = places.get(ordinal)?;
+        if !row.dropped && row.at.pack != NO_PACK {
+            seen.entry(row.at.pack).or_default().add(row.at.position);
+        }
+    }
+    let mut tallies = Vec::with_capacity(seen.len());
+    for (number, used) in seen {
+        let (len, contents) = packs.row(number).map_or((0, 0), |row| (row.len, row.contents));
+        let new = packs.is_new(number);
+        // Only a pack of which something is unused is looked at more closely.
+        let referenced = if new || used.count == contents { len } else { referenced_bytes(index, number, &used)? };
+        tallies.push(Tally { number, len, referenced, new });
+    }
     Ok(tallies)
+}
+
+/// Sums up what the used contents take in the pack, with the zeros behind each: padding is no waste
+/// that writing it again would save.
+fn referenced_bytes(index: &Index, number: u32, used: &Used) -> Result<u64, PushError> {
+    let layout = index.layout_of(number)?;
+    Ok(layout.iter().filter(|(position, _)| used.has(*position)).map(|(_, row)| stored_bytes(row)).sum())
+}
+
+fn stored_bytes(row: &LayoutRow) -> u64 {
+    let stored = match &row.place {
+        Place::Run { .. } => row.size,
+        Place::Sparse { extents } => extents.iter().map(|extent| extent.len).sum(),
+    };
+    stored.next_multiple_of(ALIGN)
 }
 
 /// Chooses the packs that are written again: those mostly waste, and the small ones of a class that

@@ -222,7 +222,7 @@ impl<'a> Session<'a> {
         if self.options.onto.is_some() || !contents.found.problems.is_empty() {
             return Ok(contents);
         }
-        let tallies = reuse::tally(places, spool.totals.walked_files, &self.packs)?;
+        let tallies = reuse::tally(places, spool.totals.walked_files, &self.packs, &self.index)?;
         let rewrite = reuse::plan_rewrite(&tallies, layout.pack_len);
         if !rewrite.is_empty() {
             tracing::info!(packs = rewrite.len(), "packs that are mostly unused, or small and many, are written again");

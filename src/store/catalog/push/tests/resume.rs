@@ -1,0 +1,136 @@
+//! Failures at any step, and files that change under the push.
+
+use super::*;
+
+#[test]
+fn a_push_that_fails_at_any_write_is_finished_by_running_it_again() {
+    let mut steps = 0;
+    for fail_at in 0.. {
+        let bench = Bench::new();
+        many(&bench);
+        copy_root(&bench);
+        bench.lake.reset_counters();
+        bench.lake.rule(Rule::crash_after(fail_at));
+        let result = bench.push_with(&bench.options());
+        bench.lake.heal();
+        check_refs(&bench);
+        if result.is_ok() {
+            break;
+        }
+        steps += 1;
+        let again = bench.push();
+        assert_eq!(again.tree, tree_of_a_push_that_nothing_stopped(&bench), "failed at write {fail_at}");
+        bench.assert_round_trip(&again);
+        assert_eq!(bench.memory.uploads_open(), 0, "failed at write {fail_at}");
+        let leftover = bench.memory.keys().into_iter().any(|key| key.starts_with("intents/"));
+        assert!(!leftover, "failed at write {fail_at}");
+    }
+    assert!(steps > 15, "only {steps} steps could fail");
+}
+
+fn tree_of_a_push_that_nothing_stopped(bench: &Bench) -> TreeId {
+    let lone = Bench::new();
+    push(&lone.catalog, lone.rt.handle(), &bench.options(), &Arc::new(Progress::default())).unwrap().tree
+}
+
+fn copy_root(bench: &Bench) {
+    set_mtime(bench.source.path(), 1_000_000, 0);
+}
+
+/// No ref may point to a commit that is not complete.
+fn check_refs(bench: &Bench) {
+    let keys: HashSet<String> = bench.memory.keys().into_iter().collect();
+    if !keys.iter().any(|key| key.contains("/refs/") || key.contains("/log/")) {
+        return;
+    }
+    for commit in main_of(bench) {
+        assert!(keys.contains(&commit_key(&commit)));
+        bench.read_back(commit);
+    }
+}
+
+#[test]
+fn what_was_uploaded_before_a_failure_is_not_uploaded_again() {
+    for fail_at in [3, 6, 9, 12, 15, 18] {
+        let bench = Bench::new();
+        for number in 0..60u64 {
+            bench.write(&format!("f{number:02}"), noise(number, 30_000));
+        }
+        bench.write("large", noise(100, 900_000));
+        let parts = |bench: &Bench| bench.lake.counters().of(Op::UploadPart);
+        bench.lake.rule(Rule::crash_after(fail_at));
+        assert!(bench.push_with(&bench.options()).is_err());
+        bench.lake.heal();
+        let before = parts(&bench);
+        let again = bench.push();
+        let total = 60 * 32_768 + 900_000;
+        let sent_before = bench.lake.counters().bytes_in - again.uploaded_bytes;
+        assert!(
+            again.uploaded_data_bytes + (before * (64 << 10)).min(sent_before) <= total + 8 * (64 << 10) + 6 * 32_768,
+            "failed at {fail_at}: {} bytes of {total} were sent again after {before} parts",
+            again.uploaded_data_bytes
+        );
+        bench.assert_round_trip(&again);
+    }
+}
+
+#[test]
+fn an_interrupted_large_file_goes_on_with_its_next_part() {
+    let bench = Bench::new();
+    bench.write("large", noise(1, 1_000_000));
+    // 16 parts; the intent, the begin and ten parts go well.
+    bench.lake.rule(Rule::crash_after(12));
+    assert!(bench.push_with(&bench.options()).is_err());
+    bench.lake.heal();
+    let again = bench.push();
+    assert!(again.uploaded_data_bytes <= 1_000_000 - 8 * (64 << 10), "{}", again.uploaded_data_bytes);
+    assert_eq!(again.bytes_read, 1_000_000, "it is digested again, not sent again");
+    bench.assert_round_trip(&again);
+    assert_eq!(bench.data_keys().len(), 1);
+}
+
+#[test]
+fn a_large_file_that_changed_between_the_pushes_is_sent_as_it_is_now() {
+    let bench = Bench::new();
+    bench.write("large", noise(1, 1_000_000));
+    bench.lake.rule(Rule::crash_after(12));
+    assert!(bench.push_with(&bench.options()).is_err());
+    bench.lake.heal();
+    let mut bytes = noise(1, 1_000_000);
+    bytes[300_000] ^= 1;
+    bench.write("large", bytes);
+    let again = bench.push();
+    bench.assert_round_trip(&again);
+}
+
+#[test]
+fn a_file_that_never_holds_still_fails_the_push() {
+    let bench = Bench::new();
+    for number in 0..5u64 {
+        bench.write(&format!("calm{number}"), noise(number, 1000));
+    }
+    // Large enough to be read for longer than two writes are apart, even on a busy machine.
+    bench.write("restless", vec![0; 32 << 20]);
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (path, seen) = (bench.path("restless"), stop.clone());
+    let writer = std::thread::spawn(move || {
+        let mut at = 0u64;
+        let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+        while !seen.load(std::sync::atomic::Ordering::Relaxed) {
+            file.write_all_at(&[at as u8; 8192], (at % 16) * 8192).unwrap();
+            at += 1;
+        }
+    });
+    std::thread::sleep(Duration::from_millis(20));
+    let mut options = bench.options();
+    options.tuning.layout = Some(Layout { pack_len: 64 << 20, whole_len: 64 << 20 });
+    let result = bench.push_with(&options);
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    writer.join().unwrap();
+    let Err(PushError::Changed { problems }) = result else { panic!("{result:?}") };
+    assert_eq!(problems.len(), 1);
+    assert_eq!((problems[0].path.as_str(), problems[0].kind), ("restless", ProblemKind::Changed));
+    assert!(!bench.memory.keys().iter().any(|key| key.starts_with("commits/")));
+    let again = bench.push();
+    bench.assert_round_trip(&again);
+}
