@@ -196,8 +196,7 @@ impl Context {
     /// Opens a tier in this process: the default one where none is named. Gives its name too.
     pub fn tier(&self, name: Option<&str>) -> anyhow::Result<(String, Tier)> {
         let (name, section) = self.tier_section(name)?;
-        let node = self.place()?.node_id()?;
-        Ok((name.to_owned(), open::open_tier(name, section, node)?))
+        Ok((name.to_owned(), open::open_tier(name, section, &self.place()?)?))
     }
 
     /// Gives this node's state directory, made where it is missing.

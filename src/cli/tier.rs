@@ -8,13 +8,20 @@ use serde::Serialize;
 
 use super::Context;
 use super::output::{self, Table};
-use super::report::usage;
+use super::report::HintExt as _;
 use crate::config::{Size, Span};
 use crate::format::ids::NodeId;
 use crate::store::tier::{
-    CheckReport, CommitKey, Decision, InitOptions, Marker, StewardReport, SweepPlan, Tier, Verdict, Why,
+    CheckReport, Decision, InitOptions, Marker, Policy, Steward, StewardReport, SweepPlan, Tier, Verdict,
 };
-use crate::store::usage::TierUsage;
+use crate::store::usage::{DatasetUsage, TierUsage};
+
+mod why;
+
+/// How often a waiting sweep looks whether it is its turn.
+const LOOK_PERIOD: std::time::Duration = std::time::Duration::from_millis(200);
+/// When a waiting sweep says that it waits.
+const SAY_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Flags of `larder tier`.
 #[derive(Debug, clap::Args)]
@@ -42,7 +49,7 @@ enum Command {
     #[command(after_help = "Examples:\n  larder tier check")]
     Check(CheckArgs),
     /// Says why a commit stays, or why it left
-    #[command(after_help = "Examples:\n  larder tier why 3fa9c1")]
+    #[command(after_help = "Examples:\n  larder tier why 3fa9c1\n  larder tier why photos@v2 --json")]
     Why(WhyArgs),
     /// Removes what aged out, orphans and leftovers now
     #[command(after_help = "Examples:\n  larder tier sweep --dry-run")]
@@ -102,8 +109,8 @@ pub struct CheckArgs {
 /// Flags of `larder tier why`.
 #[derive(Debug, clap::Args)]
 pub struct WhyArgs {
-    /// The beginning of a commit's id
-    #[arg(value_name = "COMMIT")]
+    /// The beginning of a commit's id, or a revision
+    #[arg(value_name = "COMMIT|DATASET[@REV]")]
     commit: String,
     #[command(flatten)]
     tier: TierArgs,
@@ -117,6 +124,9 @@ pub struct SweepArgs {
     /// Says what would be done, and does nothing
     #[arg(long)]
     dry_run: bool,
+    /// How long to wait while another process is sweeping; after it: exit status 1
+    #[arg(long, value_name = "TIME", default_value = "3m")]
+    wait: Span,
 }
 
 /// Flags of `larder tier scrub`.
@@ -157,7 +167,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
         Command::Df(args) => df(ctx, &args),
         Command::List(args) => list(ctx, &args),
         Command::Check(args) => check(ctx, &args),
-        Command::Why(args) => why(ctx, &args),
+        Command::Why(args) => why::run(ctx, &args.commit, args.tier.tier.as_deref()),
         Command::Sweep(args) => sweep(ctx, &args),
         Command::Scrub(args) => scrub(ctx, &args),
         Command::ForgetNode(args) => {
@@ -215,6 +225,7 @@ struct DfOutput<'a> {
     total_bytes: u64,
     objects: u64,
     commits: usize,
+    datasets: &'a [DatasetUsage],
 }
 
 fn df(ctx: &Context, args: &TierArgs) -> anyhow::Result<()> {
@@ -238,6 +249,7 @@ fn df(ctx: &Context, args: &TierArgs) -> anyhow::Result<()> {
             total_bytes: usage.total_bytes,
             objects: usage.objects,
             commits: usage.commits.len(),
+            datasets: &usage.datasets,
         });
     }
     let mut table =
@@ -253,7 +265,18 @@ fn df(ctx: &Context, args: &TierArgs) -> anyhow::Result<()> {
         usage.commits.len().to_string(),
         tier.dir().display().to_string(),
     ]);
-    ctx.print_table(&table)
+    ctx.print_table(&table)?;
+    if usage.datasets.is_empty() {
+        return Ok(());
+    }
+    let mut table = Table::new(&["DATASET", ">COMMITS", ">USED", ">OWN"]);
+    for of in &usage.datasets {
+        let (used, own) = (output::bytes(of.cached_bytes), output::bytes(of.own_bytes));
+        table.row([of.dataset.clone(), of.commits.to_string(), used, own]);
+    }
+    let mut out = ctx.out();
+    std::io::Write::write_all(&mut out, format!("\n{}", table.render()).as_bytes())?;
+    Ok(out.finish()?)
 }
 
 fn list(ctx: &Context, args: &TierArgs) -> anyhow::Result<()> {
@@ -325,48 +348,6 @@ fn check(ctx: &Context, args: &CheckArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn why(ctx: &Context, args: &WhyArgs) -> anyhow::Result<()> {
-    // A revision's part behind the `@` is as good.
-    let prefix = args.commit.rsplit_once('@').map_or(args.commit.as_str(), |(_, id)| id);
-    if prefix.len() < 4 || !prefix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-        return usage(format!("`{}` is not the beginning of a commit's id (4 hex digits or more)", args.commit));
-    }
-    let (name, tier) = open(ctx, &args.tier)?;
-    let keys = tier.find_commits(prefix)?;
-    let key: CommitKey = match keys.as_slice() {
-        [key] => *key,
-        [] => {
-            anyhow::bail!("tier {name}: no commit {prefix}… is cached, nor was one decided about")
-        }
-        _ => anyhow::bail!("tier {name}: {} commits begin with {prefix}; give more of the id", keys.len()),
-    };
-    let why: Why = tier.why(&key)?;
-    if ctx.json() {
-        return ctx.print_json(&why);
-    }
-    let mut out = ctx.out();
-    let mut line = |head: &str, decision: &Option<Decision>, none: &str| {
-        use std::io::Write as _;
-        match decision {
-            Some(found) => {
-                let verdict = if found.verdict == Verdict::Stays { "stays" } else { "leaves" };
-                let at = output::time(found.time_ms);
-                writeln!(
-                    out,
-                    "{head}: {} ({}) {verdict}: {} ({at})",
-                    found.dataset,
-                    key.commit.short(),
-                    found.reason.text()
-                )
-            }
-            None => writeln!(out, "{head}: {none}"),
-        }
-    };
-    line("now", &why.now, "not cached")?;
-    line("last decision", &why.last, "none was made yet")?;
-    Ok(out.finish()?)
-}
-
 #[derive(Serialize)]
 struct DryRun<'a> {
     decisions: &'a [Decision],
@@ -396,12 +377,10 @@ fn sweep(ctx: &Context, args: &SweepArgs) -> anyhow::Result<()> {
         }
         return print_decisions(ctx, &plan.decisions);
     }
-    let report: StewardReport = tier.steward_step(&policy)?;
+    let report: StewardReport = sweep_in_turn(ctx, &name, &tier, &policy, args.wait)?;
     if ctx.json() {
         ctx.print_json(&report)?;
-    } else if report.elsewhere {
-        ctx.say(format_args!("tier {name}: another process is sweeping it"));
-    } else {
+    } else if !report.elsewhere {
         print_decisions(ctx, &report.decisions)?;
         ctx.say(format_args!(
             "tier {name}: {} commits left, {} moved to the trash, {} deleted (the trash is deleted {} later)",
@@ -411,6 +390,11 @@ fn sweep(ctx: &Context, args: &SweepArgs) -> anyhow::Result<()> {
             output::span(policy.grace_ms.div_ceil(1000)),
         ));
     }
+    if let Some(steward) = &report.steward {
+        let who = steward_text(steward);
+        return Err(anyhow::anyhow!("tier {name}: nothing was swept: {who} is sweeping it"))
+            .hint("wait longer with --wait; a steward that died is replaced two minutes after its last sign of life");
+    }
     if report.frees_nothing {
         ctx.say(format_args!("tier {name}: deleting freed nothing; do snapshots hold the space?"));
     }
@@ -418,6 +402,30 @@ fn sweep(ctx: &Context, args: &SweepArgs) -> anyhow::Result<()> {
         anyhow::bail!("{} steps failed, the first: {first}", report.failed.len());
     }
     Ok(())
+}
+
+/// Sweeps when it is our turn; gives the last refusal where that takes too long.
+fn sweep_in_turn(ctx: &Context, name: &str, tier: &Tier, policy: &Policy, wait: Span) -> anyhow::Result<StewardReport> {
+    let begun = std::time::Instant::now();
+    let mut told = false;
+    loop {
+        let report = tier.steward_step(policy)?;
+        let left = wait.0.saturating_sub(begun.elapsed());
+        let Some(steward) = report.steward.as_ref().filter(|_| !left.is_zero()) else {
+            return Ok(report);
+        };
+        if !told && begun.elapsed() >= SAY_AFTER {
+            told = true;
+            ctx.say(format_args!("tier {name}: {} is sweeping it; waiting", steward_text(steward)));
+        }
+        std::thread::sleep(LOOK_PERIOD.min(left));
+    }
+}
+
+fn steward_text(steward: &Steward) -> String {
+    let host = steward.host.as_deref().unwrap_or("unknown host");
+    let idle = output::span(u64::try_from(steward.idle_ms / 1000).unwrap_or(0));
+    format!("node {} ({host}, last seen {idle} ago)", steward.node)
 }
 
 fn print_decisions(ctx: &Context, decisions: &[Decision]) -> anyhow::Result<()> {

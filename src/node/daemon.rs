@@ -58,6 +58,7 @@ pub(super) struct Inner {
     /// Where the states of mounts in the foreground are.
     pub private_dir: PathBuf,
     pub node: NodeId,
+    pub place: Place,
     pub started_ms: i64,
     pub lake: Arc<dyn Lake>,
     pub kv: Kv,
@@ -117,6 +118,7 @@ impl Daemon {
             keeper_dir,
             private_dir: place.private(),
             node,
+            place,
             started_ms: now_ms(),
             lake,
             kv,
@@ -190,9 +192,10 @@ impl Daemon {
             let known: Vec<&str> = inner.config.tier.keys().map(String::as_str).collect();
             return Err(NodeError::UnknownTier { name, known: known.join(", ") });
         };
-        let (node, scrub_rate) = (inner.node, section.scrub_rate.0);
+        let scrub_rate = section.scrub_rate.0;
+        let place = inner.place.clone();
         let label = name.clone();
-        let tier = blocking("opening the tier", move || open::open_tier(&label, &section, node)).await??;
+        let tier = blocking("opening the tier", move || open::open_tier(&label, &section, &place)).await??;
         if inner.table.is_some() {
             super::scrub::start(tier.clone(), name.clone(), scrub_rate, inner.stop.clone());
         }

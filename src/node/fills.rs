@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::format::ids::CommitId;
 use crate::format::refs::Revision;
 use crate::store::fetch::FillHandle;
-use crate::store::tier::{CommitKey, TierError};
+use crate::store::tier::{CommitKey, Purpose, TierError};
 
 use super::api::{FillInfo, FillRequest};
 use super::daemon::{Daemon, blocking};
@@ -80,7 +80,7 @@ impl Daemon {
             return Ok(info);
         }
         let lease = blocking("writing the record", move || {
-            let lease = tier.lease(&record)?;
+            let lease = tier.lease_for(&record, Purpose::Fill)?;
             set(&tier, &key, keep, ttl_ms)?;
             Ok::<_, TierError>(lease)
         });

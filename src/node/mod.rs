@@ -1,6 +1,7 @@
 //! The node: what one machine does with commits, held together by one daemon per state directory.
 //!
 //! * [`place`]: the state directory: node id, socket, lock, mount table, log.
+//! * [`siblings`]: proof that another process of this node has ended.
 //! * [`open`]: from the configuration to a lake, a catalog, tiers, fetchers.
 //! * [`table`]: the mount table: mounts, their attachments and owners; kept in one file.
 //! * [`daemon`]: the daemon's state and its life. [`mounting`], [`fills`], [`upkeep`], `scrub`: what it
@@ -15,6 +16,7 @@
 //! <state>/daemon.log      what a daemon says that was started on demand
 //! <state>/mounts.json     the mount table, replaced by rename
 //! <state>/meta/           tree and placement blocks
+//! <state>/instances/<id>  locked by each process that uses a tier
 //! <state>/private/<id>/   the state of one `mount --foreground`
 //! ```
 //!
@@ -32,6 +34,7 @@ pub mod open;
 pub mod place;
 mod scrub;
 pub mod server;
+pub mod siblings;
 pub mod spawn;
 pub mod table;
 pub mod upkeep;

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::{Checksums, Config, FetchSection, LakeSection, PrefetchLevel, Sse, TierSection, VerifyLevel};
-use crate::format::ids::NodeId;
 use crate::store::catalog::lakefmt::RefChoice;
 use crate::store::catalog::{Catalog, CatalogError};
 use crate::store::fetch::{self, FetchConfig, FetchTier, Fetcher};
@@ -15,6 +14,9 @@ use crate::store::kv::Kv;
 use crate::store::lake::s3::{self, LakeOpenError, LakeUrlError, S3Config, S3Lake, SecretKey};
 use crate::store::lake::{Lake, LakeError};
 use crate::store::tier::{InitOptions, Tier, TierConfig, TierError};
+
+use super::place::{Place, PlaceError};
+use super::siblings::Instance;
 
 /// Why a component could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +49,8 @@ pub enum OpenError {
         #[source]
         source: TierError,
     },
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     #[error(transparent)]
     Reach(#[from] LakeError),
 }
@@ -126,7 +130,8 @@ pub fn open_fetcher(
 }
 
 /// Opens a tier. The laptop's own is made on first use; any other is refused without its marker.
-pub fn open_tier(name: &str, section: &TierSection, node: NodeId) -> Result<Tier, OpenError> {
+pub fn open_tier(name: &str, section: &TierSection, place: &Place) -> Result<Tier, OpenError> {
+    let node = place.node_id()?;
     let failed = |source| OpenError::Tier { name: name.to_owned(), source };
     if section.auto_init && !Tier::is_tier(&section.path) {
         let options = InitOptions { dir_mode: 0o700, ..InitOptions::default() };
@@ -137,7 +142,15 @@ pub fn open_tier(name: &str, section: &TierSection, node: NodeId) -> Result<Tier
             Err(source) => return Err(failed(source)),
         }
     }
-    Tier::open(&section.path, node, tier_config(section)).map_err(failed)
+    let config = tier_config(section);
+    let opened = match Instance::enter(place) {
+        Ok(instance) => Tier::open_as(&section.path, node, instance.id(), Arc::new(instance), config),
+        Err(error) => {
+            tracing::info!(%error, "if this process is killed, others learn it only by and by");
+            Tier::open(&section.path, node, config)
+        }
+    };
+    opened.map_err(failed)
 }
 
 /// Gives what a tier is told.

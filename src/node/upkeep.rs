@@ -1,17 +1,38 @@
 //! What the daemon does by itself: leases renewed, tiers swept, use markers, failed mounts tried again.
+//!
+//! Each tier has its own turn, which is not begun again while it lasts: one that hangs keeps nobody else
+//! waiting.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::store::tier::Tier;
+use parking_lot::Mutex;
 
-use super::daemon::{Daemon, META_DISK_BYTES_MAX, blocking};
+use crate::store::kv::Kv;
+use crate::store::tier::{StewardReport, Tier, TierError, Verdict};
+
+use super::daemon::{Daemon, META_DISK_BYTES_MAX, OpenTier, blocking};
 use super::mounting::Live;
 
 /// How often a use marker in the lake is refreshed.
 const USE_PERIOD: Duration = Duration::from_secs(24 * 3600);
 /// How often the metadata on disk is brought within its limit.
 const META_SWEEP_PERIOD: Duration = Duration::from_secs(3600);
+/// How often what this node verified is compared with what the tier still holds.
+const VERIFIED_SWEEP_PERIOD: Duration = Duration::from_secs(3600);
+
+/// Tiers that are looked after at this moment.
+type Busy = Arc<Mutex<HashSet<String>>>;
+
+/// What is still to be done at the next turn of a tier.
+#[derive(Debug, Clone, Copy)]
+struct Extras {
+    /// Leases of processes of this node that were killed.
+    forget_ended: bool,
+    /// The table of what was verified.
+    sweep_verified: bool,
+}
 
 impl Daemon {
     /// Runs until the daemon stops.
@@ -20,6 +41,9 @@ impl Daemon {
         let stop = self.stopping();
         let mut noted = Instant::now();
         let mut swept: Option<Instant> = None;
+        let mut verified: Option<Instant> = None;
+        let busy = Busy::default();
+        let mut cleaned = HashSet::new();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -27,9 +51,16 @@ impl Daemon {
             }
             self.forget_gone();
             self.remount().await;
+            let sweep_verified = verified.is_none_or(|at| at.elapsed() >= VERIFIED_SWEEP_PERIOD);
+            if sweep_verified {
+                verified = Some(Instant::now());
+            }
+            let has_all_mounts = self.inner.table.is_some() && !self.is_mounting();
             for opened in self.open_tiers() {
-                if let Some(tier) = opened.tier {
-                    look_after(tier, opened.name).await;
+                let name = opened.name.clone();
+                let forget_ended = has_all_mounts && !cleaned.contains(&name);
+                if self.begin_turn(opened, Extras { forget_ended, sweep_verified }, &busy) && forget_ended {
+                    cleaned.insert(name);
                 }
             }
             if noted.elapsed() >= USE_PERIOD {
@@ -41,6 +72,27 @@ impl Daemon {
                 self.sweep_meta().await;
             }
         }
+    }
+
+    /// Looks after a tier in a task of its own. False: the turn before this one still goes on.
+    fn begin_turn(&self, opened: OpenTier, extras: Extras, busy: &Busy) -> bool {
+        let Some(tier) = opened.tier else {
+            return true;
+        };
+        if !busy.lock().insert(opened.name.clone()) {
+            tracing::debug!(tier = opened.name, "is still being looked after");
+            return false;
+        }
+        let (busy, kv) = (Arc::clone(busy), self.inner.kv.clone());
+        tokio::spawn(async move {
+            look_after(tier, opened.name.clone(), extras, kv).await;
+            busy.lock().remove(&opened.name);
+        });
+        true
+    }
+
+    fn is_mounting(&self) -> bool {
+        self.inner.live.lock().values().any(|live| matches!(live, Live::Mounting(_)))
     }
 
     fn note_all_uses(&self) {
@@ -72,20 +124,67 @@ impl Daemon {
     }
 }
 
-/// Renews leases and does the steward's work of one tier. A tier that hangs delays its own turn only
-/// up to the next period, because the others' turns are separate tasks of the blocking pool.
-async fn look_after(tier: Arc<Tier>, name: String) {
+/// Renews leases and does the steward's work of one tier.
+async fn look_after(tier: Arc<Tier>, name: String, extras: Extras, kv: Kv) {
     let label = name.clone();
     let looked = blocking("looking after a tier", move || {
         let renewed = tier.heartbeat();
         for error in &renewed.failed {
             tracing::warn!(%error, tier = label, "a lease could not be renewed");
         }
-        tier.steward_step(&tier.policy())
+        if extras.forget_ended {
+            forget_ended(&tier, &label);
+        }
+        let report = tier.steward_step(&tier.policy());
+        if extras.sweep_verified {
+            sweep_verified(&tier, &label, &kv);
+        }
+        report
     });
     match looked.await {
-        Ok(Ok(report)) => tracing::debug!(tier = name, ?report, "looked after"),
+        Ok(Ok(report)) => tell(&name, &report),
         Ok(Err(error)) => tracing::warn!(%error, tier = name, "the steward could not do its work"),
         Err(_) => {}
     }
+}
+
+fn forget_ended(tier: &Tier, name: &str) {
+    match tier.forget_ended() {
+        Ok(0) => {}
+        Ok(leases) => tracing::info!(tier = name, leases, "leases of processes that were killed are taken away"),
+        Err(error) => tracing::info!(%error, tier = name, "leases of processes that were killed expire by themselves"),
+    }
+}
+
+/// Forgets what was verified of objects that are gone.
+fn sweep_verified(tier: &Tier, name: &str, kv: &Kv) {
+    let swept = tier.published().map(|there| kv.sweep_verified(&tier.id(), |pack| there.contains(pack)));
+    match swept {
+        Ok(Ok(left)) => tracing::debug!(tier = name, left, "verified objects are remembered"),
+        Ok(Err(error)) => tracing::warn!(%error, tier = name, "the table of verified objects could not be swept"),
+        Err(error) => note_error(name, &error),
+    }
+}
+
+fn note_error(name: &str, error: &TierError) {
+    tracing::info!(%error, tier = name, "what the tier holds could not be listed");
+}
+
+/// Logs what a sweep did, each eviction with its reason.
+fn tell(name: &str, report: &StewardReport) {
+    for decision in report.decisions.iter().filter(|decision| decision.verdict == Verdict::Leaves) {
+        let (commit, dataset) = (decision.key.commit.short(), &decision.dataset);
+        tracing::info!(tier = name, dataset, commit, reason = decision.reason.text(), "a commit left");
+    }
+    for failed in &report.failed {
+        tracing::warn!(tier = name, failed, "a step of the sweep failed; the next one tries again");
+    }
+    if report.frees_nothing {
+        tracing::error!(
+            tier = name,
+            deleted_bytes = report.deleted_bytes,
+            "deleting freed nothing on the file system (snapshots?): evictions for room are suspended for an hour"
+        );
+    }
+    tracing::debug!(tier = name, ?report, "looked after");
 }

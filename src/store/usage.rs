@@ -73,6 +73,8 @@ pub struct DatasetUsage {
     pub dataset: String,
     pub commits: u64,
     pub cached_bytes: u64,
+    /// Of these, what no other dataset's commit needs.
+    pub own_bytes: u64,
 }
 
 /// What a tier holds.
@@ -209,13 +211,20 @@ fn dataset_usage(facts: &TierFacts) -> Vec<DatasetUsage> {
         entry.0 += 1;
         entry.1.extend(commit.packs.iter().map(|p| p.pack));
     }
+    let mut users: BTreeMap<PackId, u32> = BTreeMap::new();
+    for pack in datasets.values().flat_map(|(_, packs)| packs) {
+        *users.entry(*pack).or_insert(0) += 1;
+    }
+    let size = |pack: &PackId| facts.objects.get(pack).copied().unwrap_or(0);
+    let alone = |pack: &&PackId| users.get(*pack).is_none_or(|n| *n <= 1);
     datasets
-        .into_iter()
+        .iter()
         .map(|((lake, dataset), (commits, packs))| DatasetUsage {
-            lake,
-            dataset: dataset.to_owned(),
-            commits,
-            cached_bytes: packs.iter().filter_map(|pack| facts.objects.get(pack)).sum(),
+            lake: *lake,
+            dataset: (*dataset).to_owned(),
+            commits: *commits,
+            cached_bytes: packs.iter().map(size).sum(),
+            own_bytes: packs.iter().filter(alone).map(size).sum(),
         })
         .collect()
 }
@@ -249,7 +258,7 @@ mod tests {
         assert_eq!((usage.used_bytes, usage.orphan_bytes, usage.total_bytes), (180, 7, 187));
         let parts: Vec<_> = usage.commits.iter().map(|c| (c.own_bytes, c.shared_bytes)).collect();
         assert_eq!(parts, [(100, 50), (30, 50)]);
-        assert_eq!(usage.datasets.first().map(|d| d.cached_bytes), Some(180));
+        assert_eq!(usage.datasets.first().map(|d| (d.cached_bytes, d.own_bytes)), Some((180, 180)));
         assert_eq!((usage.capacity_bytes, usage.free_bytes), (1187, 1000));
     }
 

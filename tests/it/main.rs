@@ -18,3 +18,4 @@ mod mount_keeper;
 mod mount_rootless;
 mod mount_trees;
 mod push;
+mod tier;

@@ -89,7 +89,7 @@ pub enum TierError {
     NotCached { commit: CommitId },
     /// The commit cannot leave.
     #[error("commit {commit}: {why}")]
-    Busy { commit: CommitId, why: &'static str },
+    Busy { commit: CommitId, why: String },
     /// A name that cannot be a file name here.
     #[error("`{name}` cannot be a name in the tier: letters, digits, `.`, `_` and `-` only")]
     BadName { name: String },

@@ -58,6 +58,27 @@ impl<I: TierIo> Tier<I> {
         self.core.remove(&layout::node_file(node)).map(drop)
     }
 
+    /// Removes the leases of this node's processes that have ended, mounts as well: for a daemon that
+    /// has made its mounts again. Gives how many these were.
+    pub fn forget_ended(&self) -> Result<usize, TierError> {
+        let core = &self.core;
+        let mut removed = 0;
+        for key in core.commit_keys()? {
+            let leases = layout::leases_dir(&key);
+            for listed in core.list(&leases)?.unwrap_or_default() {
+                let path = format!("{leases}/{}", listed.name);
+                let own = layout::parse_lease(&listed.name).filter(|(node, _)| *node == core.node);
+                if let Some((_, id)) = own
+                    && core.has_ended(&path, &id)?
+                    && core.remove(&path)?
+                {
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
+    }
+
     /// The links first: as long as `hold` is there, the commit is not evicted.
     fn drop_hold(&self, dir: &str) -> Result<(), TierError> {
         for listed in self.core.list(dir)?.unwrap_or_default() {

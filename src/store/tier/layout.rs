@@ -178,6 +178,12 @@ pub(crate) fn lease(key: &CommitKey, node: &NodeId, instance: &Uuid) -> String {
     format!("{}/{node}.{}", leases_dir(key), instance.simple())
 }
 
+/// Whose lease a name below `leases/` is.
+pub(crate) fn parse_lease(name: &str) -> Option<(NodeId, Uuid)> {
+    let (node, id) = name.split_once('.')?;
+    Some((node.parse().ok()?, Uuid::parse_str(id).ok()?))
+}
+
 pub(crate) fn use_file(key: &CommitKey, node: &NodeId) -> String {
     format!("{}/{node}", uses_dir(key))
 }

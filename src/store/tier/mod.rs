@@ -11,8 +11,9 @@
 //! * [`io`], [`clock`]: the seams. [`real`]: the file system. A simulated one lies in `testkit`.
 //! * [`stage`]: staging and publishing. [`objects`]: what is published; quarantine; scrubbing.
 //! * [`records`]: which commits are cached, mounted, kept. [`holds`]: hard links of a mount.
+//! * `siblings`: what a process can prove about others of its node.
 //! * [`scan`]: a snapshot of everything. [`plan`]: what to do about it (pure). [`sweep`]: doing it.
-//! * [`check`]: accounting against a full walk.
+//! * [`check`]: accounting against a full walk. `why`: what protects a commit, and what was decided.
 //!
 //! Invariants (`docs/formats/tier.md` has the order of writes and the crash table):
 //! * What lies under its final name is complete, verified, and never changes.
@@ -47,9 +48,11 @@ pub mod plan;
 pub mod real;
 pub mod records;
 pub mod scan;
+mod siblings;
 pub mod stage;
 pub mod sweep;
 mod turns;
+mod why;
 
 pub use check::{CheckReport, Finding};
 pub use clock::{Clock, RealClock};
@@ -63,8 +66,10 @@ pub use plan::{Decision, Policy, Reason, SweepPlan, Verdict};
 pub use real::RealIo;
 pub use records::{Lease, Record, Renewed};
 pub use scan::Scan;
+pub use siblings::{Fate, Purpose, Siblings};
 pub use stage::{Claimed, SPAN_LEN, Stage};
-pub use sweep::{StewardReport, Why};
+pub use sweep::{Steward, StewardReport};
+pub use why::{HoldInfo, LeaseInfo, RecordInfo, Why};
 
 use layout::node_file;
 
@@ -138,6 +143,7 @@ struct Core<I> {
     instance: Uuid,
     nonces: AtomicU64,
     cfg: TierConfig,
+    siblings: Arc<dyn Siblings>,
     state: Mutex<State>,
 }
 
@@ -166,10 +172,22 @@ impl Tier<RealIo> {
 
     /// Opens a tier. Without the marker it is refused and nothing is written.
     pub fn open(dir: &Path, node: NodeId, cfg: TierConfig) -> Result<Self, TierError> {
+        Self::open_as(dir, node, Uuid::new_v4(), Arc::new(siblings::Strangers), cfg)
+    }
+
+    /// The same for an instance that its siblings know by its id.
+    pub fn open_as(
+        dir: &Path,
+        node: NodeId,
+        instance: Uuid,
+        siblings: Arc<dyn Siblings>,
+        cfg: TierConfig,
+    ) -> Result<Self, TierError> {
         let io = RealIo::new(dir);
         let found = marker::read(&io, dir)?;
         let io = io.with_marker(&found);
-        Ok(Self::with_marker(io, Arc::new(RealClock::default()), dir, found, node, Uuid::new_v4(), cfg))
+        let clock = Arc::new(RealClock::default());
+        Ok(Self::with_marker(io, clock, dir, found, node, instance, cfg).with_siblings(siblings))
     }
 
     /// Says whether a directory is a tier (has a marker that can be read).
@@ -210,9 +228,18 @@ impl<I: TierIo> Tier<I> {
             instance,
             nonces: AtomicU64::new(1),
             cfg,
+            siblings: Arc::new(siblings::Strangers),
             state: Mutex::default(),
         };
         Self { core: Arc::new(core) }
+    }
+
+    /// Takes a source of proof about this node's other processes; before the first clone.
+    pub(crate) fn with_siblings(mut self, siblings: Arc<dyn Siblings>) -> Self {
+        if let Some(core) = Arc::get_mut(&mut self.core) {
+            core.siblings = siblings;
+        }
+        self
     }
 
     /// Gives the tier's id.

@@ -1,5 +1,7 @@
 //! What is published: opening it, what lies beside it, setting damaged ones aside, scrubbing.
 
+use std::collections::BTreeSet;
+
 use crate::format::codec::DecodeError;
 use crate::format::digest::ContentHasher;
 use crate::format::ids::{ContentDigest, ContentId, NodeId, PackId};
@@ -153,6 +155,19 @@ impl<I: TierIo> Tier<I> {
         let done = self.core.set_aside(pack, bad, why);
         self.core.give_turn(&claim)?;
         done
+    }
+
+    /// Lists what is published, by names only.
+    pub fn published(&self) -> Result<BTreeSet<PackId>, TierError> {
+        let mut packs = BTreeSet::new();
+        for fan in 0..=255u8 {
+            for listed in self.core.list(&format!("{}/{fan:02x}", layout::OBJECTS))?.unwrap_or_default() {
+                if let Some(ObjectName::Pack(pack)) = parse_object(&listed.name) {
+                    packs.insert(pack);
+                }
+            }
+        }
+        Ok(packs)
     }
 
     /// Gives the next object to scrub, round and round; None where there is none.

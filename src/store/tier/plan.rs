@@ -10,9 +10,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::format::ids::PackId;
-use crate::store::tier::layout::{CommitKey, ObjectName, Sidecar, parse_object, parse_trashed_record};
+use crate::store::tier::TierConfig;
+use crate::store::tier::layout::{CommitKey, Sidecar};
 use crate::store::tier::scan::{CommitScan, Scan, signed};
-use crate::store::tier::{TierConfig, TierError};
 
 /// By what the steward decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -247,12 +247,7 @@ fn restores(scan: &Scan, plan: &mut SweepPlan) {
     let referenced = scan.referenced();
     for batch in &scan.trash {
         for item in &batch.items {
-            let needed = match (parse_object(&item.name), parse_trashed_record(&item.name)) {
-                (Some(ObjectName::Pack(pack) | ObjectName::Sidecar(pack, _)), _) => referenced.contains(&pack),
-                (None, Some((key, _))) => scan.commits.iter().any(|c| c.key == key && protection(c).is_some()),
-                (None, None) => false,
-            };
-            if needed {
+            if scan.is_needed(&item.name, &referenced) {
                 plan.restore.push(Restore { batch: batch.name.clone(), name: item.name.clone() });
             }
         }
@@ -340,15 +335,4 @@ pub fn span_text(ms: i64) -> String {
     // Whole seconds are enough above one.
     let rounded = if ms >= 1000 { std::time::Duration::from_secs(duration.as_secs()) } else { duration };
     humantime::format_duration(rounded).to_string()
-}
-
-/// Says why a commit cannot leave on a user's word.
-pub(crate) fn refusal(key: &CommitKey, reason: &Reason) -> TierError {
-    let why = match reason {
-        Reason::Mounted { .. } => "it is mounted; `larder umount` it first",
-        Reason::Kept => "it is kept; say `larder cache --no-keep` first",
-        Reason::Held => "a mount without a daemon holds it; unmount it first",
-        _ => "it is in use",
-    };
-    TierError::Busy { commit: key.commit, why }
 }

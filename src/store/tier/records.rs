@@ -15,6 +15,7 @@ use crate::store::tier::error::TierError;
 use crate::store::tier::io::TierIo;
 use crate::store::tier::layout::{self, CommitKey};
 use crate::store::tier::real::RealIo;
+use crate::store::tier::siblings::{Fate, Purpose};
 use crate::store::tier::{Core, Tier};
 
 /// What a commit needs of the tier, by one of its placements.
@@ -79,18 +80,27 @@ impl Record {
     }
 }
 
-/// What a small file about a node says (nodes, leases, uses): for people, nothing is decided by it.
+/// What a small file about a node says (nodes, leases, uses): for people. Of a lease, instance and
+/// purpose say whether it ends with a process of this node.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Note {
     pub format: u32,
     pub node: NodeId,
     pub host: String,
     pub time_ms: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Uuid>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub purpose: Option<Purpose>,
+}
+
+/// This machine's name, for people.
+pub(crate) fn host() -> String {
+    nix::sys::utsname::uname().map(|u| u.nodename().to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 pub(crate) fn node_note(node: &NodeId, time_ms: i64) -> Vec<u8> {
-    let host = nix::sys::utsname::uname().map(|u| u.nodename().to_string_lossy().into_owned()).unwrap_or_default();
-    let note = Note { format: 1, node: *node, host, time_ms };
+    let note = Note { format: 1, node: *node, host: host(), time_ms, instance: None, purpose: None };
     serde_json::to_vec(&note).expect("a note has only plain fields")
 }
 
@@ -105,6 +115,7 @@ pub(crate) struct TtlText {
 #[derive(Debug, Clone)]
 pub(crate) struct LeaseState {
     pub record: Record,
+    pub purpose: Purpose,
 }
 
 /// "This commit is mounted, or being filled, here." Released when it is dropped; a process that dies
@@ -133,11 +144,17 @@ impl<I: TierIo> Tier<I> {
     /// Says that a commit is in use here, and what it needs. First the lease, then the record: look
     /// at the objects only afterwards.
     pub fn lease(&self, record: &Record) -> Result<Lease<I>, TierError> {
+        self.lease_for(record, Purpose::Mount)
+    }
+
+    /// The same for a purpose: a fill ends with its process, a mount may not.
+    pub fn lease_for(&self, record: &Record, purpose: Purpose) -> Result<Lease<I>, TierError> {
         let core = &self.core;
         let id = core.nonce();
-        core.state.lock().leases.insert(id, LeaseState { record: record.clone() });
+        let state = LeaseState { record: record.clone(), purpose };
+        core.state.lock().leases.insert(id, state.clone());
         let lease = Lease { tier: self.clone(), id, key: record.key, released: false };
-        core.renew(&id, record)?;
+        core.renew(&id, &state)?;
         core.state.lock().promises += 1;
         core.write_use(&record.key)?;
         Ok(lease)
@@ -173,7 +190,7 @@ impl<I: TierIo> Tier<I> {
         }
         let mut written: Vec<CommitKey> = Vec::new();
         for (id, lease) in leases {
-            match core.renew(&id, &lease.record) {
+            match core.renew(&id, &lease) {
                 Ok(true) => renewed.held += 1,
                 Ok(false) => {
                     core.state.lock().promises += 1;
@@ -262,19 +279,57 @@ impl<I: TierIo> Tier<I> {
 
 impl<I: TierIo> Core<I> {
     /// Lease first, then record. True: both were there.
-    fn renew(&self, id: &Uuid, record: &Record) -> Result<bool, TierError> {
+    fn renew(&self, id: &Uuid, lease: &LeaseState) -> Result<bool, TierError> {
+        let record = &lease.record;
         let path = layout::lease(&record.key, &self.node, id);
         let mut there = true;
         match self.io.touch(&path).map_err(|e| TierError::io("touch", &path, e)) {
             Ok(_) => {}
             Err(error) if error.is_gone() => {
                 there = false;
-                self.write_new(&path, &node_note(&self.node, self.clock.wall_ms()))?;
+                self.write_new(&path, &self.lease_note(lease.purpose))?;
             }
             Err(error) => return Err(error),
         }
         there &= self.ensure_record(record)?;
         Ok(there)
+    }
+
+    fn lease_note(&self, purpose: Purpose) -> Vec<u8> {
+        let note = Note {
+            format: 1,
+            node: self.node,
+            host: host(),
+            time_ms: self.clock.wall_ms(),
+            instance: Some(self.instance),
+            purpose: Some(purpose),
+        };
+        serde_json::to_vec(&note).expect("a note has only plain fields")
+    }
+
+    /// Says whether a lease of this node ended with the process that wrote it.
+    pub(super) fn is_void(&self, path: &str, id: &Uuid) -> Result<bool, TierError> {
+        let (fate, purpose) = self.fate_of_lease(path, id)?;
+        Ok(purpose.ends_with(fate))
+    }
+
+    /// Says whether the process that wrote a lease of this node is gone.
+    pub(super) fn has_ended(&self, path: &str, id: &Uuid) -> Result<bool, TierError> {
+        Ok(self.fate_of_lease(path, id)?.0 != Fate::Unknown)
+    }
+
+    fn fate_of_lease(&self, path: &str, id: &Uuid) -> Result<(Fate, Purpose), TierError> {
+        if self.state.lock().leases.contains_key(id) {
+            return Ok((Fate::Unknown, Purpose::default()));
+        }
+        match self.read_json::<Note>(path) {
+            Ok(Some(note)) => {
+                let fate = note.instance.map_or(Fate::Unknown, |instance| self.siblings.fate(&instance));
+                Ok((fate, note.purpose.unwrap_or_default()))
+            }
+            Ok(None) | Err(TierError::BadFile { .. }) => Ok((Fate::Unknown, Purpose::default())),
+            Err(error) => Err(error),
+        }
     }
 
     /// Writes the record unless it is there. True: it was.

@@ -8,8 +8,11 @@ use crate::format::ids::{NodeId, PackId};
 use crate::format::placement::PackUse;
 use crate::store::tier::error::TierError;
 use crate::store::tier::io::{Space, Stat, TierIo};
-use crate::store::tier::layout::{self, CommitKey, ObjectName, Sidecar, StagingName, parse_object};
+use crate::store::tier::layout::{
+    self, CommitKey, ObjectName, Sidecar, StagingName, parse_object, parse_trashed_record,
+};
 use crate::store::tier::objects::{FileIdentity, QuarantineReport};
+use crate::store::tier::plan::protection;
 use crate::store::tier::records::Record;
 use crate::store::tier::stage::Generation;
 use crate::store::tier::{Core, Tier, holds};
@@ -22,6 +25,8 @@ pub struct Scan {
     pub space: Space,
     pub commits: Vec<CommitScan>,
     pub objects: BTreeMap<PackId, ObjectScan>,
+    /// Sidecars that are there, with or without their pack.
+    pub sidecars: BTreeSet<(PackId, Sidecar)>,
     /// Sidecars without their pack.
     pub loose: Vec<LooseScan>,
     pub staging: Vec<StagingScan>,
@@ -57,6 +62,9 @@ pub struct CommitScan {
 pub struct LeaseScan {
     pub path: String,
     pub stat: Stat,
+    /// None: a name that is no lease's.
+    pub node: Option<NodeId>,
+    /// Renewed lately, and not of a process that provably ended.
     pub live: bool,
 }
 
@@ -210,6 +218,22 @@ impl Scan {
         if self.seen.insert(stat.file_id) { stat.on_medium() } else { 0 }
     }
 
+    /// Says whether what has this name in the trash is needed: a record names it, or a lease, keep or
+    /// hold protects its commit, and it is not there again.
+    pub(super) fn is_needed(&self, name: &str, referenced: &BTreeSet<PackId>) -> bool {
+        match (parse_object(name), parse_trashed_record(name)) {
+            (Some(ObjectName::Pack(pack)), _) => referenced.contains(&pack) && !self.objects.contains_key(&pack),
+            (Some(ObjectName::Sidecar(pack, part)), _) => {
+                referenced.contains(&pack) && !self.sidecars.contains(&(pack, part))
+            }
+            (None, Some((key, placement))) => self.commits.iter().any(|commit| {
+                let there = commit.records.iter().any(|record| record.placement == placement);
+                commit.key == key && protection(commit).is_some() && !there
+            }),
+            (None, None) => false,
+        }
+    }
+
     /// Packs that a record names.
     pub fn referenced(&self) -> BTreeSet<PackId> {
         self.commits.iter().flat_map(|c| &c.records).flat_map(|r| &r.packs).map(|p| p.pack).collect()
@@ -270,6 +294,7 @@ impl<I: TierIo> Core<I> {
             }
         }
         for (pack, part, stat) in sidecars {
+            scan.sidecars.insert((pack, part));
             match scan.objects.get_mut(&pack) {
                 Some(object) => {
                     object.sidecar_bytes += stat.size_bytes;
@@ -459,8 +484,12 @@ impl<I: TierIo> Core<I> {
             let path = format!("{leases}/{}", listed.name);
             if let Some(stat) = self.peek(&path)? {
                 commit.last_use_ms = commit.last_use_ms.max(stat.mtime_ms());
-                let live = now_ms - stat.mtime_ms() <= signed(self.cfg.lease_ttl_ms);
-                commit.leases.push(LeaseScan { path, stat, live });
+                let owner = layout::parse_lease(&listed.name);
+                let mut live = now_ms - stat.mtime_ms() <= signed(self.cfg.lease_ttl_ms);
+                if let Some((_, id)) = owner.filter(|(node, _)| live && *node == self.node) {
+                    live = !self.is_void(&path, &id)?;
+                }
+                commit.leases.push(LeaseScan { path, stat, node: owner.map(|(node, _)| node), live });
             }
         }
         Ok(())

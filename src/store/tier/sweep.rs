@@ -11,20 +11,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::format::ids::PackId;
+use crate::format::ids::{NodeId, PackId};
 use crate::store::tier::error::TierError;
 use crate::store::tier::io::TierIo;
 use crate::store::tier::layout::{self, CommitKey, ObjectName, Sidecar, parse_object, parse_trashed_record};
-use crate::store::tier::plan::{Decision, Policy, Reason, SweepPlan, Verdict, plan, protection, refusal};
+use crate::store::tier::plan::{Decision, Policy, Reason, SweepPlan, Verdict, plan, protection};
 use crate::store::tier::records::Record;
-use crate::store::tier::scan::{CommitScan, signed};
+use crate::store::tier::scan::{CommitScan, Scan, signed};
 use crate::store::tier::turns::Turn;
 use crate::store::tier::{Core, Tier};
 
 /// Objects are moved, and the records looked at again, so many at a time.
 const MOVED_AT_ONCE: usize = 64;
-/// Decisions about so many commits are remembered.
-const DECISIONS_MAX: usize = 10_000;
 /// Deleting less says nothing about whether deletions free anything.
 const STALL_BYTES_MIN: u64 = 64 << 20;
 
@@ -33,6 +31,8 @@ const STALL_BYTES_MIN: u64 = 64 << 20;
 pub struct StewardReport {
     /// Another process is sweeping: nothing was done.
     pub elsewhere: bool,
+    /// Who, where another is at it.
+    pub steward: Option<Steward>,
     pub decisions: Vec<Decision>,
     /// Commits that left.
     pub evicted: u64,
@@ -50,13 +50,13 @@ pub struct StewardReport {
     pub failed: Vec<String>,
 }
 
-/// Why a commit is, or is not, in the tier.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct Why {
-    /// The last decision that a sweep, or `uncache`, wrote down.
-    pub last: Option<Decision>,
-    /// What a sweep would decide now; null where the commit is not cached.
-    pub now: Option<Decision>,
+/// Who is sweeping.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Steward {
+    pub node: NodeId,
+    pub host: Option<String>,
+    /// Since it last said that it is at it.
+    pub idle_ms: i64,
 }
 
 /// What came of evicting one commit.
@@ -83,14 +83,15 @@ impl<I: TierIo> Tier<I> {
         let core = &self.core;
         match core.take_turn(layout::STEWARD_LEASE, core.cfg.claim_ttl_ms) {
             Ok(Turn::Mine) => {}
-            Ok(Turn::Other { .. }) => {
-                return Ok(StewardReport { elsewhere: true, ..StewardReport::default() });
+            Ok(Turn::Other { owner, idle_ms }) => {
+                let steward = Some(Steward { node: owner.node, host: owner.host, idle_ms });
+                return Ok(StewardReport { elsewhere: true, steward, ..StewardReport::default() });
             }
             // On a full medium nobody can take a turn, and sweeping is what helps.
             Err(error) if error.is_full() => {}
             Err(error) => return Err(error),
         }
-        let report = core.scan().map(|scan| core.carry_out(plan(&scan, policy)));
+        let report = core.scan().map(|scan| core.carry_out(&scan, plan(&scan, policy)));
         core.give_turn(layout::STEWARD_LEASE)?;
         report
     }
@@ -117,24 +118,9 @@ impl<I: TierIo> Tier<I> {
                 let _ = core.remember(std::slice::from_ref(&decision));
                 Ok(bytes)
             }
-            Evicted::Stayed(reason) => Err(refusal(key, &reason)),
+            Evicted::Stayed(reason) => Err(TierError::Busy { commit: key.commit, why: core.refusal(key, &reason) }),
             Evicted::NotThere => Err(TierError::NotCached { commit: key.commit }),
         }
-    }
-
-    /// Says why a commit stays or left.
-    pub fn why(&self, key: &CommitKey) -> Result<Why, TierError> {
-        let last = self.core.decisions()?.into_iter().find(|decision| decision.key == *key);
-        let scan = self.core.scan()?;
-        let now = plan(&scan, &self.policy()).decisions.into_iter().find(|decision| decision.key == *key);
-        Ok(Why { last, now })
-    }
-
-    /// Finds the commits, cached or once decided about, whose id begins so.
-    pub fn find_commits(&self, prefix: &str) -> Result<Vec<CommitKey>, TierError> {
-        let mut keys: BTreeSet<CommitKey> = self.core.commit_keys()?.into_iter().collect();
-        keys.extend(self.core.decisions()?.into_iter().map(|decision| decision.key));
-        Ok(keys.into_iter().filter(|key| key.commit.to_string().starts_with(prefix)).collect())
     }
 }
 
@@ -149,39 +135,77 @@ impl<I: TierIo> Core<I> {
         }
     }
 
-    fn carry_out(&self, plan: SweepPlan) -> StewardReport {
+    fn carry_out(&self, scan: &Scan, plan: SweepPlan) -> StewardReport {
         let mut report = StewardReport { decisions: plan.decisions.clone(), ..StewardReport::default() };
-        self.carry_out_restores(&plan, &mut report);
+        self.carry_out_restores(scan, &plan, &mut report);
+        let mut renewed_ms = self.clock.monotonic_ms();
         for (path, seen) in &plan.expired_leases {
             let taken = self.take_over(path, *seen);
             note(&mut report, taken);
         }
         for (at, decision) in plan.decisions.iter().enumerate() {
             if decision.verdict == Verdict::Leaves {
+                self.still_sweeping(&mut renewed_ms);
                 let outcome = self.evict(decision);
                 record_eviction(&mut report, at, outcome);
             }
         }
         self.carry_out_leftovers(&plan, &mut report);
+        self.still_sweeping(&mut renewed_ms);
         self.delete_trash(&plan.trash, &mut report);
         let remembered = self.remember(&report.decisions);
         note(&mut report, remembered);
         report
     }
 
-    fn carry_out_restores(&self, plan: &SweepPlan, report: &mut StewardReport) {
+    /// Renews the steward's lease during a long sweep. Who lost it goes on: two do no harm.
+    fn still_sweeping(&self, renewed_ms: &mut u64) {
+        let now_ms = self.clock.monotonic_ms();
+        if now_ms.saturating_sub(*renewed_ms) > self.cfg.claim_ttl_ms / 4 {
+            *renewed_ms = now_ms;
+            let _ = self.renew_turn(layout::STEWARD_LEASE);
+        }
+    }
+
+    fn carry_out_restores(&self, scan: &Scan, plan: &SweepPlan, report: &mut StewardReport) {
+        let mut records = false;
         for restore in &plan.restore {
             let from = format!("{}/{}/{}", layout::TRASH, restore.batch, restore.name);
+            records |= parse_trashed_record(&restore.name).is_some();
             if let Some(to) = restored_path(&restore.name) {
                 let done = self.put_back(&from, &to);
                 report.restored += u64::from(note(report, done).is_some());
             }
+        }
+        if records {
+            // What these name may be in the trash as well.
+            let done = self.restore_named(scan);
+            report.restored += note(report, done).unwrap_or(0);
         }
         for (name, pack) in &plan.innocent {
             let from = format!("{}/{name}", layout::QUARANTINE);
             let done = self.put_back(&from, &layout::object(pack)).and_then(|()| self.remove(&format!("{from}.json")));
             report.restored += u64::from(note(report, done).is_some());
         }
+    }
+
+    /// Puts back what the records, as they are now, name and objects lack.
+    fn restore_named(&self, scan: &Scan) -> Result<u64, TierError> {
+        let named = self.referenced_now()?;
+        let mut restored = 0;
+        for batch in &scan.trash {
+            for item in batch.items.iter().filter(|item| scan.is_needed(&item.name, &named)) {
+                let from = format!("{}/{}/{}", layout::TRASH, batch.name, item.name);
+                // Records were put back before.
+                if let Some(object) = parse_object(&item.name)
+                    && self.look(&from)?.is_some()
+                {
+                    self.put_back(&from, &object.path())?;
+                    restored += 1;
+                }
+            }
+        }
+        Ok(restored)
     }
 
     fn carry_out_leftovers(&self, plan: &SweepPlan, report: &mut StewardReport) {
@@ -399,7 +423,10 @@ impl<I: TierIo> Core<I> {
                 (None, Some((key, _))) => self.protected_scan(&key)?.is_some_and(|c| protection(&c).is_some()),
                 (None, None) => false,
             };
-            match restored_path(&listed.name).filter(|_| needed) {
+            // Published again meanwhile: what is in the trash is one too many.
+            let to = restored_path(&listed.name).filter(|_| needed);
+            let there = to.as_ref().map_or(Ok(None), |to| self.look(to))?.is_some();
+            match to.filter(|_| !there) {
                 Some(to) => {
                     self.put_back(&path, &to)?;
                     restored += 1;
@@ -426,29 +453,6 @@ impl<I: TierIo> Core<I> {
         }
         let _ = self.io.rmdir(path);
         Ok(())
-    }
-
-    fn decisions(&self) -> Result<Vec<Decision>, TierError> {
-        match self.read_json(layout::DECISIONS) {
-            Ok(found) => Ok(found.unwrap_or_default()),
-            // Only notes: a damaged file is written anew.
-            Err(TierError::BadFile { .. }) => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Writes decisions down for `why`, the newest about each commit.
-    fn remember(&self, decisions: &[Decision]) -> Result<(), TierError> {
-        let mut all: BTreeMap<CommitKey, Decision> =
-            self.decisions()?.into_iter().map(|decision| (decision.key, decision)).collect();
-        all.extend(decisions.iter().map(|decision| (decision.key, decision.clone())));
-        let mut all: Vec<Decision> = all.into_values().collect();
-        if all.is_empty() {
-            return Ok(());
-        }
-        all.sort_by_key(|decision| std::cmp::Reverse(decision.time_ms));
-        all.truncate(DECISIONS_MAX);
-        self.replace(layout::DECISIONS, &serde_json::to_vec(&all).expect("plain fields"))
     }
 
     /// Says whether evictions for room are suspended: they freed nothing within the last hour.

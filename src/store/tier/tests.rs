@@ -6,3 +6,4 @@ mod conformance;
 mod crashes;
 mod kit;
 mod model;
+mod siblings;

@@ -11,6 +11,8 @@ use crate::store::tier::Core;
 use crate::store::tier::error::TierError;
 use crate::store::tier::io::TierIo;
 use crate::store::tier::layout::{TEMP, parent};
+use crate::store::tier::records;
+use crate::store::tier::siblings::Fate;
 
 const TRIES: u32 = 8;
 
@@ -22,6 +24,9 @@ pub(crate) struct Owner {
     /// Where peers reach the owner, once nodes talk to each other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// For people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
 }
 
 /// What came of asking for a turn.
@@ -33,10 +38,10 @@ pub(crate) enum Turn {
 
 impl<I: TierIo> Core<I> {
     fn owner(&self) -> Owner {
-        Owner { node: self.node, instance: self.instance, address: None }
+        Owner { node: self.node, instance: self.instance, address: None, host: Some(records::host()) }
     }
 
-    /// Takes a turn, also from an owner that has not renewed it for `ttl_ms`.
+    /// Takes a turn, also from an owner that has not renewed it for `ttl_ms`, or is a dead sibling.
     pub(super) fn take_turn(&self, path: &str, ttl_ms: u64) -> Result<Turn, TierError> {
         let me = self.owner();
         let text = serde_json::to_vec(&me).expect("an owner has only plain fields");
@@ -62,7 +67,7 @@ impl<I: TierIo> Core<I> {
                 continue;
             };
             let idle_ms = self.now_ms()? - seen.mtime_ms();
-            if idle_ms <= i64::try_from(ttl_ms).unwrap_or(i64::MAX) {
+            if idle_ms <= i64::try_from(ttl_ms).unwrap_or(i64::MAX) && !self.is_dead(&owner) {
                 return Ok(Turn::Other { owner, idle_ms });
             }
             if !self.take_over(path, seen)? {
@@ -70,6 +75,11 @@ impl<I: TierIo> Core<I> {
             }
         }
         Err(TierError::Contended { path: path.to_owned(), times: TRIES })
+    }
+
+    /// Says whether the owner is provably gone: a process of this node that ended.
+    pub(super) fn is_dead(&self, owner: &Owner) -> bool {
+        owner.node == self.node && self.siblings.fate(&owner.instance) != Fate::Unknown
     }
 
     /// Moves a stale file out of the way; puts it back where it turns out to be another, or renewed.

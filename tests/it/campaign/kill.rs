@@ -133,8 +133,8 @@ fn a_sweep_that_is_killed_is_done_by_the_next() {
             assert_mount_is(&world, &source, "data");
         }
     }
-    // What the last one left half done, the next one does.
-    world.ok(["tier", "sweep"]);
+    // What the last one left half done, the next one does, at once: the dead one has no turn.
+    world.ok(["tier", "sweep", "--wait", "30s"]);
     assert_tier_is_sound(&world);
     assert_mount_is(&world, &source, "data");
 }
