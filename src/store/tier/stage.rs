@@ -13,8 +13,9 @@
 //! * `publish` links the data file under its final name: one winner, and the loser's bytes are equal.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use uuid::Uuid;
 
 use crate::format::ids::{NodeId, PackId};
@@ -69,7 +70,8 @@ pub struct Stage<I: TierIo = RealIo> {
     pack: PackId,
     dir: String,
     generation: Generation,
-    file: I::File,
+    /// The data file: under its name in staging, and once published under the object's.
+    file: RwLock<Arc<I::File>>,
     done: Mutex<Vec<bool>>,
 }
 
@@ -92,7 +94,14 @@ impl<I: TierIo> Tier<I> {
                 Ok(()) => {}
                 Err(error) => return Err(TierError::io("extend", &dir, error)),
             }
-            return Ok(Stage { tier: self.clone(), pack: *pack, dir, generation, file, done: Mutex::new(done) });
+            return Ok(Stage {
+                tier: self.clone(),
+                pack: *pack,
+                dir,
+                generation,
+                file: RwLock::new(Arc::new(file)),
+                done: Mutex::new(done),
+            });
         }
         Err(TierError::Contended { path: dir, times: TRIES })
     }
@@ -200,7 +209,7 @@ impl<I: TierIo> Stage<I> {
 
     /// Gives the data file's id: a published object of the same id is this file.
     pub fn file_id(&self) -> Option<u64> {
-        self.file.stat().ok().map(|stat| stat.file_id)
+        self.file().stat().ok().map(|stat| stat.file_id)
     }
 
     /// Counts the spans.
@@ -259,12 +268,12 @@ impl<I: TierIo> Stage<I> {
         if offset.checked_add(len).is_none_or(|end| end > self.generation.len_bytes) {
             return Err(TierError::OutOfRange { pack: self.pack, offset, len, pack_len: self.generation.len_bytes });
         }
-        self.file.write_at(bytes, offset).map_err(|e| TierError::io("write", &self.dir, e))
+        self.file().write_at(bytes, offset).map_err(|e| TierError::io("write", &self.dir, e))
     }
 
     /// Reads what was staged; the caller knows what of it is there.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, TierError> {
-        read_full(&self.file, buf, offset).map_err(|e| TierError::io("read", &self.dir, e))
+        read_full(&*self.file(), buf, offset).map_err(|e| TierError::io("read", &self.dir, e))
     }
 
     /// Makes what was written durable, then marks one span as arrived.
@@ -274,7 +283,7 @@ impl<I: TierIo> Stage<I> {
 
     /// The same for several spans with one sync.
     pub fn spans_done(&self, spans: &[u32]) -> Result<(), TierError> {
-        self.file.sync().map_err(|e| TierError::io("sync", &self.dir, e))?;
+        self.file().sync().map_err(|e| TierError::io("sync", &self.dir, e))?;
         for span in spans {
             let path = layout::span_done(&self.dir, *span, &self.generation.generation);
             match self.tier.core.io.create(&path) {
@@ -320,6 +329,7 @@ impl<I: TierIo> Stage<I> {
             };
             if published.len == self.generation.len_bytes {
                 // Leftovers cost space, not correctness: the steward removes what stays.
+                self.rest_on(&object);
                 let _ = self.clean();
                 return Ok(published);
             }
@@ -329,13 +339,25 @@ impl<I: TierIo> Stage<I> {
         Err(TierError::Contended { path: object, times: TRIES })
     }
 
+    fn file(&self) -> Arc<I::File> {
+        self.file.read().clone()
+    }
+
+    /// Goes on with the published object. An NFS client keeps a removed name alive as `.nfs*` while it
+    /// is open, and then the staging folder cannot be removed.
+    fn rest_on(&self, object: &str) {
+        if let Ok(file) = self.tier.core.io.open(object, false) {
+            *self.file.write() = Arc::new(file);
+        }
+    }
+
     fn check_complete(&self) -> Result<(), TierError> {
         self.refresh_done()?;
         if let Some(span) = self.done.lock().iter().position(|d| !*d) {
             return Err(TierError::Incomplete { pack: self.pack, span: u32::try_from(span).unwrap_or(u32::MAX) });
         }
-        self.file.sync().map_err(|e| TierError::io("sync", &self.dir, e))?;
-        let found = self.file.stat().map_err(|e| TierError::io("look at", &self.dir, e))?.size_bytes;
+        self.file().sync().map_err(|e| TierError::io("sync", &self.dir, e))?;
+        let found = self.file().stat().map_err(|e| TierError::io("look at", &self.dir, e))?.size_bytes;
         if found != self.generation.len_bytes {
             return Err(TierError::WrongSize { pack: self.pack, expected: self.generation.len_bytes, found });
         }

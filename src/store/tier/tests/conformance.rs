@@ -57,6 +57,28 @@ fn the_real_tier_conforms() {
     });
 }
 
+/// The same directory through two NFS clients: `tests/nfs/` boots a guest that has them, and names the
+/// two mounts in LARDER_TEST_TIER_MOUNTS (`/mnt/a:/mnt/b`). It has made the tiers (`tier-1` to `tier-12`) on the
+/// server: through the emulated network each would take half a minute.
+#[test]
+fn the_tier_conforms_through_two_nfs_clients() {
+    let Some(mounts) = std::env::var_os("LARDER_TEST_TIER_MOUNTS") else {
+        eprintln!("skipped: needs two mounts of one export in LARDER_TEST_TIER_MOUNTS (make campaign PART=nfs)");
+        return;
+    };
+    let mounts: Vec<_> = std::env::split_paths(&mounts).collect();
+    let made = std::cell::Cell::new(0);
+    battery(|| {
+        made.set(made.get() + 1);
+        let name = format!("tier-{}", made.get());
+        let open = |n: usize| {
+            let id = NodeId(Uuid::from_u128(n as u128 + 1));
+            Tier::open(&mounts[n].join(&name), id, config()).expect("a tier opens")
+        };
+        (open(0), open(1))
+    });
+}
+
 fn published_is_read_everywhere<I: TierIo>(a: Tier<I>, b: Tier<I>) {
     let source = pack(1);
     assert_eq!(read(&b, &source), None);
