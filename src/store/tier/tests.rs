@@ -7,3 +7,4 @@ mod crashes;
 mod kit;
 mod model;
 mod siblings;
+mod sim;

@@ -1,0 +1,55 @@
+//! What a seed stands for: how many nodes, how slow, how unlucky.
+
+use crate::store::tier::TierConfig;
+use crate::testkit::sim_tier::Rng;
+
+use super::super::kit;
+
+/// How one run goes. Everything follows from the seed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Params {
+    pub seed: u64,
+    pub nodes: usize,
+    /// After an operation it is anybody's turn once in so many times.
+    pub switch_one_in: u64,
+    pub operation_ms_max: u64,
+    /// 0: never.
+    pub pause_one_in: u64,
+    pub crash_one_in: u64,
+    pub fault_one_in: u64,
+    pub power_cuts: bool,
+    pub damage: bool,
+    pub nfs3: bool,
+    pub full: bool,
+    pub idle_ms_max: u64,
+    pub heartbeat_ms: u64,
+    pub ttl_ms: u64,
+    pub capacity_bytes: Option<u64>,
+}
+
+impl Params {
+    pub(super) fn of(seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0x9a7a);
+        Self {
+            seed,
+            nodes: 2 + usize::try_from(rng.below(2)).unwrap_or(0),
+            switch_one_in: rng.pick(&[1, 2, 4, 8, 24]),
+            operation_ms_max: rng.pick(&[1, 10, 100, 600]),
+            pause_one_in: rng.pick(&[0, 60, 200, 800]),
+            crash_one_in: rng.pick(&[0, 0, 300, 1500]),
+            fault_one_in: rng.pick(&[0, 0, 0, 40, 300]),
+            power_cuts: rng.one_in(4),
+            damage: rng.one_in(3),
+            nfs3: rng.one_in(3),
+            full: rng.one_in(8),
+            idle_ms_max: rng.pick(&[100, 3_000, 30_000]),
+            heartbeat_ms: rng.pick(&[10_000, 30_000]),
+            ttl_ms: rng.pick(&[1_000, 60_000, kit::TTL_MS]),
+            capacity_bytes: rng.pick(&[None, None, Some(900), Some(2_000)]),
+        }
+    }
+
+    pub(super) fn config(&self) -> TierConfig {
+        TierConfig { ttl_ms: Some(self.ttl_ms), capacity_bytes: self.capacity_bytes, ..kit::config() }
+    }
+}
