@@ -17,6 +17,7 @@ use crate::format::ids::PackId;
 use crate::format::placement::PackUse;
 
 use super::engine::Inner;
+use super::fill_run::PackFill;
 use super::types::Prefetch;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +101,8 @@ impl Order {
 struct State {
     order: Order,
     running: bool,
+    /// Fills that readers began before their turn came; kept until it does.
+    held: HashMap<PackId, Arc<PackFill>>,
 }
 
 #[derive(Debug)]
@@ -130,7 +133,7 @@ impl Attachment {
         let attached = Arc::new(Attached {
             packs,
             index,
-            state: Mutex::new(State { order, running: false }),
+            state: Mutex::new(State { order, running: false, held: HashMap::new() }),
             cancel: inner.stopped.child_token(),
         });
         if prefetch != Prefetch::None && inner.packs.tier().is_some() {
@@ -171,6 +174,33 @@ impl Inner {
         for mount in mounts {
             self.touch_mount(&mount, &pack);
         }
+    }
+
+    /// Begins to fill a pack that a reader wants a piece of, whatever comes before it in its mount's
+    /// order. None: no mount wants it filled, or the tier does not take it just now.
+    pub(super) fn begin_fill(self: &Arc<Self>, pack: &PackId) -> Option<Arc<PackFill>> {
+        if self.packs.tier().is_none() || self.paused().is_some() {
+            return None;
+        }
+        let mounts: Vec<Arc<Attached>> =
+            self.registry.by_pack.lock().get(pack)?.iter().filter_map(Weak::upgrade).collect();
+        mounts.iter().find_map(|mount| self.hold_fill(mount, pack))
+    }
+
+    fn hold_fill(self: &Arc<Self>, mount: &Arc<Attached>, pack: &PackId) -> Option<Arc<PackFill>> {
+        let index = *mount.index.get(pack)?;
+        let mut state = mount.state.lock();
+        if let Some(held) = state.held.get(pack).filter(|held| !held.has_ended()) {
+            return Some(held.clone());
+        }
+        let failed = matches!(state.order.packs.get(index), Some(PackProgress::Failed(_)) | None);
+        state.held.retain(|_, held| !held.has_ended());
+        if failed || state.held.len() >= self.cfg.fill_open_max {
+            return None;
+        }
+        let fill = self.fill_pack(*pack);
+        state.held.insert(*pack, fill.clone());
+        Some(fill)
     }
 
     fn touch_mount(self: &Arc<Self>, mount: &Arc<Attached>, pack: &PackId) {
@@ -226,7 +256,9 @@ impl Inner {
                     PackProgress::Failed(Instant::now())
                 }
             };
-            mount.state.lock().order.end(index, progress);
+            let mut state = mount.state.lock();
+            state.order.end(index, progress);
+            state.held.retain(|_, held| !held.has_ended());
         }
     }
 }

@@ -20,6 +20,13 @@ pub struct FetchConfig {
     pub prefetch_requests_max: usize,
     /// Packs being filled at once.
     pub fill_packs_max: usize,
+    /// Packs of which readers may have pieces brought at once, each with its staging file open.
+    pub fill_open_max: usize,
+    /// What readers may bring of a pack by themselves while it is not in the tier: so much may be
+    /// fetched twice. What they want beyond it becomes part of the fill.
+    pub ahead_bytes_max: u64,
+    /// How long a reader waits for bytes that another node brings before it asks the lake.
+    pub claim_wait_ms: u64,
     /// Files of the tier kept open.
     pub open_files_max: usize,
     /// A read fails with EIO when the lake has not given its bytes by then.
@@ -47,6 +54,9 @@ impl Default for FetchConfig {
             piece_len_bytes: 8 << 20,
             prefetch_requests_max: 16,
             fill_packs_max: 4,
+            fill_open_max: 128,
+            ahead_bytes_max: 1 << 20,
+            claim_wait_ms: 2_000,
             open_files_max: 512,
             read_timeout_ms: 30_000,
             prefetch_timeout_ms: 120_000,
@@ -63,6 +73,11 @@ impl FetchConfig {
     /// Gives the total time of a demand read.
     pub fn read_timeout(&self) -> Duration {
         Duration::from_millis(self.read_timeout_ms)
+    }
+
+    /// Gives how long a reader waits for another node.
+    pub fn claim_wait(&self) -> Duration {
+        Duration::from_millis(self.claim_wait_ms)
     }
 
     /// Gives the time after which a silent body is given up.

@@ -25,6 +25,7 @@ use super::lanes::Lanes;
 use super::memory::Memory;
 use super::pack_meta::{MetaError, PackMetas};
 use super::packs::Packs;
+use super::peers::PeerTable;
 use super::plan::Readahead;
 use super::port::FetchTier;
 use super::source::{LakeReader, SourceError};
@@ -52,6 +53,7 @@ pub(super) struct Inner {
     pub checks: CheckQueue,
     pub registry: Registry,
     pub holes: Holes,
+    pub peers: PeerTable,
     /// Ends everything that runs in the background.
     pub stopped: CancellationToken,
     pause: Mutex<Option<Pause>>,
@@ -86,6 +88,7 @@ impl Inner {
             checks: CheckQueue::default(),
             registry: Registry::default(),
             holes: Holes::default(),
+            peers: PeerTable::default(),
             stopped: CancellationToken::new(),
             pause: Mutex::new(None),
             cfg,

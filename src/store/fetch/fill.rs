@@ -1,7 +1,7 @@
 //! Filling one pack: pieces, in parallel, verified, written to the tier's staging file, published.
 //!
 //! ```text
-//! open stage -> check what an earlier run left -> pieces -> marks -> proof -> read back -> publish
+//! open stage -> claims -> pieces -> marks -> the turn to publish -> proof -> read back -> publish
 //! ```
 //!
 //! Invariants:
@@ -10,7 +10,8 @@
 //! * What is published was digested as it lies in the staging file, after the last sync: a byte that
 //!   was damaged between write and publish is found and fetched again.
 //! * A piece in flight is known to readers, who may wait for it; a piece that is done may be read
-//!   from the staging file.
+//!   from the staging file, where it is checked again.
+//! * A piece belongs to the span where it begins, and a mark says that all pieces of its span are there.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -20,6 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::format::digest::{BLOCK_LEN, ChainingValue, ContentHasher, Outboard, block_count, block_cv};
 use crate::format::ids::{ContentDigest, PackId};
@@ -27,6 +29,7 @@ use crate::format::pack::{Piece, Place};
 
 use super::pack_meta::PackMeta;
 use super::port::FetchStage;
+use super::spans::{SpanState, Spans};
 
 /// What came of a piece that a reader waited for: its bytes, or none.
 type Arrival = Option<Option<Bytes>>;
@@ -35,7 +38,10 @@ type Arrival = Option<Option<Bytes>>;
 enum PieceStatus {
     Todo,
     Flying(watch::Receiver<Arrival>),
-    Done,
+    /// In the staging file; `ours`: this process checked it and wrote it.
+    Done {
+        ours: bool,
+    },
 }
 
 /// What was learned of an imported content from the bytes that the pinned object gave.
@@ -57,7 +63,9 @@ pub(super) struct FillState {
     pub pieces: Vec<Piece>,
     pub stage: Box<dyn FetchStage>,
     status: Mutex<Vec<PieceStatus>>,
-    marked: Mutex<Vec<bool>>,
+    pub spans: Spans,
+    /// When the marks of others were last looked for.
+    pub polled: Mutex<Option<Instant>>,
     learned: Mutex<BTreeMap<u32, Learned>>,
     bytes_done: AtomicU64,
 }
@@ -82,21 +90,65 @@ pub(super) enum PieceAt {
 }
 
 impl FillState {
-    pub(super) fn new(meta: Arc<PackMeta>, stage: Box<dyn FetchStage>, piece_len: u64) -> Self {
+    /// `first_at`: an offset that a reader waits for, where one does.
+    pub(super) fn new(
+        meta: Arc<PackMeta>,
+        stage: Box<dyn FetchStage>,
+        piece_len: u64,
+        first_at: Option<u64>,
+    ) -> Arc<Self> {
         let pieces = meta.index.pieces(piece_len);
         let status = pieces.iter().map(|_| PieceStatus::Todo).collect();
-        let spans = meta.index.len.div_ceil(stage.span_len().max(1));
-        let marked = (0..spans).map(|span| stage.is_done(span)).collect();
-        Self {
+        let spans = Spans::new(meta.index.len, stage.span_len(), first_at);
+        let fill = Self {
             pack: meta.recipe.pack,
             meta,
             pieces,
             stage,
             status: Mutex::new(status),
-            marked: Mutex::new(marked),
+            spans,
+            polled: Mutex::new(None),
             learned: Mutex::default(),
             bytes_done: AtomicU64::new(0),
+        };
+        if !fill.is_exclusive() {
+            fill.take_marks();
         }
+        Arc::new(fill)
+    }
+
+    /// Says whether one node brings all of the pack: what another wrote of an imported one proves
+    /// nothing before its digests are fixed.
+    pub(super) fn is_exclusive(&self) -> bool {
+        !self.meta.is_native()
+    }
+
+    /// Counts in what others have marked since.
+    pub(super) fn take_marks(&self) {
+        for span in self.spans.take_marks(|span| self.stage.is_done(span)) {
+            for index in self.pieces_of(span) {
+                self.set_done(index, false);
+            }
+        }
+    }
+
+    /// Gives the span of the piece that holds an offset.
+    pub(super) fn span_of(&self, offset: u64) -> u64 {
+        let piece = self.piece_of(&(offset..offset)).and_then(|index| self.pieces.get(index));
+        self.spans.of(piece.map_or(offset, |piece| piece.offset))
+    }
+
+    /// Says whether this node brings a piece's span.
+    pub(super) fn is_mine(&self, index: usize) -> bool {
+        let piece = self.pieces.get(index);
+        piece.is_some_and(|piece| matches!(self.spans.state(self.spans.of(piece.offset)), SpanState::Mine { .. }))
+    }
+
+    /// Lists the pieces that begin in a span.
+    pub(super) fn pieces_of(&self, span: u64) -> Range<usize> {
+        let range = self.spans.range(span);
+        let at = |offset| self.pieces.partition_point(|piece: &Piece| piece.offset < offset);
+        at(range.start)..at(range.end)
     }
 
     pub(super) fn bytes_done(&self) -> u64 {
@@ -112,7 +164,7 @@ impl FillState {
 
     pub(super) fn piece_at(&self, index: usize) -> PieceAt {
         match self.status.lock().get(index) {
-            Some(PieceStatus::Done) => PieceAt::Staged,
+            Some(PieceStatus::Done { .. }) => PieceAt::Staged,
             Some(PieceStatus::Flying(arrival)) => PieceAt::Flying(arrival.clone()),
             _ => PieceAt::Todo,
         }
@@ -130,31 +182,44 @@ impl FillState {
         Some(PieceFlight { fill: self.clone(), index, arrival: Some(sender) })
     }
 
-    /// Lists the pieces that nobody brings yet.
-    pub(super) fn todo(&self) -> Vec<usize> {
+    /// Lists those of these pieces that nobody brings yet.
+    pub(super) fn todo(&self, among: Range<usize>) -> Vec<usize> {
         let status = self.status.lock();
-        (0..).zip(status.iter()).filter(|(_, s)| matches!(s, PieceStatus::Todo)).map(|(i, _)| i).collect()
+        among.filter(|index| matches!(status.get(*index), Some(PieceStatus::Todo))).collect()
     }
 
-    /// Gives a piece that others bring at this moment.
-    pub(super) fn flying(&self) -> Option<watch::Receiver<Arrival>> {
-        self.status.lock().iter().find_map(|s| match s {
+    /// Gives one of these pieces that others bring at this moment.
+    pub(super) fn flying(&self, among: Range<usize>) -> Option<watch::Receiver<Arrival>> {
+        let status = self.status.lock();
+        status.get(among)?.iter().find_map(|s| match s {
             PieceStatus::Flying(arrival) => Some(arrival.clone()),
             _ => None,
         })
     }
 
-    pub(super) fn is_complete(&self) -> bool {
-        self.status.lock().iter().all(|s| matches!(s, PieceStatus::Done))
+    /// Says whether all of these pieces are there.
+    pub(super) fn are_done(&self, among: Range<usize>) -> bool {
+        let status = self.status.lock();
+        status.get(among).is_some_and(|all| all.iter().all(|s| matches!(s, PieceStatus::Done { .. })))
     }
 
-    /// Counts pieces in when an earlier run left them, or bytes were written.
-    pub(super) fn set_done(&self, index: usize) {
+    /// Says whether this process checked the piece and wrote it.
+    pub(super) fn is_ours(&self, index: usize) -> bool {
+        matches!(self.status.lock().get(index), Some(PieceStatus::Done { ours: true }))
+    }
+
+    /// Counts a piece in when it was written, here or by another.
+    pub(super) fn set_done(&self, index: usize, ours: bool) {
         let Some(piece) = self.pieces.get(index) else {
             return;
         };
         if let Some(slot) = self.status.lock().get_mut(index) {
-            *slot = PieceStatus::Done;
+            match slot {
+                PieceStatus::Done { .. } => return,
+                // The bytes that are on their way here are the same; who waits for them gets them.
+                PieceStatus::Flying(_) if !ours => return,
+                slot => *slot = PieceStatus::Done { ours },
+            }
         }
         self.bytes_done.fetch_add(piece.len, Ordering::Relaxed);
     }
@@ -164,50 +229,11 @@ impl FillState {
         let mut status = self.status.lock();
         for (piece, slot) in self.pieces.iter().zip(status.iter_mut()) {
             let hit = positions.iter().any(|p| (piece.first..=piece.last).contains(p));
-            if hit && matches!(slot, PieceStatus::Done) {
+            if hit && matches!(slot, PieceStatus::Done { .. }) {
                 *slot = PieceStatus::Todo;
                 self.bytes_done.fetch_sub(piece.len, Ordering::Relaxed);
             }
         }
-    }
-
-    fn spans_of(&self, range: Range<u64>) -> Range<u64> {
-        let span_len = self.stage.span_len().max(1);
-        range.start / span_len..range.end.div_ceil(span_len)
-    }
-
-    /// Lists the pieces that lie wholly in spans that were marked before this fill began.
-    pub(super) fn left_by_earlier_run(&self) -> Vec<usize> {
-        let marked = self.marked.lock();
-        let all = |spans: Range<u64>| spans.into_iter().all(|s| marked.get(s as usize).copied().unwrap_or(false));
-        let pieces = self.pieces.iter().enumerate();
-        pieces.filter(|(_, p)| p.len > 0 && all(self.spans_of(p.offset..p.end()))).map(|(i, _)| i).collect()
-    }
-
-    /// Takes the spans that became complete with this piece and are not marked yet: the caller marks
-    /// them.
-    pub(super) fn take_complete_spans(&self, index: usize) -> Vec<u64> {
-        let Some(piece) = self.pieces.get(index) else {
-            return Vec::new();
-        };
-        let spans = self.spans_of(piece.offset..piece.end());
-        let status = self.status.lock();
-        let mut marked = self.marked.lock();
-        let mut complete = Vec::new();
-        for span in spans {
-            let range = span * self.stage.span_len()..(span + 1) * self.stage.span_len();
-            let done = |(p, s): (&Piece, &PieceStatus)| {
-                p.end() <= range.start || p.offset >= range.end || matches!(s, PieceStatus::Done)
-            };
-            if let Some(mark) = marked.get_mut(span as usize)
-                && !*mark
-                && self.pieces.iter().zip(status.iter()).all(done)
-            {
-                *mark = true;
-                complete.push(span);
-            }
-        }
-        complete
     }
 
     /// Reads a range that lies in a staged piece.
@@ -299,7 +325,7 @@ impl PieceFlight {
 
     /// Says that the bytes are verified and written.
     pub(super) fn land(mut self, bytes: Bytes) {
-        self.fill.set_done(self.index);
+        self.fill.set_done(self.index, true);
         if let Some(arrival) = self.arrival.take() {
             arrival.send_replace(Some(Some(bytes)));
         }

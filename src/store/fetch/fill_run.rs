@@ -22,6 +22,7 @@ use super::check::{Findings, digest_all};
 use super::config::FetchConfig;
 use super::engine::Inner;
 use super::fill::{ContentPart, FillState, PieceFlight, content_parts};
+use super::gather::Turn;
 use super::job::PackFillError;
 use super::lanes::Lane;
 use super::pack_meta::{MetaError, PackMeta, UnitProof};
@@ -46,8 +47,11 @@ type Outcome = Option<Result<(), PackFillError>>;
 #[derive(Debug)]
 pub(super) struct Fills {
     running: Mutex<HashMap<PackId, Weak<PackFill>>>,
-    packs: Semaphore,
-    requests: Semaphore,
+    /// Staging files that are open.
+    open: Semaphore,
+    /// Fills that go through their packs; the others bring only what readers ask for.
+    pub(super) packs: Semaphore,
+    pub(super) requests: Semaphore,
 }
 
 /// Interest in the fill of one pack: when the last one is dropped, the fill ends where it is.
@@ -61,6 +65,7 @@ impl Fills {
     pub(super) fn new(cfg: &FetchConfig) -> Self {
         Self {
             running: Mutex::default(),
+            open: Semaphore::new(cfg.fill_open_max.max(1)),
             packs: Semaphore::new(cfg.fill_packs_max.max(1)),
             requests: Semaphore::new(cfg.prefetch_requests_max.max(1)),
         }
@@ -68,6 +73,10 @@ impl Fills {
 }
 
 impl PackFill {
+    pub(super) fn has_ended(&self) -> bool {
+        self.outcome.borrow().is_some()
+    }
+
     pub(super) async fn wait(&self) -> Result<(), PackFillError> {
         let mut outcome = self.outcome.clone();
         match outcome.wait_for(Option::is_some).await {
@@ -95,7 +104,7 @@ impl Inner {
     pub(super) fn fill_pack(self: &Arc<Self>, pack: PackId) -> Arc<PackFill> {
         let mut running = self.fills.running.lock();
         if let Some(there) = running.get(&pack).and_then(Weak::upgrade)
-            && there.outcome.borrow().is_none()
+            && !there.has_ended()
         {
             return there;
         }
@@ -124,7 +133,7 @@ impl Inner {
 
     async fn run_fill(self: &Arc<Self>, pack: PackId) -> Result<(), PackFillError> {
         let tier = self.packs.tier().cloned().ok_or(PackFillError::Cancelled)?;
-        let _slot = self.fills.packs.acquire().await.map_err(|_| PackFillError::Cancelled)?;
+        let _open = self.fills.open.acquire().await.map_err(|_| PackFillError::Cancelled)?;
         if let Some(why) = self.paused() {
             return Err(PackFillError::Paused { pack, why });
         }
@@ -161,11 +170,14 @@ impl Inner {
         let meta = meta.map_err(|error| PackFillError::of_meta(pack, error))?;
         let (opener, len, piece_len) = (tier.clone(), meta.index.len, self.cfg.piece_len_bytes);
         let stage = self.on_tier(pack, move || opener.open_stage(&pack, len)).await?;
-        let fill = Arc::new(FillState::new(meta, stage, piece_len));
+        let fill = FillState::new(meta, stage, piece_len, state.wanted_at());
         *state.fill.write() = Some(fill.clone());
-        let registered = Registered { state: state.clone(), fill: fill.clone() };
-        let result = self.fill_and_publish(tier, state, &fill).await;
-        drop(registered);
+        let registered = Registered { state: state.clone(), fill: fill.clone(), rt: self.rt.clone(), released: false };
+        let result = tokio::select! {
+            result = self.fill_and_publish(tier, state, &fill) => result,
+            never = self.keep_claims(&fill) => match never {},
+        };
+        registered.end().await;
         if matches!(result, Err(PackFillError::Damaged { .. })) {
             self.metas.forget(&pack);
         }
@@ -173,7 +185,7 @@ impl Inner {
     }
 
     /// Looks in the tier itself: a file that is open here may have been evicted meanwhile.
-    async fn is_published(self: &Arc<Self>, tier: &Arc<dyn FetchTier>, state: &Arc<PackState>) -> bool {
+    pub(super) async fn is_published(self: &Arc<Self>, tier: &Arc<dyn FetchTier>, state: &Arc<PackState>) -> bool {
         let (inner, tier, state) = (self.clone(), tier.clone(), state.clone());
         let look = move || match tier.open_pack(&state.pack) {
             Ok(Some(found)) => {
@@ -196,9 +208,20 @@ impl Inner {
         state: &Arc<PackState>,
         fill: &Arc<FillState>,
     ) -> Result<(), PackFillError> {
-        self.take_over(fill).await;
+        let _slot = self.fills.packs.acquire().await.map_err(|_| PackFillError::Cancelled)?;
+        if fill.is_exclusive() {
+            if self.take_turn_to_publish(tier, state, fill).await? == Turn::Published {
+                return Ok(());
+            }
+            fill.spans.take_all();
+        }
+        if self.gather(tier, state, fill).await? == Turn::Published
+            || self.take_turn_to_publish(tier, state, fill).await? == Turn::Published
+        {
+            return Ok(());
+        }
         for _ in 0..READ_BACKS_MAX {
-            self.bring_all(fill).await?;
+            self.mend(fill).await?;
             self.fix_proof(tier, fill).await?;
             let bad = self.read_back(fill).await?;
             if bad.is_empty() {
@@ -211,7 +234,7 @@ impl Inner {
         Err(PackFillError::Damaged { pack: fill.pack })
     }
 
-    fn prefetch_deadline(&self) -> Instant {
+    pub(super) fn prefetch_deadline(&self) -> Instant {
         Instant::now() + Duration::from_millis(self.cfg.prefetch_timeout_ms)
     }
 
@@ -226,36 +249,16 @@ impl Inner {
     }
 
     fn tier_failed(&self, pack: PackId, error: io::Error) -> PackFillError {
-        bump(&self.counters.tier_errors);
+        // That another node was faster is no fault of the tier.
+        if !is_overtaken(&error) {
+            bump(&self.counters.tier_errors);
+        }
         PackFillError::Tier { pack, source: Arc::new(error) }
-    }
-
-    /// Checks what an earlier run left in marked spans; what is good need not be fetched again. Of an
-    /// imported pack without a proof nothing can be checked, so nothing is taken over.
-    async fn take_over(self: &Arc<Self>, fill: &Arc<FillState>) {
-        if !fill.meta.is_native() && fill.meta.proof().is_none() {
-            return;
-        }
-        for index in fill.left_by_earlier_run() {
-            let Some(piece) = fill.pieces.get(index).copied() else {
-                continue;
-            };
-            let _permit = self.lanes.acquire(Lane::Prefetch, piece.len).await;
-            let (inner, fill_) = (self.clone(), fill.clone());
-            let work = move || {
-                let mut bytes = vec![0; piece.len as usize];
-                let read = fill_.read_staged(&mut bytes, piece.offset).is_ok();
-                read && inner.is_good_piece(&fill_, &piece, &bytes)
-            };
-            if tokio::task::spawn_blocking(work).await.unwrap_or(false) {
-                fill.set_done(index);
-            }
-        }
     }
 
     /// Checks a piece as far as anything is known that proves it. Of an imported pack without a proof
     /// that is nothing: its bytes came from the pinned objects.
-    fn is_good_piece(&self, fill: &FillState, piece: &Piece, bytes: &[u8]) -> bool {
+    pub(super) fn is_good_piece(&self, fill: &FillState, piece: &Piece, bytes: &[u8]) -> bool {
         let begun = std::time::Instant::now();
         let good = match fill.meta.is_native() {
             true => fill.meta.index.check_piece(piece, bytes, &*fill.meta).is_ok(),
@@ -265,32 +268,42 @@ impl Inner {
         good
     }
 
-    /// Brings every piece that is not there, several at once.
-    async fn bring_all(self: &Arc<Self>, fill: &Arc<FillState>) -> Result<(), PackFillError> {
-        while !fill.is_complete() {
-            let todo = fill.todo();
-            if todo.is_empty() {
-                // A reader took the last ones on.
-                if let Some(mut flying) = fill.flying() {
-                    let _ = flying.wait_for(Option::is_some).await;
+    /// Brings pieces that nobody brings yet, several at once.
+    pub(super) async fn bring_pieces(
+        self: &Arc<Self>,
+        fill: &Arc<FillState>,
+        pieces: Vec<usize>,
+    ) -> Result<(), PackFillError> {
+        stream::iter(pieces.into_iter().map(Ok))
+            .try_for_each_concurrent(self.cfg.prefetch_requests_max.max(1), |index| async move {
+                let _request = self.fills.requests.acquire().await.map_err(|_| PackFillError::Cancelled)?;
+                let Some(len) = fill.pieces.get(index).map(|piece| piece.len) else {
+                    return Ok(());
+                };
+                let _permit = self.lanes.acquire(Lane::Prefetch, len).await;
+                match fill.begin(index) {
+                    Some(flight) => self.bring_piece(flight).await,
+                    None => Ok(()),
                 }
-                continue;
-            }
-            stream::iter(todo.into_iter().map(Ok))
-                .try_for_each_concurrent(self.cfg.prefetch_requests_max.max(1), |index| async move {
-                    let _request = self.fills.requests.acquire().await.map_err(|_| PackFillError::Cancelled)?;
-                    let Some(len) = fill.pieces.get(index).map(|piece| piece.len) else {
-                        return Ok(());
-                    };
-                    let _permit = self.lanes.acquire(Lane::Prefetch, len).await;
-                    match fill.begin(index) {
-                        Some(flight) => self.bring_piece(flight).await,
-                        None => Ok(()),
-                    }
-                })
-                .await?;
+            })
+            .await
+    }
+
+    /// Fetches again what was found to be damaged.
+    async fn mend(self: &Arc<Self>, fill: &Arc<FillState>) -> Result<(), PackFillError> {
+        let all = 0..fill.pieces.len();
+        while !fill.are_done(all.clone()) {
+            self.bring_pieces(fill, fill.todo(all.clone())).await?;
+            self.until_landed(fill, all.clone()).await;
         }
         Ok(())
+    }
+
+    /// Waits for a piece that a reader took on.
+    pub(super) async fn until_landed(&self, fill: &Arc<FillState>, among: std::ops::Range<usize>) {
+        if let Some(mut flying) = fill.flying(among) {
+            let _ = flying.wait_for(Option::is_some).await;
+        }
     }
 
     /// Brings a piece now, because a reader is about to want it.
@@ -312,7 +325,7 @@ impl Inner {
     }
 
     async fn bring_piece(self: &Arc<Self>, flight: PieceFlight) -> Result<(), PackFillError> {
-        let (fill, piece, index) = (flight.fill().clone(), flight.piece(), flight.index);
+        let (fill, piece) = (flight.fill().clone(), flight.piece());
         let deadline = self.prefetch_deadline();
         let mut tries = 0;
         let bytes = loop {
@@ -332,12 +345,24 @@ impl Inner {
             }
         };
         flight.land(bytes);
-        let spans = fill.take_complete_spans(index);
-        if spans.is_empty() {
+        self.mark_if_complete(&fill, fill.spans.of(piece.offset)).await
+    }
+
+    /// Marks a span of ours when all of it is there.
+    pub(super) async fn mark_if_complete(
+        self: &Arc<Self>,
+        fill: &Arc<FillState>,
+        span: u64,
+    ) -> Result<(), PackFillError> {
+        if !fill.are_done(fill.pieces_of(span)) || !fill.spans.begin_marking(span) {
             return Ok(());
         }
         let marker = fill.clone();
-        let mark = move || spans.into_iter().try_for_each(|span| marker.stage.mark_done(span));
+        let mark = move || {
+            marker.stage.mark_done(span).inspect_err(|_| marker.spans.not_marked(span))?;
+            marker.spans.marked(span);
+            Ok(())
+        };
         self.on_tier(fill.pack, mark).await
     }
 
@@ -450,10 +475,22 @@ impl Inner {
     }
 }
 
-/// Takes the fill out of the pack's state when it ends, however it ends.
+/// Takes the fill out of the pack's state when it ends, however it ends, and gives its claims up:
+/// others need not wait until they run out.
 struct Registered {
     state: Arc<PackState>,
     fill: Arc<FillState>,
+    rt: tokio::runtime::Handle,
+    released: bool,
+}
+
+impl Registered {
+    async fn end(mut self) {
+        self.released = true;
+        let fill = self.fill.clone();
+        // A panic there is logged by the runtime; claims that stay run out.
+        let _ = tokio::task::spawn_blocking(move || fill.stage.release()).await;
+    }
 }
 
 impl Drop for Registered {
@@ -461,6 +498,11 @@ impl Drop for Registered {
         let mut slot = self.state.fill.write();
         if slot.as_ref().is_some_and(|there| Arc::ptr_eq(there, &self.fill)) {
             *slot = None;
+        }
+        drop(slot);
+        if !self.released {
+            let fill = self.fill.clone();
+            self.rt.spawn_blocking(move || fill.stage.release());
         }
     }
 }

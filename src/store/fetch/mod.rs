@@ -13,18 +13,23 @@
 //!
 //! * [`local`]: what is at hand. * [`read`]: what is not. * [`source`]: patience with the lake.
 //! * [`fill`], [`fill_run`], [`proof`]: filling one pack. * [`job`], [`attach`]: filling many.
+//! * [`spans`], [`gather`]: who of several nodes brings what. * [`read_fill`]: reads through a fill.
+//! * [`peers`]: bytes that another node is bringing.
 //! * [`check`]: digesting whole objects. * [`packs`], [`pack_meta`], [`contents`], [`memory`],
 //!   [`holes`]: what is known.
 //! * [`lanes`], [`flight`], [`plan`], [`hang`]: the rules. * [`port`]: what is asked of a tier.
 //!
 //! Lock order: none of the locks is held while another is taken, but for a mount's `State`, under
-//! which the pause may be looked at; none is held across I/O or an await.
+//! which the pause may be looked at and a fill be begun; none is held across I/O or an await.
 //! `docs/fetch.md` has the bounds and the times.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::format::ids::PackId;
 use crate::format::placement::{Location, PackUse};
 use crate::store::kv::Kv;
 use crate::store::lake::Lake;
@@ -37,6 +42,7 @@ mod engine;
 mod fill;
 mod fill_run;
 mod flight;
+mod gather;
 mod hang;
 mod holes;
 mod job;
@@ -45,11 +51,14 @@ mod local;
 mod memory;
 mod pack_meta;
 mod packs;
+mod peers;
 mod plan;
 mod port;
 mod proof;
 mod read;
+mod read_fill;
 mod source;
+mod spans;
 mod stats;
 mod tier_port;
 mod types;
@@ -60,7 +69,7 @@ mod tests;
 pub use attach::Attachment;
 pub use config::FetchConfig;
 pub use job::{FillError, FillHandle, FillProgress, PackFillError};
-pub use port::{FetchStage, FetchTier};
+pub use port::{FetchStage, FetchTier, Peers, SpanClaim};
 pub use stats::{FetchStats, SourceStats};
 pub use types::{ContentRef, FetchError, ParseWordError, Prefetch, Verify, WholeFile};
 
@@ -172,6 +181,17 @@ impl Fetcher {
     /// start the prefetch its policy asks for.
     pub fn attach(&self, packs: Vec<PackUse>, prefetch: Prefetch) -> Attachment {
         Attachment::new(&self.inner, packs, prefetch)
+    }
+
+    /// Lets readers ask the nodes that bring what they wait for. Only the first call counts.
+    pub fn set_peers(&self, peers: Arc<dyn Peers>) {
+        self.inner.peers.set(peers);
+    }
+
+    /// Gives a range of a pack that is being filled here to another node: only bytes that this process
+    /// checked itself. Brings them now where their span is ours; waits no longer than `patience`.
+    pub async fn give(&self, pack: &PackId, range: Range<u64>, patience: Duration) -> Option<Bytes> {
+        self.inner.give(pack, range, patience).await
     }
 
     /// Copies the counters.

@@ -127,6 +127,10 @@ pub(super) struct PackState {
     pub fill: RwLock<Option<Arc<FillState>>>,
     /// A whole-object check is queued or running.
     pub checking: AtomicBool,
+    /// What readers asked from the lake by themselves since the pack was last seen in the tier.
+    ahead_bytes: AtomicU64,
+    /// Where in the pack a reader waits, plus one; 0: nobody.
+    wanted: AtomicU64,
     /// What the pack has, and where: the same for every copy of it.
     contents: OnceLock<Contents>,
 }
@@ -201,10 +205,17 @@ impl Packs {
             used: AtomicU64::new(0),
             fill: RwLock::new(None),
             checking: AtomicBool::new(false),
+            ahead_bytes: AtomicU64::new(0),
+            wanted: AtomicU64::new(0),
             contents: OnceLock::new(),
         });
         shard.insert(*pack, state.clone());
         state
+    }
+
+    /// Gives the fill of a pack, where one runs.
+    pub(super) fn filling(&self, pack: &PackId) -> Option<Arc<FillState>> {
+        self.shard(pack).lock().get(pack).cloned()?.filling()
     }
 
     /// Gives the pack's open file, opening it where the tier has it. Errors of the tier are counted
@@ -249,6 +260,7 @@ impl Packs {
                 }
             }
             *slot = Some(open.clone());
+            state.ahead_bytes.store(0, Ordering::Relaxed);
         }
         self.close_unused();
         open
@@ -344,6 +356,22 @@ impl PackState {
             }
         }
         self.contents.get().is_some_and(|contents| contents.has(c))
+    }
+
+    /// Takes bytes from what readers may ask by themselves. False: that is used up.
+    pub(super) fn take_ahead(&self, bytes: u64, bytes_max: u64) -> bool {
+        let add = |used: u64| (used + bytes <= bytes_max).then_some(used + bytes);
+        self.ahead_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
+    }
+
+    /// Notes where a reader waits.
+    pub(super) fn want(&self, offset: u64) {
+        self.wanted.store(offset.saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// Gives where a reader waited last.
+    pub(super) fn wanted_at(&self) -> Option<u64> {
+        self.wanted.load(Ordering::Relaxed).checked_sub(1)
     }
 
     pub(super) fn filling(&self) -> Option<Arc<FillState>> {

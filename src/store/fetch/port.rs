@@ -5,6 +5,10 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
 
 use crate::format::ids::{PackId, TierId};
 use crate::store::tier::{FileIdentity, PackFile, Sidecar};
@@ -30,6 +34,25 @@ pub trait FetchTier: fmt::Debug + Send + Sync + 'static {
     fn put_sidecar(&self, pack: &PackId, part: Sidecar, bytes: &[u8]) -> io::Result<Vec<u8>>;
 }
 
+/// Asks other nodes for what they are bringing.
+#[async_trait::async_trait]
+pub trait Peers: fmt::Debug + Send + Sync + 'static {
+    /// Asks the node at an address for a range of a pack, which it may wait for. Nothing of what comes
+    /// is believed: who asked checks it. None: it has it not, did not answer in time, or is gone.
+    async fn get(&self, address: &str, pack: &PackId, range: Range<u64>, patience: Duration) -> Option<Bytes>;
+}
+
+/// Who brings a span.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SpanClaim {
+    /// We do; `taken_over`: its owner was silent for too long, and part of it may be there.
+    Mine { taken_over: bool },
+    /// It is there.
+    Done,
+    /// Another node does; its claim can be taken over when it is not renewed for so long.
+    Other { peer: Option<String>, left: Duration },
+}
+
 /// The staging file of one pack: verified bytes at their final offsets, marks for what is durable.
 pub trait FetchStage: fmt::Debug + Send + Sync {
     /// How many bytes one mark covers (a span; the last one may be shorter).
@@ -47,6 +70,23 @@ pub trait FetchStage: fmt::Debug + Send + Sync {
 
     /// Makes a span durable (fsync) and marks it.
     fn mark_done(&self, span: u64) -> io::Result<()>;
+
+    /// Asks whether to bring a span: nodes share one download so. The number behind the last span
+    /// stands for the right to publish. May be asked again for a span that is ours.
+    fn claim(&self, span: u64) -> io::Result<SpanClaim>;
+
+    /// How long a claim lasts that is not renewed.
+    fn claim_ttl(&self) -> Duration;
+
+    /// Renews our claims; gives the spans that others took from us.
+    fn renew(&self) -> io::Result<Vec<u64>>;
+
+    /// Learns what others did since: their marks, and their bytes. Fails where the pack was published,
+    /// or its staging given up.
+    fn refresh(&self) -> io::Result<()>;
+
+    /// Gives up the claims that are still ours.
+    fn release(&self);
 
     /// Publishes the complete file under its final name and opens it.
     fn publish(&self) -> io::Result<PackFile>;

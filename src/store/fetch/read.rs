@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::future::try_join_all;
@@ -205,7 +206,7 @@ impl Inner {
         }
     }
 
-    fn is_sequential(&self, content: &ContentId) -> bool {
+    pub(super) fn is_sequential(&self, content: &ContentId) -> bool {
         self.readahead.lock().peek(content).is_some_and(|r| r.is_sequential())
     }
 
@@ -255,11 +256,11 @@ fn slice_block(c: &ContentRef, unit: &Bytes, block: u64, range: &Range<u64>) -> 
 }
 
 /// One run of neighbouring units of a content on its way.
-struct Run<'a> {
-    inner: &'a Arc<Inner>,
-    c: &'a ContentRef,
-    verify: Verify,
-    deadline: Instant,
+pub(super) struct Run<'a> {
+    pub inner: &'a Arc<Inner>,
+    pub c: &'a ContentRef,
+    pub verify: Verify,
+    pub deadline: Instant,
 }
 
 impl Run<'_> {
@@ -278,7 +279,9 @@ impl Run<'_> {
         if left.is_empty() {
             return;
         }
+        self.want(&state, &left);
         self.inner.touched(pack);
+        let left = self.through_fill(&state, meta.as_ref(), left).await;
         for run in neighbours(left) {
             self.fetch_units(meta.as_deref(), run).await;
         }
@@ -348,7 +351,7 @@ impl Run<'_> {
         let sequential = self.inner.is_sequential(&self.c.content);
         let mut left = Vec::new();
         for flight in flights {
-            match self.piece_unit(&fill, flight.key.block, sequential).await {
+            match self.piece_unit(&fill, flight.key.block, sequential, self.inner.cfg.stall_timeout()).await {
                 Some(unit) => {
                     self.inner.memory.put(flight.key, unit.clone());
                     flight.land(Ok(unit));
@@ -359,7 +362,13 @@ impl Run<'_> {
         left
     }
 
-    async fn piece_unit(&self, fill: &Arc<FillState>, block: u64, sequential: bool) -> Option<Bytes> {
+    pub(super) async fn piece_unit(
+        &self,
+        fill: &Arc<FillState>,
+        block: u64,
+        sequential: bool,
+        patience: Duration,
+    ) -> Option<Bytes> {
         let range = unit_range(self.c.size, block);
         let wanted = parts(&self.c.location, range.clone())?;
         let mut unit = BytesMut::with_capacity((range.end - range.start) as usize);
@@ -368,7 +377,7 @@ impl Run<'_> {
                 Part::Hole { len } => unit.resize(unit.len() + len as usize, 0),
                 Part::Data { offset, len } => {
                     let index = fill.piece_of(&(offset..offset + len))?;
-                    if sequential && matches!(fill.piece_at(index), PieceAt::Todo) {
+                    if sequential && matches!(fill.piece_at(index), PieceAt::Todo) && fill.is_mine(index) {
                         self.inner.bring_now(fill, index);
                     }
                     let PieceAt::Flying(mut arrival) = fill.piece_at(index) else {
@@ -376,7 +385,7 @@ impl Run<'_> {
                     };
                     let wait = arrival.wait_for(Option::is_some);
                     // A piece that does not come must not hold a reader up: the lake is asked then.
-                    let arrived = timeout(self.inner.cfg.stall_timeout(), wait).await.ok()?.ok()?.clone()??;
+                    let arrived = timeout(patience, wait).await.ok()?.ok()?.clone()??;
                     let from = (offset - fill.pieces.get(index)?.offset) as usize;
                     unit.extend_from_slice(arrived.get(from..from + len as usize)?);
                 }

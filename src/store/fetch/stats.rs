@@ -18,8 +18,12 @@ pub struct FetchStats {
     pub memory: SourceStats,
     /// Served to readers from published objects of the tier.
     pub tier: SourceStats,
-    /// Served to readers from the staging file that is being filled here.
+    /// Served to readers from the shared staging file of a pack that is being filled.
     pub staging: SourceStats,
+    /// Served to readers from another node, which is bringing it.
+    pub peer: SourceStats,
+    /// Given to other nodes, of what is being brought here.
+    pub to_peers: SourceStats,
     /// Served to readers that joined a fetch somebody else had begun.
     pub in_flight: SourceStats,
     /// Asked from the lake because a reader waited.
@@ -77,6 +81,8 @@ pub(super) struct Counters {
     pub memory: SourceCounters,
     pub tier: SourceCounters,
     pub staging: SourceCounters,
+    pub peer: SourceCounters,
+    pub to_peers: SourceCounters,
     pub in_flight: SourceCounters,
     pub lake_demand: SourceCounters,
     pub lake_prefetch: SourceCounters,
@@ -98,6 +104,8 @@ impl Counters {
             memory: self.memory.snapshot(),
             tier: self.tier.snapshot(),
             staging: self.staging.snapshot(),
+            peer: self.peer.snapshot(),
+            to_peers: self.to_peers.snapshot(),
             in_flight: self.in_flight.snapshot(),
             lake_demand: self.lake_demand.snapshot(),
             lake_prefetch: self.lake_prefetch.snapshot(),

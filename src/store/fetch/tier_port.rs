@@ -1,11 +1,12 @@
 //! The real tier behind the fetcher's seam.
 
 use std::io;
+use std::time::Duration;
 
 use crate::format::ids::{PackId, TierId};
-use crate::store::tier::{FileIdentity, PackFile, SPAN_LEN, Sidecar, Stage, Tier, TierError};
+use crate::store::tier::{Claimed, FileIdentity, PackFile, Sidecar, Stage, Tier, TierError};
 
-use super::port::{FetchStage, FetchTier};
+use super::port::{FetchStage, FetchTier, SpanClaim};
 
 impl FetchTier for Tier {
     fn id(&self) -> TierId {
@@ -35,7 +36,7 @@ impl FetchTier for Tier {
 
 impl FetchStage for Stage {
     fn span_len(&self) -> u64 {
-        SPAN_LEN
+        Stage::span_len(self)
     }
 
     fn file_id(&self) -> Option<u64> {
@@ -55,15 +56,48 @@ impl FetchStage for Stage {
     }
 
     fn mark_done(&self, span: u64) -> io::Result<()> {
-        match u32::try_from(span) {
-            Ok(span) => self.span_done(span).map_err(to_io),
-            Err(_) => Err(io::ErrorKind::InvalidInput.into()),
+        self.span_done(to_span(span)?).map_err(to_io)
+    }
+
+    fn claim(&self, span: u64) -> io::Result<SpanClaim> {
+        let claimed = Stage::claim(self, to_span(span)?).map_err(to_io)?;
+        Ok(match claimed {
+            Claimed::Mine => SpanClaim::Mine { taken_over: false },
+            Claimed::TakenOver => SpanClaim::Mine { taken_over: true },
+            Claimed::Done => SpanClaim::Done,
+            Claimed::Other { idle_ms, address, .. } => {
+                let left_ms = i64::try_from(Stage::claim_ttl_ms(self)).unwrap_or(i64::MAX).saturating_sub(idle_ms);
+                SpanClaim::Other { peer: address, left: Duration::from_millis(u64::try_from(left_ms).unwrap_or(0)) }
+            }
+        })
+    }
+
+    fn claim_ttl(&self) -> Duration {
+        Duration::from_millis(Stage::claim_ttl_ms(self))
+    }
+
+    fn renew(&self) -> io::Result<Vec<u64>> {
+        Ok(self.renew_claims().map_err(to_io)?.into_iter().map(u64::from).collect())
+    }
+
+    fn refresh(&self) -> io::Result<()> {
+        Stage::refresh(self).map_err(to_io)
+    }
+
+    fn release(&self) {
+        // What stays is taken over when it is old enough.
+        if let Err(error) = self.abandon() {
+            tracing::debug!(%error, "a claim could not be given up");
         }
     }
 
     fn publish(&self) -> io::Result<PackFile> {
         Stage::publish(self).map_err(to_io)
     }
+}
+
+fn to_span(span: u64) -> io::Result<u32> {
+    u32::try_from(span).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
 /// Says whether a call failed because another node was faster: the staging folder or the index that

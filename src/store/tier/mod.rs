@@ -88,8 +88,11 @@ pub struct TierConfig {
     pub grace_ms: u64,
     /// A lease that nobody renewed for so long belongs to a dead node.
     pub lease_ttl_ms: u64,
-    /// The same for a claim on a span, and for the steward's lease.
+    /// The same for the steward's lease, and for the right to set an object aside.
     pub claim_ttl_ms: u64,
+    /// The same for a claim on a span: others wait for it, so it is short, and its owner renews it
+    /// four times as often.
+    pub span_claim_ttl_ms: u64,
     /// Staging that nobody wrote to for so long is given up.
     pub staging_ttl_ms: u64,
     /// How long damaged objects are kept to look at.
@@ -112,6 +115,7 @@ impl Default for TierConfig {
             grace_ms: 90_000,
             lease_ttl_ms: 15 * 60_000,
             claim_ttl_ms: 2 * 60_000,
+            span_claim_ttl_ms: 15_000,
             staging_ttl_ms: 24 * 3600 * 1000,
             quarantine_ttl_ms: 7 * 24 * 3600 * 1000,
             span_len_bytes: SPAN_LEN,
@@ -155,6 +159,8 @@ struct State {
     used: BTreeSet<CommitKey>,
     /// Paths of the claims that this process holds.
     claims: BTreeSet<String>,
+    /// Where peers reach this process, if they do.
+    address: Option<String>,
     /// Counts the records and leases that this process wrote …
     promises: u64,
     /// … and at which of them each fan of the objects was last asked from the server.
@@ -270,6 +276,11 @@ impl<I: TierIo> Tier<I> {
     /// Bytes that the tier may take, where someone said so.
     pub fn configured_capacity_bytes(&self) -> Option<u64> {
         self.core.cfg.capacity_bytes.or(self.core.marker.capacity_bytes)
+    }
+
+    /// Lets the claims of this process say where peers reach it.
+    pub fn set_address(&self, address: Option<String>) {
+        self.core.state.lock().address = address;
     }
 
     /// Gives the server's now, in milliseconds of the server's clock.

@@ -149,7 +149,7 @@ impl<I: TierIo> Tier<I> {
     pub fn quarantine(&self, pack: &PackId, bad: &FileIdentity, why: &str) -> Result<Quarantined, TierError> {
         let claim = format!("{QUARANTINE}/{pack}.claim");
         match self.core.take_turn(&claim, self.core.cfg.claim_ttl_ms)? {
-            Turn::Mine => {}
+            Turn::Mine { .. } => {}
             Turn::Other { .. } => return Ok(Quarantined::Elsewhere),
         }
         let done = self.core.set_aside(pack, bad, why);

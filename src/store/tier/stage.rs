@@ -55,12 +55,20 @@ impl Generation {
 /// Whether this process may fetch a span, or another does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Claimed {
-    /// Ours until `release_claim`; renewed by [`Tier::heartbeat`].
+    /// Ours until `release_claim`; renewed by [`Stage::renew_claims`] and [`Tier::heartbeat`].
     Mine,
+    /// The same, taken from an owner that was silent for too long: part of the span may be there.
+    TakenOver,
     /// The span has arrived.
     Done,
-    /// Another fetches it: wait for its done-mark, or go to the lake.
-    Other { node: NodeId, idle_ms: i64 },
+    /// Another fetches it: wait for its done-mark, ask its owner, or go to the lake.
+    Other {
+        node: NodeId,
+        /// Since the owner's last heartbeat, by the server's clock.
+        idle_ms: i64,
+        /// Where the owner answers peers, if it does.
+        address: Option<String>,
+    },
 }
 
 /// The staging file of one pack. May be used by many threads at once.
@@ -207,6 +215,11 @@ impl<I: TierIo> Stage<I> {
         self.generation.span_len_bytes
     }
 
+    /// Gives how long a claim on a span lasts without a heartbeat.
+    pub fn claim_ttl_ms(&self) -> u64 {
+        self.tier.core.cfg.span_claim_ttl_ms
+    }
+
     /// Gives the data file's id: a published object of the same id is this file.
     pub fn file_id(&self) -> Option<u64> {
         self.file().stat().ok().map(|stat| stat.file_id)
@@ -237,14 +250,31 @@ impl<I: TierIo> Stage<I> {
         Ok(done.iter().filter(|d| **d).count())
     }
 
-    /// Asks whether to fetch a span: several nodes share one download so.
+    /// Asks the server anew what others did: their marks, and their bytes. Fails where the folder was
+    /// published or given up.
+    pub fn refresh(&self) -> Result<(), TierError> {
+        self.refresh_done()?;
+        self.look_at_data()
+    }
+
+    /// Fails where the data file has no name here any more. Opening it asks the server: pages of it
+    /// that are older than another's write are dropped.
+    fn look_at_data(&self) -> Result<(), TierError> {
+        let path = layout::staging_data(&self.dir, &self.generation.generation);
+        self.tier.core.io.open(&path, false).map(drop).map_err(|e| TierError::io("open", &path, e))
+    }
+
+    /// Asks whether to fetch a span: several nodes share one download so. The number behind the last
+    /// span stands for the right to publish.
     pub fn claim(&self, span: u32) -> Result<Claimed, TierError> {
         if self.is_done(span) {
             return Ok(Claimed::Done);
         }
         let core = &self.tier.core;
         let path = layout::span_claim(&self.dir, span, &self.generation.generation);
-        let turn = core.take_turn(&path, core.cfg.claim_ttl_ms)?;
+        // A claim must not make a folder anew that was published or given up.
+        self.look_at_data()?;
+        let turn = core.take_turn(&path, core.cfg.span_claim_ttl_ms)?;
         // Its owner may have finished between our look and our claim.
         self.refresh_done()?;
         if self.is_done(span) {
@@ -252,9 +282,34 @@ impl<I: TierIo> Stage<I> {
             return Ok(Claimed::Done);
         }
         Ok(match turn {
-            Turn::Mine => Claimed::Mine,
-            Turn::Other { owner, idle_ms } => Claimed::Other { node: owner.node, idle_ms },
+            Turn::Mine { taken_over: false } => Claimed::Mine,
+            Turn::Mine { taken_over: true } => Claimed::TakenOver,
+            Turn::Other { owner, idle_ms } => Claimed::Other { node: owner.node, idle_ms, address: owner.address },
         })
+    }
+
+    /// Renews what this process has claimed of the pack; gives the spans that others took over.
+    pub fn renew_claims(&self) -> Result<Vec<u32>, TierError> {
+        let core = &self.tier.core;
+        let mut lost = Vec::new();
+        for (span, path) in self.claims() {
+            if !core.renew_turn(&path)? {
+                core.state.lock().claims.remove(&path);
+                lost.push(span);
+            }
+        }
+        Ok(lost)
+    }
+
+    /// Lists what this process has claimed of the pack.
+    fn claims(&self) -> Vec<(u32, String)> {
+        let ours = |path: &String| match parse_staging(layout::file_name(path)) {
+            Some(StagingName::Claim(span, of)) if of == self.generation.generation => Some((span, path.clone())),
+            _ => None,
+        };
+        let state = self.tier.core.state.lock();
+        let from_here = state.claims.range(self.dir.clone()..);
+        from_here.take_while(|path| path.starts_with(&self.dir)).filter_map(ours).collect()
     }
 
     /// Gives a claim up.
@@ -384,15 +439,9 @@ impl<I: TierIo> Stage<I> {
         Ok(())
     }
 
-    /// Gives up for now: claims are released, what arrived stays for the next try.
-    pub fn abandon(self) -> Result<(), TierError> {
-        for span in 0..self.spans() {
-            let path = layout::span_claim(&self.dir, span, &self.generation.generation);
-            if self.tier.core.state.lock().claims.contains(&path) {
-                self.release_claim(span)?;
-            }
-        }
-        Ok(())
+    /// Gives all claims up; what arrived stays for whoever goes on.
+    pub fn abandon(&self) -> Result<(), TierError> {
+        self.claims().into_iter().try_for_each(|(span, _)| self.release_claim(span))
     }
 
     /// Throws away what arrived (it turned out to be damaged).

@@ -82,7 +82,7 @@ impl<I: TierIo> Tier<I> {
     pub fn steward_step(&self, policy: &Policy) -> Result<StewardReport, TierError> {
         let core = &self.core;
         match core.take_turn(layout::STEWARD_LEASE, core.cfg.claim_ttl_ms) {
-            Ok(Turn::Mine) => {}
+            Ok(Turn::Mine { .. }) => {}
             Ok(Turn::Other { owner, idle_ms }) => {
                 let steward = Some(Steward { node: owner.node, host: owner.host, idle_ms });
                 return Ok(StewardReport { elsewhere: true, steward, ..StewardReport::default() });

@@ -21,7 +21,7 @@ const TRIES: u32 = 8;
 pub(crate) struct Owner {
     pub node: NodeId,
     pub instance: Uuid,
-    /// Where peers reach the owner, once nodes talk to each other.
+    /// Where peers reach the owner, where it answers them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
     /// For people.
@@ -32,23 +32,34 @@ pub(crate) struct Owner {
 /// What came of asking for a turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Turn {
-    Mine,
-    Other { owner: Owner, idle_ms: i64 },
+    /// Ours; `taken_over`: from an owner that was silent for too long.
+    Mine {
+        taken_over: bool,
+    },
+    Other {
+        owner: Owner,
+        idle_ms: i64,
+    },
 }
 
 impl<I: TierIo> Core<I> {
     fn owner(&self) -> Owner {
-        Owner { node: self.node, instance: self.instance, address: None, host: Some(records::host()) }
+        Owner { node: self.node, instance: self.instance, address: self.state.lock().address.clone(), host: Some(records::host()) }
+    }
+
+    fn is_me(&self, owner: &Owner) -> bool {
+        owner.node == self.node && owner.instance == self.instance
     }
 
     /// Takes a turn, also from an owner that has not renewed it for `ttl_ms`, or is a dead sibling.
     pub(super) fn take_turn(&self, path: &str, ttl_ms: u64) -> Result<Turn, TierError> {
         let me = self.owner();
         let text = serde_json::to_vec(&me).expect("an owner has only plain fields");
+        let mut taken_over = false;
         for _ in 0..TRIES {
             if self.write_new(path, &text)? {
                 self.state.lock().claims.insert(path.to_owned());
-                return Ok(Turn::Mine);
+                return Ok(Turn::Mine { taken_over });
             }
             let owner = match self.read_json::<Owner>(path) {
                 Ok(Some(owner)) => owner,
@@ -60,8 +71,8 @@ impl<I: TierIo> Core<I> {
                 }
                 Err(error) => return Err(error),
             };
-            if owner == me {
-                return Ok(Turn::Mine);
+            if self.is_me(&owner) {
+                return Ok(Turn::Mine { taken_over });
             }
             let Some(seen) = self.look(path)? else {
                 continue;
@@ -73,6 +84,7 @@ impl<I: TierIo> Core<I> {
             if !self.take_over(path, seen)? {
                 return Ok(Turn::Other { owner, idle_ms: 0 });
             }
+            taken_over = true;
         }
         Err(TierError::Contended { path: path.to_owned(), times: TRIES })
     }
@@ -101,7 +113,7 @@ impl<I: TierIo> Core<I> {
     pub(super) fn renew_turn(&self, path: &str) -> Result<bool, TierError> {
         let _ = self.io.refresh(parent(path));
         match self.read_json::<Owner>(path) {
-            Ok(Some(owner)) if owner == self.owner() => {}
+            Ok(Some(owner)) if self.is_me(&owner) => {}
             Ok(_) | Err(TierError::BadFile { .. }) => return Ok(false),
             Err(error) => return Err(error),
         }
@@ -116,7 +128,7 @@ impl<I: TierIo> Core<I> {
     pub(super) fn give_turn(&self, path: &str) -> Result<(), TierError> {
         self.state.lock().claims.remove(path);
         match self.read_json::<Owner>(path) {
-            Ok(Some(owner)) if owner == self.owner() => self.remove(path).map(drop),
+            Ok(Some(owner)) if self.is_me(&owner) => self.remove(path).map(drop),
             Ok(_) | Err(TierError::BadFile { .. }) => Ok(()),
             Err(error) => Err(error),
         }

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -16,9 +17,9 @@ use crate::format::pack::{PackIndex, PackOutboard, PackedContent, Place, Recipe,
 use crate::format::paths::{PackPart, data_key, pack_key};
 use crate::format::placement::{Extent, Location, PackUse};
 use crate::format::tree::Pin;
-use crate::store::fetch::{ContentRef, FetchConfig, FetchStage, FetchTier, Fetcher};
+use crate::store::fetch::{ContentRef, FetchConfig, FetchStage, FetchTier, Fetcher, SpanClaim};
 use crate::store::kv::Kv;
-use crate::store::tier::{FileIdentity, InitOptions, PackFile, Sidecar, Tier, TierConfig};
+use crate::store::tier::{FileIdentity, InitOptions, PackFile, Sidecar, Tier, TierConfig, TierError};
 use crate::testkit::faulty_lake::{FaultyLake, MemLake};
 
 /// A file to pack: its bytes, and its data extents where it is sparse.
@@ -185,6 +186,7 @@ pub(crate) fn small_config() -> FetchConfig {
         stall_timeout_ms: 150,
         absent_recheck_ms: 0,
         tier_pause_ms: 50,
+        claim_wait_ms: 1_000,
         readahead_bytes_max: 4 * BLOCK_LEN,
         ..FetchConfig::default()
     }
@@ -242,10 +244,12 @@ pub(crate) fn flip(path: &Path, offset: u64) {
     file.write_all_at(&[byte[0] ^ 1], offset).expect("a byte");
 }
 
-/// A tier that is a folder of files, with short spans and switches for what goes wrong.
-#[derive(Debug, Default)]
+/// A tier that is a folder of files, with short spans and switches for what goes wrong. It is what one
+/// node sees; [`FakeTier::other_node`] is the same folder seen by another.
+#[derive(Debug)]
 pub(crate) struct FakeTier {
-    dir: Option<tempfile::TempDir>,
+    dir: Arc<tempfile::TempDir>,
+    node: u64,
     state: Arc<Mutex<FakeState>>,
     pub faults: Arc<FakeFaults>,
 }
@@ -253,6 +257,10 @@ pub(crate) struct FakeTier {
 #[derive(Debug, Default)]
 struct FakeState {
     done: HashMap<PackId, Vec<u64>>,
+    /// Who claimed a span, and when the claim was renewed last.
+    claims: HashMap<(PackId, u64), (u64, Instant)>,
+    /// Counts the staging files of each pack: an old one may do nothing any more.
+    generations: HashMap<PackId, u64>,
     sidecars: HashMap<(PackId, Sidecar), Vec<u8>>,
 }
 
@@ -262,19 +270,36 @@ pub(crate) struct FakeFaults {
     pub opens_fail: AtomicBool,
     pub hangs: AtomicBool,
     pub publishing_fails: AtomicBool,
+    /// So many publishes find that the index was taken away.
+    pub indexes_lost: AtomicU64,
+    /// The node renews nothing: others believe it dead.
+    pub silent: AtomicBool,
     pub opens: AtomicU64,
     pub staged_writes: AtomicU64,
+    pub taken_over: AtomicU64,
 }
 
 pub(crate) const FAKE_SPAN_LEN: u64 = 1 << 20;
+/// How long a claim lasts.
+pub(crate) const FAKE_CLAIM_TTL: Duration = Duration::from_millis(400);
 
 impl FakeTier {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { dir: Some(tempfile::tempdir().expect("a directory")), ..Self::default() })
+        Arc::new(Self {
+            dir: Arc::new(tempfile::tempdir().expect("a directory")),
+            node: 1,
+            state: Arc::default(),
+            faults: Arc::default(),
+        })
+    }
+
+    /// The same tier as another node sees it, with faults of its own.
+    pub(crate) fn other_node(&self, node: u64) -> Arc<Self> {
+        Arc::new(Self { dir: self.dir.clone(), node, state: self.state.clone(), faults: Arc::default() })
     }
 
     fn root(&self) -> &Path {
-        self.dir.as_ref().expect("made by new").path()
+        self.dir.path()
     }
 
     pub(crate) fn object(&self, pack: &PackId) -> PathBuf {
@@ -287,6 +312,15 @@ impl FakeTier {
 
     pub(crate) fn spans_done(&self, pack: &PackId) -> usize {
         self.state.lock().done.get(pack).map_or(0, Vec::len)
+    }
+
+    /// Claims a span for a node that does nothing with it.
+    pub(crate) fn claim_for(&self, node: u64, pack: &PackId, span: u64, renewed: Instant) {
+        self.state.lock().claims.insert((*pack, span), (node, renewed));
+    }
+
+    pub(crate) fn claims(&self) -> usize {
+        self.state.lock().claims.len()
     }
 
     pub(crate) fn evict(&self, pack: &PackId) {
@@ -317,7 +351,7 @@ impl FetchTier for FakeTier {
     fn open_pack(&self, pack: &PackId) -> io::Result<Option<PackFile>> {
         self.faults.opens.fetch_add(1, Ordering::Relaxed);
         while self.faults.hangs.load(Ordering::Relaxed) {
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(5));
         }
         if self.faults.opens_fail.load(Ordering::Relaxed) {
             return Err(io::Error::from_raw_os_error(nix::libc::ESTALE));
@@ -330,8 +364,12 @@ impl FetchTier for FakeTier {
         if file.metadata()?.len() < len {
             file.set_len(len)?;
         }
+        let generation = self.state.lock().generations.get(pack).copied().unwrap_or(0);
         Ok(Box::new(FakeStage {
             pack: *pack,
+            len,
+            node: self.node,
+            generation,
             file,
             staging: self.staging(pack),
             object: self.object(pack),
@@ -360,11 +398,28 @@ impl FetchTier for FakeTier {
 #[derive(Debug)]
 struct FakeStage {
     pack: PackId,
+    len: u64,
+    node: u64,
+    generation: u64,
     file: File,
     staging: PathBuf,
     object: PathBuf,
     state: Arc<Mutex<FakeState>>,
     faults: Arc<FakeFaults>,
+}
+
+impl FakeStage {
+    /// Fails where the pack was published meanwhile.
+    fn still_there(&self, state: &FakeState) -> io::Result<()> {
+        match state.generations.get(&self.pack).copied().unwrap_or(0) == self.generation {
+            true => Ok(()),
+            false => Err(gone("staging")),
+        }
+    }
+}
+
+fn gone(path: &str) -> io::Error {
+    io::Error::other(TierError::Gone { path: path.to_owned(), source: io::ErrorKind::NotFound.into() })
 }
 
 impl FetchStage for FakeStage {
@@ -377,7 +432,8 @@ impl FetchStage for FakeStage {
     }
 
     fn is_done(&self, span: u64) -> bool {
-        self.state.lock().done.get(&self.pack).is_some_and(|done| done.contains(&span))
+        let state = self.state.lock();
+        self.still_there(&state).is_ok() && state.done.get(&self.pack).is_some_and(|done| done.contains(&span))
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
@@ -393,20 +449,83 @@ impl FetchStage for FakeStage {
     }
 
     fn mark_done(&self, span: u64) -> io::Result<()> {
-        self.state.lock().done.entry(self.pack).or_default().push(span);
+        let mut state = self.state.lock();
+        self.still_there(&state)?;
+        state.claims.remove(&(self.pack, span));
+        let done = state.done.entry(self.pack).or_default();
+        if !done.contains(&span) {
+            done.push(span);
+        }
         Ok(())
+    }
+
+    fn claim(&self, span: u64) -> io::Result<SpanClaim> {
+        let mut state = self.state.lock();
+        self.still_there(&state)?;
+        if state.done.get(&self.pack).is_some_and(|done| done.contains(&span)) {
+            return Ok(SpanClaim::Done);
+        }
+        let mut taken_over = false;
+        if let Some((node, renewed)) = state.claims.get(&(self.pack, span))
+            && *node != self.node
+        {
+            let left = FAKE_CLAIM_TTL.saturating_sub(renewed.elapsed());
+            if !left.is_zero() {
+                return Ok(SpanClaim::Other { peer: None, left });
+            }
+            taken_over = true;
+            self.faults.taken_over.fetch_add(1, Ordering::Relaxed);
+        }
+        state.claims.insert((self.pack, span), (self.node, Instant::now()));
+        Ok(SpanClaim::Mine { taken_over })
+    }
+
+    fn claim_ttl(&self) -> Duration {
+        FAKE_CLAIM_TTL
+    }
+
+    fn renew(&self) -> io::Result<Vec<u64>> {
+        let mut state = self.state.lock();
+        self.still_there(&state)?;
+        for ((pack, _), (node, renewed)) in &mut state.claims {
+            if *pack == self.pack && *node == self.node && !self.faults.silent.load(Ordering::Relaxed) {
+                *renewed = Instant::now();
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    fn refresh(&self) -> io::Result<()> {
+        self.still_there(&self.state.lock())
+    }
+
+    fn release(&self) {
+        self.state.lock().claims.retain(|(pack, _), (node, _)| *pack != self.pack || *node != self.node);
     }
 
     fn publish(&self) -> io::Result<PackFile> {
         if self.faults.publishing_fails.load(Ordering::Relaxed) {
             return Err(io::Error::from_raw_os_error(nix::libc::EIO));
         }
-        let indexed = self.state.lock().sidecars.contains_key(&(self.pack, Sidecar::Index));
-        assert!(indexed, "the index must lie beside a pack before it is published");
+        let lost = |left: u64| left.checked_sub(1);
+        if self.faults.indexes_lost.fetch_update(Ordering::Relaxed, Ordering::Relaxed, lost).is_ok() {
+            return Err(io::Error::other(TierError::NoIndex { pack: self.pack }));
+        }
+        let mut state = self.state.lock();
+        assert!(
+            state.sidecars.contains_key(&(self.pack, Sidecar::Index)),
+            "the index must lie beside a pack before it is published"
+        );
         if !self.object.exists() {
+            self.still_there(&state)?;
+            let done = state.done.get(&self.pack).map_or(0, Vec::len) as u64;
+            assert_eq!(done, self.len.div_ceil(FAKE_SPAN_LEN), "only a pack with all its marks is published");
             std::fs::rename(&self.staging, &self.object)?;
         }
-        self.state.lock().done.remove(&self.pack);
+        state.done.remove(&self.pack);
+        state.claims.retain(|(pack, _), _| *pack != self.pack);
+        *state.generations.entry(self.pack).or_default() += 1;
+        drop(state);
         open_object(&self.object)?.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }

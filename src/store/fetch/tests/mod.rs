@@ -1,10 +1,12 @@
 //! The fetcher against a lake in memory and real or failing tiers.
 //!
 //! * [`reads`]: the lake alone: faults, time, single flight, bounds. * [`tiers`]: filling, damage,
-//!   eviction, full and failing tiers. * [`pins`]: imported packs. * [`model`]: random everything.
+//!   eviction, full and failing tiers. * [`nodes`]: several nodes on one tier. * [`pins`]: imported
+//!   packs. * [`model`]: random everything.
 
 mod kit;
 mod model;
+mod nodes;
 mod pins;
 mod reads;
 mod tiers;

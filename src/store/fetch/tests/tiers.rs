@@ -39,7 +39,7 @@ fn offset_of(pack: &TestPack, content: usize) -> u64 {
 }
 
 /// Waits for what runs in the background; fails after a while.
-async fn until(what: &str, done: impl Fn() -> bool) {
+pub(super) async fn until(what: &str, done: impl Fn() -> bool) {
     for _ in 0..1000 {
         if done() {
             return;

@@ -39,11 +39,11 @@ fn a_killed_sibling_has_no_turn_and_another_node_keeps_its_own() {
     let (first, second) = (sibling(&world, 1, &dead), sibling(&world, 1, &dead));
     let (stranger, _) = node(&world, 2);
     let take = |tier: &Tier<SimIo>| tier.core.take_turn(layout::STEWARD_LEASE, 60_000).expect("asks");
-    assert_eq!(take(&first), Turn::Mine);
+    assert_eq!(take(&first), Turn::Mine { taken_over: false });
     assert!(matches!(take(&second), Turn::Other { .. }), "its owner lives");
     dead.kill(&first, Fate::Ended);
     assert!(matches!(take(&stranger), Turn::Other { .. }), "another node has no proof");
-    assert_eq!(take(&second), Turn::Mine, "its owner is dead");
+    assert_eq!(take(&second), Turn::Mine { taken_over: true }, "its owner is dead");
     assert!(!first.core.renew_turn(layout::STEWARD_LEASE).expect("looks"), "who was not dead finds out");
 }
 
@@ -51,7 +51,7 @@ fn a_killed_sibling_has_no_turn_and_another_node_keeps_its_own() {
 fn a_sweep_says_who_is_sweeping_where_it_is_not_its_turn() {
     let world = new_world();
     let ((first, _), (second, _)) = (node(&world, 1), node(&world, 2));
-    assert_eq!(first.core.take_turn(layout::STEWARD_LEASE, 60_000).expect("asks"), Turn::Mine);
+    assert_eq!(first.core.take_turn(layout::STEWARD_LEASE, 60_000).expect("asks"), Turn::Mine { taken_over: true });
     world.advance_ms(5000);
     let report = second.steward_step(&second.policy()).expect("asks");
     let steward = report.steward.expect("another one");
