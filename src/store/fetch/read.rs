@@ -302,7 +302,7 @@ impl Run<'_> {
     }
 
     /// Takes what memory (somebody may have been faster), the tier's object and the staging file have.
-    async fn take_local(
+    pub(super) async fn take_local(
         &self,
         state: &Arc<PackState>,
         meta: Option<Arc<PackMeta>>,

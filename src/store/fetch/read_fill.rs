@@ -75,7 +75,8 @@ impl Run<'_> {
         }
         let until = Instant::now() + self.inner.cfg.claim_wait();
         let Some(fill) = self.open_fill(state, until).await else {
-            return flights;
+            // No mount wants it filled; or it was published while we looked.
+            return self.take_local(state, meta.cloned(), flights).await;
         };
         // All are set going before the first is waited for.
         for flight in &flights {
@@ -146,22 +147,25 @@ impl Run<'_> {
         until: Instant,
     ) -> Option<Bytes> {
         let mut wait = LOOK_MIN;
+        let mut last = false;
         loop {
-            let (inner, c, state_, meta_) = (self.inner.clone(), self.c.clone(), state.clone(), meta.cloned());
-            let (block, verify) = (flight.key.block, self.verify);
-            let look = move || inner.local_unit(&state_, &c, block, verify, meta_.as_deref());
-            if let Some(Local::Unit(unit)) = self.inner.look_at_tier(look).await {
+            if let Some(unit) = self.look_here(state, meta, flight).await {
                 return Some(unit);
+            }
+            if last {
+                return None;
             }
             let ways = self.ways(fill, flight);
             if !ways.is_empty() && ways.iter().all(|way| *way == Way::Joins) {
                 // It comes as fast as the lake gives it: to ask the lake as well would not help.
-                return self.piece_unit(fill, block, false, self.half_of_the_time()).await;
+                let landed = self.piece_unit(fill, flight.key.block, false, self.half_of_the_time()).await;
+                if landed.is_some() {
+                    return landed;
+                }
             }
             for way in &ways {
                 self.begin(fill, way, until).await;
             }
-            let ends = ways.contains(&Way::Lake) || Instant::now() >= until;
             if ways.contains(&Way::Theirs) {
                 if let Some(unit) = self.unit_of_peer(fill, meta, flight, until).await {
                     return Some(unit);
@@ -169,15 +173,25 @@ impl Run<'_> {
                 if let Some(unit) = self.unmarked_unit(fill, meta, flight).await {
                     return Some(unit);
                 }
-                if !ends {
-                    self.ask_for_all(state, fill).await;
-                }
+                self.ask_for_all(state, fill).await;
             }
-            if ends {
-                return None;
+            // What arrived since the look above is found by one more.
+            last = ways.contains(&Way::Lake) || Instant::now() >= until;
+            if !last {
+                sleep(wait).await;
+                wait = (wait * 2).min(LOOK_MAX);
             }
-            sleep(wait).await;
-            wait = (wait * 2).min(LOOK_MAX);
+        }
+    }
+
+    /// Looks at the tier's object and at the staging file.
+    async fn look_here(&self, state: &Arc<PackState>, meta: Option<&Arc<PackMeta>>, flight: &Flight) -> Option<Bytes> {
+        let (inner, c, state, meta) = (self.inner.clone(), self.c.clone(), state.clone(), meta.cloned());
+        let (block, verify) = (flight.key.block, self.verify);
+        let look = move || inner.local_unit(&state, &c, block, verify, meta.as_deref());
+        match self.inner.look_at_tier(look).await {
+            Some(Local::Unit(unit)) => Some(unit),
+            _ => None,
         }
     }
 

@@ -44,7 +44,12 @@ pub(crate) enum Turn {
 
 impl<I: TierIo> Core<I> {
     fn owner(&self) -> Owner {
-        Owner { node: self.node, instance: self.instance, address: self.state.lock().address.clone(), host: Some(records::host()) }
+        Owner {
+            node: self.node,
+            instance: self.instance,
+            address: self.state.lock().address.clone(),
+            host: Some(records::host()),
+        }
     }
 
     fn is_me(&self, owner: &Owner) -> bool {

@@ -51,7 +51,7 @@ fn a_killed_sibling_has_no_turn_and_another_node_keeps_its_own() {
 fn a_sweep_says_who_is_sweeping_where_it_is_not_its_turn() {
     let world = new_world();
     let ((first, _), (second, _)) = (node(&world, 1), node(&world, 2));
-    assert_eq!(first.core.take_turn(layout::STEWARD_LEASE, 60_000).expect("asks"), Turn::Mine { taken_over: true });
+    assert_eq!(first.core.take_turn(layout::STEWARD_LEASE, 60_000).expect("asks"), Turn::Mine { taken_over: false });
     world.advance_ms(5000);
     let report = second.steward_step(&second.policy()).expect("asks");
     let steward = report.steward.expect("another one");
