@@ -163,6 +163,8 @@ async fn serve_until_stopped(ctx: &Context) -> anyhow::Result<()> {
     daemon.clean_stale().await?;
     let listener = server::listen(&config.daemon.socket, config.daemon.group.as_deref())?;
     tracing::info!(socket = %config.daemon.socket.display(), lake = config.lake.url, "the daemon serves");
+    // Before any tier is opened: its claims say where this node answers.
+    daemon.answer_peers().await;
     let serving = tokio::spawn(server::serve(daemon.clone(), listener));
     let remounting = tokio::spawn({
         let daemon = daemon.clone();

@@ -1,11 +1,12 @@
 //! Defaults, file, environment and flags become one configuration.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::file::{self, Layer, Placed};
 use super::keys::{KEYS, Key, Kind};
-use super::{Config, ConfigError, Origin, Overrides, Problem, Sse};
+use super::{Config, ConfigError, DaemonSection, Origin, Overrides, Problem, Sse};
 
 /// The part of the process's surroundings that configuration depends on; tests make their own.
 #[derive(Debug, Clone, Default)]
@@ -331,6 +332,7 @@ fn check_limits(config: &Config, wrong: &mut dyn FnMut(String, String)) {
     if config.fetch.bytes_in_flight.0 < 16 << 20 {
         wrong("fetch.bytes_in_flight".to_owned(), "must be 16MiB at least".to_owned());
     }
+    check_peers(&config.daemon, wrong);
     for (key, span) in [
         ("daemon.steward_period", config.daemon.steward_period),
         ("daemon.start_timeout", config.daemon.start_timeout),
@@ -338,10 +340,26 @@ fn check_limits(config: &Config, wrong: &mut dyn FnMut(String, String)) {
         ("lake.read_timeout", config.lake.read_timeout),
         ("fetch.stall_timeout", config.fetch.stall_timeout),
         ("fetch.give_up", config.fetch.give_up),
+        ("fetch.claim_wait", config.fetch.claim_wait),
     ] {
         if span.0.as_millis() < 50 {
             wrong(key.to_owned(), "must be 50ms at least".to_owned());
         }
+    }
+}
+
+fn check_peers(daemon: &DaemonSection, wrong: &mut dyn FnMut(String, String)) {
+    let listen = daemon.peer_listen.as_ref().map(|listen| listen.parse::<SocketAddr>());
+    match (listen, &daemon.peer_address) {
+        (Some(Err(_)), _) => wrong("daemon.peer_listen".to_owned(), "is no address such as 10.0.0.5:7071".to_owned()),
+        (Some(Ok(listen)), None) if listen.ip().is_unspecified() => {
+            let why = "is every address of this machine; say in daemon.peer_address which one the others take";
+            wrong("daemon.peer_listen".to_owned(), why.to_owned());
+        }
+        (None, Some(_)) => {
+            wrong("daemon.peer_address".to_owned(), "is of no use without daemon.peer_listen".to_owned())
+        }
+        _ => {}
     }
 }
 

@@ -131,6 +131,7 @@ pub struct FetchSection {
     pub memory: Size,
     pub stall_timeout: Span,
     pub give_up: Span,
+    pub claim_wait: Span,
 }
 
 /// Defaults of `larder mount`.
@@ -174,6 +175,12 @@ pub struct DaemonSection {
     /// Group that may use the socket (mode 0660); None: only its owner and root (0600).
     #[serde(default)]
     pub group: Option<String>,
+    /// Where nodes of the same tier may ask this one; None: nowhere.
+    #[serde(default)]
+    pub peer_listen: Option<String>,
+    /// What they are told; None: the address that was bound.
+    #[serde(default)]
+    pub peer_address: Option<String>,
     pub log: String,
     pub steward_period: Span,
     pub start_timeout: Span,

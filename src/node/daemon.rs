@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
@@ -29,6 +29,7 @@ use super::error::NodeError;
 use super::fills::Fill;
 use super::mounting::Live;
 use super::open;
+use super::peers::Peering;
 use super::place::{DaemonLock, Place};
 use super::table::MountTable;
 
@@ -70,6 +71,8 @@ pub(super) struct Inner {
     pub live: Mutex<HashMap<Uuid, Live>>,
     pub fills: Mutex<HashMap<Uuid, Fill>>,
     pub stop: CancellationToken,
+    /// Set where the daemon answers other nodes.
+    pub peering: OnceLock<Arc<Peering>>,
     /// Held while the daemon lives, never read; None in a private one.
     pub _lock: Option<DaemonLock>,
 }
@@ -129,6 +132,7 @@ impl Daemon {
             live: Mutex::default(),
             fills: Mutex::default(),
             stop: CancellationToken::new(),
+            peering: OnceLock::new(),
             _lock: lock,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -203,7 +207,9 @@ impl Daemon {
         let rt = tokio::runtime::Handle::current();
         let (kv, limits) = (inner.kv.clone(), &inner.config.fetch);
         let fetcher = open::open_fetcher(lake, Some(tier.clone()), kv, limits, rt);
-        Ok(OpenTier { name, tier: Some(Arc::new(tier)), fetcher })
+        let opened = OpenTier { name, tier: Some(Arc::new(tier)), fetcher };
+        self.join_peers(&opened).await;
+        Ok(opened)
     }
 
     /// Lists the tiers that are open.

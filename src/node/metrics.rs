@@ -40,12 +40,14 @@ metrics! {
     UP_SECONDS = "larder_up_seconds", Gauge, [], "seconds", "Time since the daemon started";
     MOUNTS = "larder_mounts", Gauge, ["state"], "mounts", "Mounts by state: mounted, mounting, failed";
     FETCH_READ_BYTES = "larder_fetch_read_bytes_total", Counter, ["tier", "source"], "bytes",
-        "Bytes served to readers, by where they came from: memory, tier, staging, in_flight";
+        "Bytes served to readers, by where they came from: memory, tier, staging, peer, in_flight";
     FETCH_READS = "larder_fetch_reads_total", Counter, ["tier", "source"], "reads", "Reads served, by where the bytes came from";
     LAKE_BYTES = "larder_lake_bytes_total", Counter, ["tier", "lane"], "bytes",
         "Bytes asked from the lake, by lane: demand, prefetch, meta";
     LAKE_REQUESTS = "larder_lake_requests_total", Counter, ["tier", "lane"], "requests", "Requests to the lake, by lane";
     LAKE_RETRIES = "larder_lake_retries_total", Counter, ["tier"], "requests", "Requests made again after a passing error";
+    PEER_GIVEN_BYTES = "larder_peer_given_bytes_total", Counter, ["tier"], "bytes", "Bytes given to other nodes that waited for what this one brings";
+    PEER_GIVEN = "larder_peer_given_total", Counter, ["tier"], "requests", "Requests of other nodes that were answered with bytes";
     FETCH_DAMAGED = "larder_fetch_damaged_total", Counter, ["tier"], "fetches", "Fetched bytes that did not have their digest";
     FETCH_ERRORS = "larder_fetch_read_errors_total", Counter, ["tier"], "reads", "Reads that ended in an error";
     FETCH_HEALS = "larder_tier_heals_total", Counter, ["tier"], "objects", "Damaged objects of the tier that were set aside";
@@ -119,6 +121,7 @@ impl Page {
             ("memory", stats.memory),
             ("tier", stats.tier),
             ("staging", stats.staging),
+            ("peer", stats.peer),
             ("in_flight", stats.in_flight),
         ];
         for (source, of) in reads {
@@ -132,6 +135,8 @@ impl Page {
         }
         let paused = f64::from(u8::from(stats.filling_paused.is_some()));
         let plain = [
+            (PEER_GIVEN_BYTES, stats.to_peers.bytes as f64),
+            (PEER_GIVEN, stats.to_peers.requests as f64),
             (LAKE_RETRIES, stats.retries as f64),
             (FETCH_DAMAGED, stats.damaged_fetches as f64),
             (FETCH_ERRORS, stats.read_errors as f64),

@@ -8,6 +8,7 @@
 //!   does.
 //! * [`api`]: the requests and answers, as JSON. [`server`]: the same over a unix socket. [`client`]: what
 //!   the command line speaks with. [`spawn`]: the daemon on demand.
+//! * `peers`: nodes of one tier ask one another for bytes that are on their way.
 //! * [`metrics`]: the names of all metrics, and their text.
 //!
 //! ```text
@@ -31,6 +32,7 @@ pub mod fills;
 pub mod metrics;
 pub mod mounting;
 pub mod open;
+mod peers;
 pub mod place;
 mod scrub;
 pub mod server;

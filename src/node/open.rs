@@ -173,6 +173,7 @@ pub fn fetch_config(section: &FetchSection) -> FetchConfig {
         prefetch_requests_max: usize::try_from(section.requests).unwrap_or(usize::MAX),
         read_timeout_ms: section.give_up.as_ms(),
         stall_timeout_ms: section.stall_timeout.as_ms(),
+        claim_wait_ms: section.claim_wait.as_ms(),
         ..FetchConfig::default()
     }
 }

@@ -17,5 +17,6 @@ mod lake;
 mod mount_keeper;
 mod mount_rootless;
 mod mount_trees;
+mod nodes;
 mod push;
 mod tier;

@@ -8,6 +8,8 @@ use crate::format::ids::{CommitId, LakeId, NodeId, PackId, PlacementId};
 use crate::store::tier::error::TierError;
 
 pub(crate) const MARKER: &str = "larder-tier.json";
+/// The key by which nodes know each other.
+pub(crate) const PEER_KEY: &str = "peer-key";
 pub(crate) const OBJECTS: &str = "objects";
 pub(crate) const STAGING: &str = "staging";
 pub(crate) const COMMITS: &str = "commits";

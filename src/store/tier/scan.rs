@@ -567,7 +567,7 @@ impl<I: TierIo> Core<I> {
     fn scan_strangers(&self, scan: &mut Scan) -> Result<(), TierError> {
         for listed in self.list("")?.unwrap_or_default() {
             let ours = layout::FOLDERS.contains(&listed.name.as_str())
-                || matches!(listed.name.as_str(), layout::MARKER | "lost+found");
+                || matches!(listed.name.as_str(), layout::MARKER | layout::PEER_KEY | "lost+found");
             if !ours {
                 scan.strangers.push(listed.name);
             }

@@ -13,6 +13,7 @@ use rand::{Rng, RngExt, SeedableRng};
 mod damage;
 mod fault;
 mod kill;
+mod nodes;
 mod shape;
 mod soak;
 mod trees;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -88,6 +88,8 @@ pub struct Counters {
     /// Bytes of bodies to the server, and from it, by method.
     pub bytes_up: BTreeMap<String, u64>,
     pub bytes_down: BTreeMap<String, u64>,
+    /// Bytes of answers to GETs of packs' data.
+    pub data_down: u64,
     /// Requests that a rule met.
     pub faults: u64,
     /// Method and path of each request, in order.
@@ -105,6 +107,8 @@ impl Counters {
 struct State {
     delay: Duration,
     bytes_per_sec: Option<u64>,
+    /// One link for all connections, and until when it is taken.
+    link: Option<(u64, Instant)>,
     down: bool,
     rules: Vec<Rule>,
     counters: Counters,
@@ -146,6 +150,11 @@ impl Proxy {
     /// Limits each connection's answers.
     pub fn set_bandwidth(&self, bytes_per_sec: Option<u64>) {
         self.lock().bytes_per_sec = bytes_per_sec;
+    }
+
+    /// Limits all answers together: the store is behind one link.
+    pub fn set_link(&self, bytes_per_sec: Option<u64>) {
+        self.lock().link = bytes_per_sec.map(|rate| (rate, Instant::now()));
     }
 
     /// Closes every connection at its next request, or no longer: the store is down.
@@ -263,6 +272,8 @@ struct Connection {
     from_server: Reader,
     to_server: Writer,
     state: Arc<Mutex<State>>,
+    /// The request that is being answered asks for a pack's data.
+    is_data: bool,
 }
 
 fn split(stream: TcpStream) -> io::Result<(Reader, Writer)> {
@@ -275,7 +286,7 @@ impl Connection {
     async fn serve(client: TcpStream, server: SocketAddr, state: Arc<Mutex<State>>) -> io::Result<()> {
         let (from_client, to_client) = split(client)?;
         let (from_server, to_server) = split(TcpStream::connect(server).await?)?;
-        let mut connection = Self { from_client, to_client, from_server, to_server, state };
+        let mut connection = Self { from_client, to_client, from_server, to_server, state, is_data: false };
         while connection.exchange().await? {}
         Ok(())
     }
@@ -288,6 +299,7 @@ impl Connection {
         let mut words = request.first_line.split(' ');
         let method = words.next().unwrap_or_default().to_owned();
         let path = words.next().unwrap_or_default().to_owned();
+        self.is_data = method == "GET" && path.contains("/data/");
         let (fault, delay, down) = self.meet(&method, &path);
         if down || fault == Some(Fault::CloseBefore) {
             return Ok(false);
@@ -364,6 +376,7 @@ impl Connection {
         let mut state = self.state.lock().expect("lock");
         *state.counters.bytes_up.entry(method.to_owned()).or_default() += up as u64;
         *state.counters.bytes_down.entry(method.to_owned()).or_default() += down as u64;
+        state.counters.data_down += if self.is_data { down as u64 } else { 0 };
     }
 
     async fn refuse(&mut self, status: u16, method: &str) -> io::Result<()> {
@@ -463,7 +476,17 @@ impl Connection {
     }
 
     async fn pace(&self, len: usize) {
-        let limit = self.state.lock().expect("lock").bytes_per_sec;
+        let (limit, turn) = {
+            let mut state = self.state.lock().expect("lock");
+            let turn = state.link.as_mut().map(|(rate, free)| {
+                *free = (*free).max(Instant::now()) + Duration::from_secs_f64(len as f64 / *rate as f64);
+                *free
+            });
+            (state.bytes_per_sec, turn)
+        };
+        if let Some(turn) = turn {
+            tokio::time::sleep_until(turn.into()).await;
+        }
         if let Some(bytes_per_sec) = limit {
             tokio::time::sleep(Duration::from_secs_f64(len as f64 / bytes_per_sec as f64)).await;
         }

@@ -319,6 +319,11 @@ impl FakeTier {
         self.state.lock().claims.insert((*pack, span), (node, renewed));
     }
 
+    /// Marks a span for another node.
+    pub(crate) fn mark_for(&self, pack: &PackId, span: u64) {
+        self.state.lock().done.entry(*pack).or_default().push(span);
+    }
+
     pub(crate) fn claims(&self) -> usize {
         self.state.lock().claims.len()
     }
@@ -471,7 +476,7 @@ impl FetchStage for FakeStage {
         {
             let left = FAKE_CLAIM_TTL.saturating_sub(renewed.elapsed());
             if !left.is_zero() {
-                return Ok(SpanClaim::Other { peer: None, left });
+                return Ok(SpanClaim::Other { peer: Some(format!("node-{node}")), left });
             }
             taken_over = true;
             self.faults.taken_over.fetch_add(1, Ordering::Relaxed);

@@ -1,13 +1,17 @@
 //! Several nodes that fill one tier together: each byte once, nobody waits for long, the dead are
 //! replaced, the late change nothing.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::kit::{FAKE_CLAIM_TTL, FAKE_SPAN_LEN, FakeTier, TestFile, TestPack, World, native, no_memory};
 use crate::format::digest::BLOCK_LEN;
-use crate::store::fetch::{FetchConfig, Fetcher, Prefetch, Verify};
+use crate::format::ids::PackId;
+use crate::store::fetch::{FetchConfig, Fetcher, Peers, Prefetch, Verify};
 use crate::testkit::faulty_lake::{Fault, MemLake, Op, Rule};
 
 const NODES: u64 = 4;
@@ -217,4 +221,109 @@ async fn a_fill_that_is_cancelled_lets_go_of_its_claims_at_once() {
     let node = world.fetcher_on(Some(tier.other_node(3)), cfg());
     node.fill(vec![pack.uses()]).wait().await.expect("filled");
     assert_eq!(tier.faults.taken_over.load(Ordering::Relaxed), 0);
+}
+
+/// How another node answers.
+#[derive(Debug)]
+enum FakePeers {
+    /// As it should.
+    Node(&'static str, Fetcher),
+    /// With as many bytes as were asked for, and other ones.
+    Lies,
+    /// Never.
+    Stalls,
+    /// Not at all.
+    Gone,
+}
+
+#[async_trait::async_trait]
+impl Peers for FakePeers {
+    async fn get(&self, address: &str, pack: &PackId, range: Range<u64>, patience: Duration) -> Option<Bytes> {
+        match self {
+            Self::Node(name, fetcher) if *name == address => fetcher.give(pack, range, patience).await,
+            Self::Lies => Some(Bytes::from(vec![0xee; (range.end - range.start) as usize])),
+            Self::Stalls => std::future::pending().await,
+            Self::Node(..) | Self::Gone => None,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_gets_from_the_owner_what_it_has_and_what_it_has_not_begun() {
+    let world = World::new();
+    let tier = FakeTier::new();
+    // One span of four pieces.
+    let files: Vec<_> = (0..8).map(|n| TestFile::of(120_000, 70 + n)).collect();
+    let pack = native(&world.memory, "a", &files);
+    let few = FetchConfig { prefetch_requests_max: 1, piece_len_bytes: BLOCK_LEN, ahead_bytes_max: 0, ..cfg() };
+    let owner = world.fetcher_on(Some(tier.other_node(2)), few.clone());
+    // The prefetch stands still with its first piece.
+    world.lake.rule(Rule::every(Op::Get, Fault::Delay(Duration::from_secs(2))).on("data/").times(1));
+    let fill = owner.fill(vec![pack.uses()]);
+    super::tiers::until("it has claimed and begun", || world.lake.counters().gets() > 0 && tier.claims() == 1).await;
+    let reader = world.fetcher_on(Some(tier.other_node(3)), few);
+    reader.set_peers(Arc::new(FakePeers::Node("node-2", owner.clone())));
+    let mount = reader.attach(vec![pack.uses()], Prefetch::All);
+    for content in pack.contents.iter().rev() {
+        let got = reader.read(&content.c, 0, u32::MAX, Verify::Node).await.expect("read");
+        assert!(got == content.bytes);
+    }
+    fill.wait().await.expect("filled");
+    let all: u64 = pack.contents.iter().map(|content| content.c.size).sum();
+    let stats = reader.stats();
+    assert_eq!(stats.lake_demand.requests + stats.lake_prefetch.requests, 0);
+    assert!(stats.peer.bytes > all / 2, "{stats:?}");
+    assert_eq!(owner.stats().to_peers.bytes, stats.peer.bytes);
+    assert_eq!(owner.stats().lake_prefetch.bytes, pack.len, "brought now, and once");
+    drop(mount);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_lies_stalls_or_is_gone_costs_a_reader_the_bound_and_no_byte_is_wrong() {
+    for (peers, wrong) in [(FakePeers::Lies, true), (FakePeers::Stalls, false), (FakePeers::Gone, false)] {
+        let world = World::new();
+        let tier = FakeTier::new();
+        let pack = many(&world.memory, "a");
+        let cfg = FetchConfig { ahead_bytes_max: 0, claim_wait_ms: 300, ..no_memory() };
+        let node = world.fetcher_on(Some(tier.clone()), cfg);
+        let how = format!("{peers:?}");
+        node.set_peers(Arc::new(peers));
+        let mount = node.attach(vec![pack.uses()], Prefetch::All);
+        let always = Instant::now() + Duration::from_secs(3600);
+        (0..20).for_each(|span| tier.claim_for(9, &pack.pack, span, always));
+        for content in &pack.contents[..3] {
+            let begun = Instant::now();
+            let got = node.read(&content.c, 0, u32::MAX, Verify::Node).await.expect("read");
+            assert!(got == content.bytes, "{how}");
+            assert!(begun.elapsed() < Duration::from_millis(2500), "{how}: {:?}", begun.elapsed());
+        }
+        let stats = node.stats();
+        assert_eq!((stats.peer.requests, stats.lake_demand.requests), (0, 3), "{how}");
+        assert_eq!(stats.damaged_fetches > 0, wrong, "{how}");
+        drop(mount);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_gives_only_what_it_checked_itself() {
+    let world = World::new();
+    let tier = FakeTier::new();
+    let pack = many(&world.memory, "a");
+    // Another node wrote the file, with a wrong byte, and marked the first span.
+    let mut bytes = world.memory.bytes_of(&pack.key).expect("the pack").to_vec();
+    bytes[5000] ^= 1;
+    std::fs::write(tier.staging(&pack.pack), &bytes).expect("another node writes");
+    let always = Instant::now() + Duration::from_secs(3600);
+    (1..20).for_each(|span| tier.claim_for(9, &pack.pack, span, always));
+    tier.mark_for(&pack.pack, 0);
+    let node = world.fetcher_on(Some(tier.clone()), cfg());
+    let wait = Duration::from_millis(100);
+    assert_eq!(node.give(&pack.pack, 4096..8192, wait).await, None, "it does not fill the pack");
+    let fill = node.fill(vec![pack.uses()]);
+    super::tiers::until("it has looked", || fill.progress().bytes_done > 0).await;
+    assert_eq!(node.give(&pack.pack, 4096..8192, wait).await, None, "marked by another");
+    let theirs = FAKE_SPAN_LEN + 500_000..FAKE_SPAN_LEN + 500_100;
+    assert_eq!(node.give(&pack.pack, theirs, wait).await, None, "claimed by another");
+    assert_eq!(node.give(&pack.pack, u64::MAX - 5..u64::MAX, wait).await, None, "behind the end");
+    fill.cancel();
 }

@@ -1,0 +1,70 @@
+//! Several real daemons on one tier: what they cost the lake together.
+//!
+//! The long ones are `campaign::nodes`.
+
+use crate::kit::cluster::{AHEAD_BYTES, Cluster, one_copy, read_and_compare, write_source};
+use crate::kit::wait_for;
+
+#[test]
+fn four_nodes_that_read_the_same_cold_commit_cost_the_lake_one_copy() {
+    let mut cluster = Cluster::new(4);
+    for node in &mut cluster.nodes {
+        // On a busy machine a claim may hold a read up for longer than the default allows.
+        node.set("LARDER_FETCH_CLAIM_WAIT", "25s");
+        node.set("LARDER_FETCH_GIVE_UP", "2m");
+    }
+    // Small files that are one pack, and a large one of its own that has two spans.
+    let mut sizes: Vec<u64> = (0..160).map(|n| 90_000 + 500 * n).collect();
+    sizes.push(66 << 20);
+    let source = cluster.nodes[0].path("source");
+    let files = write_source(&source, &sizes, 1);
+    cluster.nodes[0].push(&source, "data");
+    cluster.renew_tier();
+    let mounts: Vec<_> = cluster.nodes.iter().map(|node| node.mount("data", "m", &[])).collect();
+    cluster.proxy.reset_counters();
+    std::thread::scope(|scope| {
+        for (node, mount) in mounts.iter().enumerate() {
+            let (source, files) = (&source, &files);
+            scope.spawn(move || read_and_compare(source, mount, files, 4, node as u64));
+        }
+    });
+    // The readers are done before the fills may be.
+    wait_for("the fills' end", || {
+        std::fs::read_dir(cluster.tier().join("staging")).is_ok_and(|mut left| left.next().is_none())
+    });
+    cluster.print_sources();
+    let copy = one_copy(&files);
+    let sent = cluster.proxy.counters().data_down;
+    let ahead = cluster.total("larder_lake_bytes_total", "lane=\"demand\"");
+    println!("one copy {copy}, sent {sent}, of these asked ahead by readers {ahead}");
+    assert!(ahead <= 4 * 2 * AHEAD_BYTES, "{ahead} bytes asked ahead of two packs by four nodes");
+    assert!(sent - ahead <= copy + copy / 50, "{} bytes sent for one copy of {copy}", sent - ahead);
+    assert_eq!(cluster.total("larder_fetch_read_errors_total", ""), 0);
+    assert_eq!(cluster.total("larder_packs_published_total", ""), 2, "read back and published once each");
+}
+
+#[test]
+fn a_node_without_peers_serves_its_readers_from_the_shared_staging() {
+    let mut cluster = Cluster::new(2);
+    for node in &mut cluster.nodes {
+        node.set("LARDER_PEER_LISTEN", "");
+        node.set("LARDER_FETCH_CLAIM_WAIT", "25s");
+    }
+    let sizes = vec![100_000; 60];
+    let source = cluster.nodes[0].path("source");
+    let files = write_source(&source, &sizes, 2);
+    cluster.nodes[0].push(&source, "data");
+    cluster.renew_tier();
+    let mounts: Vec<_> = cluster.nodes.iter().map(|node| node.mount("data", "m", &[])).collect();
+    cluster.proxy.reset_counters();
+    std::thread::scope(|scope| {
+        for (node, mount) in mounts.iter().enumerate() {
+            let (source, files) = (&source, &files);
+            scope.spawn(move || read_and_compare(source, mount, files, 2, node as u64));
+        }
+    });
+    assert_eq!(cluster.total("larder_fetch_read_bytes_total", "source=\"peer\""), 0);
+    assert!(!cluster.tier().join("peer-key").exists(), "nobody listens");
+    let ahead = cluster.total("larder_lake_bytes_total", "lane=\"demand\"");
+    assert!(ahead <= 2 * AHEAD_BYTES, "{ahead} bytes asked ahead");
+}
