@@ -5,8 +5,9 @@
 //! LARDER_TEST_FOREIGN=1 asks for it.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,12 +18,15 @@ use futures::StreamExt;
 use futures::future::join_all;
 
 use super::embedded::{Server, Store, StoreOptions};
-use super::s3::{S3Config, S3Lake, StaticKeys};
+use super::s3::{S3Config, S3Lake, Sse, StaticKeys};
 use super::{
     Body, Lake, LakeError, ListPage, ObjectMeta, PutIf, RunningUpload, UploadId, UploadedPart, get_all, list_all,
 };
+use crate::format::ids::CommitId;
+use crate::format::refs::{DatasetName, RefName, Revision};
 use crate::format::tree::Pin;
 use crate::store::catalog::lakefmt::{self, Conditions, RefChoice, RefMode};
+use crate::store::catalog::refs::{Expect, RefError, Refs};
 use crate::testkit::faulty_lake::MemLake;
 
 const MIB: usize = 1 << 20;
@@ -106,6 +110,28 @@ async fn all(subject: &Subject) {
     pins_hold_with_versions(subject).await;
     large_bodies_stream(&*subject.lake).await;
     what_is_missing_is_not_found(&*subject.lake).await;
+    refs_move_in_both_modes(&subject.lake).await;
+}
+
+/// The refs have a battery of their own over a store in memory; this is its heart, on the wire.
+async fn refs_move_in_both_modes(lake: &Arc<dyn Lake>) {
+    let commit = |n: u8| CommitId([n; 32]);
+    for (mode, name) in [(RefMode::Cas, "by-condition"), (RefMode::Log, "by-log")] {
+        let dataset = DatasetName::parse(name).unwrap();
+        let main = RefName::parse("main").unwrap();
+        let refs = Refs::new(lake.clone(), mode, "ann@here".into());
+        refs.ensure_dataset(&dataset).await.unwrap();
+        refs.move_branch(&dataset, &main, commit(1), Expect::Heads(vec![])).await.unwrap();
+        refs.move_branch(&dataset, &main, commit(2), Expect::Heads(vec![commit(1)])).await.unwrap();
+        let late = refs.move_branch(&dataset, &main, commit(3), Expect::Heads(vec![commit(1)])).await;
+        assert!(matches!(late, Err(RefError::Conflict { .. })), "{mode:?}: {late:?}");
+        refs.tag(&dataset, &RefName::parse("v1").unwrap(), commit(1), false).await.unwrap();
+        for (revision, found) in [(name.to_owned(), commit(2)), (format!("{name}@v1"), commit(1))] {
+            assert_eq!(refs.resolve(&Revision::parse(&revision).unwrap()).await.unwrap(), found, "{revision}");
+        }
+        refs.remove_dataset(&dataset).await.unwrap();
+        assert!(refs.dataset(&dataset).await.unwrap().is_none());
+    }
 }
 
 async fn objects_come_and_go(lake: &dyn Lake) {
@@ -539,6 +565,24 @@ impl Moto {
     }
 
     async fn start() -> Option<Self> {
+        Self::start_with("http", |_| Vec::new()).await
+    }
+
+    /// Behind TLS, with a certificate of an authority that nobody knows; gives the authority's file.
+    async fn start_with_tls(dir: &Path) -> Option<(Self, PathBuf)> {
+        let certificate = |program: &Path| {
+            let python = program.with_file_name("python");
+            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kit/certs.py");
+            let made = Command::new(python).arg(script).arg(dir).status().unwrap();
+            assert!(made.success(), "certs.py made no certificate");
+            let file = |name: &str| dir.join(name).into_os_string();
+            vec!["-c".into(), file("cert.pem"), "-k".into(), file("key.pem")]
+        };
+        let moto = Self::start_with("https", certificate).await?;
+        Some((moto, dir.join("ca.pem")))
+    }
+
+    async fn start_with(scheme: &str, more: impl FnOnce(&Path) -> Vec<OsString>) -> Option<Self> {
         let asked_for = std::env::var_os("LARDER_TEST_FOREIGN").is_some_and(|value| value == "1");
         let Some(program) = Self::program() else {
             assert!(!asked_for, "LARDER_TEST_FOREIGN=1, but no moto_server: run tests/kit/moto.sh");
@@ -549,11 +593,12 @@ impl Moto {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let child = Command::new(&program)
             .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+            .args(more(&program))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
-        let moto = Self { child, endpoint: format!("http://127.0.0.1:{port}") };
+        let moto = Self { child, endpoint: format!("{scheme}://127.0.0.1:{port}") };
         for _ in 0..600 {
             if tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
                 return Some(moto);
@@ -563,13 +608,16 @@ impl Moto {
         panic!("moto_server does not listen after a minute");
     }
 
-    async fn lake(&self, bucket: &str, prefix: &str) -> S3Lake {
-        let config = S3Config {
+    fn config(&self, bucket: &str, prefix: &str) -> S3Config {
+        S3Config {
             endpoint: Some(self.endpoint.clone()),
             keys: Some(StaticKeys { access_key: "key".into(), secret_key: "secret".into() }),
             ..S3Config::new(bucket, prefix)
-        };
-        let lake = S3Lake::connect(config).await.unwrap();
+        }
+    }
+
+    async fn lake(&self, bucket: &str, prefix: &str) -> S3Lake {
+        let lake = S3Lake::connect(self.config(bucket, prefix)).await.unwrap();
         lake.create_bucket().await.unwrap();
         lake
     }
@@ -601,4 +649,36 @@ async fn a_foreign_server_conforms() {
     assert_eq!(lakefmt::probe(&lake).await.unwrap(), Conditions::Kept);
     let made = lakefmt::open_or_create(&lake, RefChoice::Auto).await.unwrap();
     assert_eq!(made.refs, RefMode::Cas);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_behind_tls_is_trusted_by_the_authority_that_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some((moto, authority)) = Moto::start_with_tls(dir.path()).await else {
+        return;
+    };
+    let config = S3Config { attempts_max: 1, ..moto.config("lake-bucket", "p") };
+    let stranger = S3Lake::connect(config.clone()).await.unwrap();
+    let refused = format!("{:?}", stranger.create_bucket().await.unwrap_err());
+    assert!(refused.contains("not trusted"), "{refused}");
+    let lake = S3Lake::connect(S3Config { ca_file: Some(authority), ..config }).await.unwrap();
+    lake.create_bucket().await.unwrap();
+    objects_come_and_go(&lake).await;
+    large_bodies_stream(&lake).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_server_is_asked_for_encryption() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some((moto, authority)) = Moto::start_with_tls(dir.path()).await else {
+        return;
+    };
+    let kms = Sse::Kms { key_id: Some("alias/larder".into()) };
+    for (sse, bucket) in [(Sse::S3, "sse-s3"), (kms, "sse-kms")] {
+        let config = S3Config { sse, ca_file: Some(authority.clone()), ..moto.config(bucket, "") };
+        let lake = S3Lake::connect(config).await.unwrap();
+        lake.create_bucket().await.unwrap();
+        objects_come_and_go(&lake).await;
+        uploads_resume(&lake, false).await;
+    }
 }
