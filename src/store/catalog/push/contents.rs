@@ -36,7 +36,7 @@ use super::index::{At, FileRow, Index, LayoutRow, NO_PACK, PackState, PartRow};
 use super::packs::Packs;
 use super::places::{PlaceRow, Places};
 use super::progress::{Progress, add};
-use super::read::{Done, Failed, Got, Job, Reader, Want};
+use super::read::{self, Done, Failed, Got, Job, Reader, Streamed, Want};
 use super::spool::{Item, Kind, Record, Spool, SpoolReader, Stat};
 use super::sys::DataRun;
 use super::upload::{Begun, Closed, PackSender, Uploads};
@@ -107,6 +107,10 @@ pub(super) struct Found {
     pub dropped_firsts: HashSet<u64>,
     pub dropped_files: u64,
     pub new_bytes: u64,
+    /// Files with ACLs or attributes.
+    pub xattrs_dropped: u64,
+    /// A file was so young when it was read that its times may not show a later change.
+    pub unsettled: bool,
 }
 
 /// One file in its turn.
@@ -120,6 +124,8 @@ struct Slot {
     mode: u32,
     /// What it counts against `read_ahead_bytes`.
     charge: u64,
+    /// How often it was sent and changed meanwhile.
+    moved: u32,
     state: State,
 }
 
@@ -352,6 +358,7 @@ impl<'a, 'w> Coordinator<'a, 'w> {
             stat,
             mode: item.mode,
             charge,
+            moved: 0,
             state,
         };
         match item.kind {
@@ -377,7 +384,7 @@ impl<'a, 'w> Coordinator<'a, 'w> {
     }
 
     /// Decides whether a file must be read; None where this pass has nothing to do with it.
-    fn state_of(&self, ordinal: u64, path: &[u8], stat: &Stat) -> Result<Option<State>, PushError> {
+    fn state_of(&mut self, ordinal: u64, path: &[u8], stat: &Stat) -> Result<Option<State>, PushError> {
         let whole = stat.stored > self.work.layout.whole_len;
         if let Some(rewrite) = self.work.rewrite {
             return self.rewrite_state(ordinal, rewrite, whole);
@@ -390,6 +397,7 @@ impl<'a, 'w> Coordinator<'a, 'w> {
             && row.stat.same_state(stat)
             && let Some(at) = self.place_of(&row.digest)?
         {
+            self.found.xattrs_dropped += u64::from(row.xattrs);
             return Ok(Some(State::Known { digest: row.digest, at }));
         }
         Ok(Some(State::Waiting { whole }))
@@ -433,6 +441,12 @@ impl<'a, 'w> Coordinator<'a, 'w> {
                     }
                 }
                 Err(Failed::Problem(problem)) => self.consume_problem(&slot, problem)?,
+                Err(Failed::Moved(sender)) => {
+                    if let Some(slot) = self.consume_moved(slot, sender)? {
+                        self.queue.push_front(slot);
+                        return Ok(());
+                    }
+                }
                 Err(Failed::Closed) => return Err(PushError::Thread),
             },
             State::Waiting { .. } => {}
@@ -444,8 +458,7 @@ impl<'a, 'w> Coordinator<'a, 'w> {
 
     /// Places a file that was read; gives the slot back where it must be read once more, to be sent.
     fn consume_read(&mut self, mut slot: Slot, done: Done) -> Result<Option<Slot>, PushError> {
-        let row = FileRow { stat: done.stat, settled: done.settled, digest: done.digest };
-        self.work.index.set_file(&slot.path, &row)?;
+        self.note_file(&slot.path, &done)?;
         slot.stat = done.stat;
         slot.mode = done.mode;
         let known = if done.stat.size == 0 { Some(At::NOWHERE) } else { self.place_of(&done.digest)? };
@@ -486,6 +499,30 @@ impl<'a, 'w> Coordinator<'a, 'w> {
         };
         self.place(&slot, done.digest, at, Some(stored))?;
         Ok(None)
+    }
+
+    fn note_file(&mut self, path: &[u8], done: &Done) -> Result<(), PushError> {
+        self.found.unsettled |= !done.settled;
+        if self.work.rewrite.is_none() {
+            self.found.xattrs_dropped += u64::from(done.xattrs);
+        }
+        let row = FileRow { stat: done.stat, settled: done.settled, xattrs: done.xattrs, digest: done.digest };
+        self.work.index.set_file(path, &row)
+    }
+
+    /// A large file that changed while it was sent is sent again once it holds still for a reading;
+    /// gives the slot back unless it has changed too often.
+    fn consume_moved(&mut self, mut slot: Slot, sender: PackSender) -> Result<Option<Slot>, PushError> {
+        self.throw_away(sender)?;
+        slot.moved += 1;
+        if slot.moved >= read::TRIES {
+            self.consume_problem(&slot, read::never_still(&slot.path))?;
+            return Ok(None);
+        }
+        self.wholes += 1;
+        slot.state = State::Waiting { whole: true };
+        self.submit(self.queue_first, &slot.path, Want::Digest)?;
+        Ok(Some(slot))
     }
 
     fn consume_problem(&mut self, slot: &Slot, problem: Problem) -> Result<(), PushError> {
@@ -594,36 +631,50 @@ impl<'a, 'w> Coordinator<'a, 'w> {
         closed(sender.finish(index, outboard))
     }
 
-    /// Streams a file of middle size into the growing pack; what was written is listed in the pack
-    /// under the digest it turned out to have, so that the pack stays provable if the file changed.
+    /// Streams a file of middle size into the growing pack, again if it changed meanwhile. What was
+    /// written is listed in the pack under the digest it turned out to have, so that the pack stays
+    /// provable whatever became of the file.
     fn stream(&mut self, slot: &mut Slot) -> Result<Option<(ContentDigest, At)>, PushError> {
-        let mut growing = self.grow()?;
         let mut reader = Reader::new(self.root, self.work.progress, self.work.tuning.racy);
-        closed(growing.sender.pad_to(ALIGN))?;
-        let start = growing.sender.written();
-        match reader.stream(&slot.path, &mut growing.sender) {
-            Ok(done) => {
-                let at = At { pack: growing.sender.number, position: growing.contents };
-                growing.contents += 1;
-                self.growing = Some(growing);
-                let place = place_at(start, done.stat.size, &done.runs);
-                let row = LayoutRow { content: done.digest, size: done.stat.size, place };
-                self.note_content(at, row, done.outboard.as_ref())?;
-                let file = FileRow { stat: done.stat, settled: done.settled, digest: done.digest };
-                self.work.index.set_file(&slot.path, &file)?;
+        for _ in 0..read::TRIES {
+            let mut growing = self.grow()?;
+            closed(growing.sender.pad_to(ALIGN))?;
+            let start = growing.sender.written();
+            let streamed = match reader.stream(&slot.path, &mut growing.sender) {
+                Ok(streamed) => streamed,
+                Err(Failed::Problem(problem)) => {
+                    // Half a file lies in the pack: the push fails, and this pack is never described.
+                    self.consume_problem(slot, Problem { kind: ProblemKind::Changed, ..problem })?;
+                    growing.sender.abandon();
+                    return Ok(None);
+                }
+                Err(Failed::Closed | Failed::Moved(_)) => return Err(PushError::Thread),
+            };
+            let (done, moved) = match streamed {
+                Streamed::Done(done) => (done, false),
+                Streamed::Moved(done) => (done, true),
+            };
+            let at = self.note_streamed(growing, start, &done)?;
+            if !moved {
+                self.note_file(&slot.path, &done)?;
                 slot.stat = done.stat;
                 slot.mode = done.mode;
-                self.close_if_full()?;
-                Ok(Some((done.digest, at)))
+                return Ok(Some((done.digest, at)));
             }
-            Err(Failed::Problem(problem)) => {
-                // Half a file lies in the pack: the push fails, and this pack is never described.
-                self.consume_problem(slot, Problem { kind: ProblemKind::Changed, ..problem })?;
-                growing.sender.abandon();
-                Ok(None)
-            }
-            Err(Failed::Closed) => Err(PushError::Thread),
         }
+        self.consume_problem(slot, read::never_still(&slot.path))?;
+        Ok(None)
+    }
+
+    fn note_streamed(&mut self, mut growing: Growing, start: u64, done: &Done) -> Result<At, PushError> {
+        let at = At { pack: growing.sender.number, position: growing.contents };
+        growing.contents += 1;
+        self.growing = Some(growing);
+        let place = place_at(start, done.stat.size, &done.runs);
+        let row = LayoutRow { content: done.digest, size: done.stat.size, place };
+        self.note_content(at, row, done.outboard.as_ref())?;
+        self.close_if_full()?;
+        Ok(at)
     }
 
     fn open_whole(&mut self, path: &[u8], stored: u64, unfinished: Option<u32>) -> Result<PackSender, PushError> {

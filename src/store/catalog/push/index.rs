@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <state>/push/<lake id>/<hash of dataset and directory>.redb
-//!   meta      what, push id of an unfinished push, next pack number
+//!   meta      what, push id of an unfinished push, next pack number, what the last walk saw
 //!   files     path            -> stat, digest            an unchanged file is not read again
 //!   contents  digest          -> pack number, position   where a content lies
 //!   layout    number|position -> content, size, place    what a pack holds, as it grows
@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use redb::{Database, DatabaseError, ReadableTable, TableDefinition, WriteTransaction};
 
 use crate::format::digest::Outboard;
-use crate::format::ids::{BlockId, CommitId, ContentDigest, PackId};
+use crate::format::ids::{BlockId, CommitId, ContentDigest, PackId, TreeId};
 use crate::format::pack::Place;
 use crate::format::tree::build::BlockOf;
 use crate::store::lake::UploadedPart;
@@ -73,6 +73,8 @@ pub(super) struct FileRow {
     pub stat: Stat,
     /// Whether its times were old enough when it was read that no later change can hide behind them.
     pub settled: bool,
+    /// Whether it has ACLs or attributes, which are not stored.
+    pub xattrs: bool,
     pub digest: ContentDigest,
 }
 
@@ -82,6 +84,18 @@ pub(super) struct LayoutRow {
     pub content: ContentDigest,
     pub size: u64,
     pub place: Place,
+}
+
+/// The tree that a push made of what its walk saw.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct WalkedRow {
+    /// Of the walk, in hex.
+    pub fingerprint: String,
+    pub tree: TreeId,
+    /// The mark of its blocks.
+    pub generation: u64,
+    /// Files with ACLs or attributes.
+    pub xattrs_dropped: u64,
 }
 
 /// How far a pack is.
@@ -129,7 +143,21 @@ pub(super) struct Index {
     database: Database,
     /// Always there but for a moment inside `commit`.
     open: Option<WriteTransaction>,
+    pending: Pending,
 }
+
+/// Rows that go to their tables together, in key order: opening a table for each row, and rows in
+/// any order, cost several times what the rows do.
+#[derive(Debug, Default)]
+struct Pending {
+    files: BTreeMap<Vec<u8>, Vec<u8>>,
+    layout: BTreeMap<u64, Vec<u8>>,
+    /// Only where the row replaces whatever is there.
+    contents: BTreeMap<[u8; 32], u64>,
+}
+
+/// Rows that wait at most.
+const PENDING_MAX: usize = 8192;
 
 impl std::fmt::Debug for Index {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -158,7 +186,7 @@ impl Index {
             Err(error) => return Err(damaged(error.into())),
         };
         let open = database.begin_write().map_err(|error| damaged(error.into()))?;
-        let mut index = Self { path: path.to_owned(), database, open: Some(open) };
+        let mut index = Self { path: path.to_owned(), database, open: Some(open), pending: Pending::default() };
         let found = index.meta("version").map_err(OpenError::Other)?;
         if found.as_deref() != Some(INDEX_VERSION) {
             index.reset().map_err(OpenError::Other)?;
@@ -198,6 +226,7 @@ impl Index {
 
     /// Makes everything so far durable.
     pub(super) fn commit(&mut self) -> Result<(), PushError> {
+        self.flush()?;
         if let Some(transaction) = self.open.take() {
             transaction.commit().map_err(|error| self.damaged(error))?;
         }
@@ -247,16 +276,50 @@ impl Index {
         put.mtime(row.stat.ctime);
         put.u64(row.stat.dev);
         put.u64(row.stat.ino);
-        put.u8(u8::from(row.settled));
+        put.u8(u8::from(row.settled) | u8::from(row.xattrs) << 1);
         put.raw(row.digest.as_bytes());
+        self.pending.files.insert(path.to_vec(), put.0);
+        self.flush_if_full()
+    }
+
+    fn flush_if_full(&mut self) -> Result<(), PushError> {
+        let pending = &self.pending;
+        let most = pending.files.len().max(pending.layout.len()).max(pending.contents.len());
+        if most < PENDING_MAX { Ok(()) } else { self.flush() }
+    }
+
+    /// Brings the rows that wait to their tables.
+    fn flush(&mut self) -> Result<(), PushError> {
+        let pending = std::mem::take(&mut self.pending);
         let write = || -> Result<(), redb::Error> {
-            self.transaction().open_table(FILES)?.insert(path, put.0.as_slice())?;
+            let transaction = self.transaction();
+            if !pending.files.is_empty() {
+                let mut files = transaction.open_table(FILES)?;
+                for (path, row) in &pending.files {
+                    files.insert(path.as_slice(), row.as_slice())?;
+                }
+            }
+            if !pending.layout.is_empty() {
+                let mut layout = transaction.open_table(LAYOUT)?;
+                for (key, row) in &pending.layout {
+                    layout.insert(key, row.as_slice())?;
+                }
+            }
+            if !pending.contents.is_empty() {
+                let mut contents = transaction.open_table(CONTENTS)?;
+                for (digest, at) in &pending.contents {
+                    contents.insert(digest, at)?;
+                }
+            }
             Ok(())
         };
         write().map_err(|error| self.damaged(error))
     }
 
     pub(super) fn content(&self, digest: &ContentDigest) -> Result<Option<At>, PushError> {
+        if let Some(at) = self.pending.contents.get(digest.as_bytes()) {
+            return Ok(Some(At::from_key(*at)));
+        }
         let read = || -> Result<Option<At>, redb::Error> {
             let table = self.transaction().open_table(CONTENTS)?;
             let row = table.get(*digest.as_bytes())?;
@@ -280,28 +343,23 @@ impl Index {
                 put.extents(extents);
             }
         }
-        let write = || -> Result<(), redb::Error> {
-            let transaction = self.transaction();
-            transaction.open_table(LAYOUT)?.insert(at.key(), put.0.as_slice())?;
-            let mut contents = transaction.open_table(CONTENTS)?;
-            if prefer || contents.get(*row.content.as_bytes())?.is_none() {
-                contents.insert(*row.content.as_bytes(), at.key())?;
-            }
-            Ok(())
-        };
-        write().map_err(|error| self.damaged(error))
+        self.pending.layout.insert(at.key(), put.0);
+        if prefer || self.content(&row.content)?.is_none() {
+            self.pending.contents.insert(*row.content.as_bytes(), at.key());
+        }
+        self.flush_if_full()
     }
 
     /// Notes that a content has no stored byte.
     pub(super) fn add_nowhere(&mut self, content: &ContentDigest) -> Result<(), PushError> {
-        let write = || -> Result<(), redb::Error> {
-            self.transaction().open_table(CONTENTS)?.insert(*content.as_bytes(), At::NOWHERE.key())?;
-            Ok(())
-        };
-        write().map_err(|error| self.damaged(error))
+        self.pending.contents.insert(*content.as_bytes(), At::NOWHERE.key());
+        self.flush_if_full()
     }
 
     pub(super) fn layout(&self, at: At) -> Result<Option<LayoutRow>, PushError> {
+        if let Some(row) = self.pending.layout.get(&at.key()) {
+            return decode_layout(row).map(Some).ok_or_else(|| self.nonsense());
+        }
         let read = || -> Result<Option<Option<LayoutRow>>, redb::Error> {
             let table = self.transaction().open_table(LAYOUT)?;
             let row = table.get(at.key())?;
@@ -314,7 +372,8 @@ impl Index {
     }
 
     /// Gives everything a pack holds, by position.
-    pub(super) fn layout_of(&self, pack: u32) -> Result<Vec<(u32, LayoutRow)>, PushError> {
+    pub(super) fn layout_of(&mut self, pack: u32) -> Result<Vec<(u32, LayoutRow)>, PushError> {
+        self.flush()?;
         let read = || -> Result<Vec<(u32, Option<LayoutRow>)>, redb::Error> {
             let table = self.transaction().open_table(LAYOUT)?;
             let mut rows = Vec::new();
@@ -501,6 +560,17 @@ impl Index {
         write().map_err(|error| self.damaged(error))
     }
 
+    /// What the newest push of the directory saw and made.
+    pub(super) fn walked(&self) -> Result<Option<WalkedRow>, PushError> {
+        Ok(self.meta("walked")?.and_then(|text| serde_json::from_str(&text).ok()))
+    }
+
+    /// Remembers it; None: the next push has to look at every file.
+    pub(super) fn set_walked(&mut self, row: Option<&WalkedRow>) -> Result<(), PushError> {
+        let text = row.map(|row| serde_json::to_string(row).expect("a row is plain data"));
+        self.set_meta("walked", text.as_deref())
+    }
+
     /// Takes the next pack number.
     pub(super) fn next_pack(&mut self) -> Result<u32, PushError> {
         let next: u32 = self.meta("next_pack")?.and_then(|text| text.parse().ok()).unwrap_or(0);
@@ -539,7 +609,8 @@ fn decode_file(bytes: &[u8]) -> Option<FileRow> {
         dev: take.u64()?,
         ino: take.u64()?,
     };
-    Some(FileRow { stat, settled: take.u8()? == 1, digest: ContentDigest(take.array()?) })
+    let flags = take.u8()?;
+    Some(FileRow { stat, settled: flags & 1 != 0, xattrs: flags & 2 != 0, digest: ContentDigest(take.array()?) })
 }
 
 fn decode_layout(bytes: &[u8]) -> Option<LayoutRow> {

@@ -23,7 +23,7 @@ use super::sys::{self, DataRun};
 use super::upload::{Closed, PackSender};
 
 /// Tries before a file counts as changing.
-const TRIES: u32 = 4;
+pub(super) const TRIES: u32 = 4;
 /// Times of a file may be this coarse (a tick of the kernel's clock, with room to spare).
 const TICK: Duration = Duration::from_millis(20);
 const CHUNK_BYTES: usize = 1 << 20;
@@ -59,6 +59,8 @@ pub(super) struct Done {
     pub outboard: Option<Outboard>,
     /// No later change can have these times.
     pub settled: bool,
+    /// It has ACLs or attributes, which are not stored.
+    pub xattrs: bool,
     pub runs: Vec<DataRun>,
     pub got: Got,
 }
@@ -77,6 +79,8 @@ pub(super) enum Got {
 #[derive(Debug)]
 pub(super) enum Failed {
     Problem(Problem),
+    /// It changed while it was written into this pack of its own, which is to be thrown away.
+    Moved(PackSender),
     /// The push is over.
     Closed,
 }
@@ -94,18 +98,27 @@ pub(super) struct Reader<'a> {
     progress: &'a Progress,
     racy: Duration,
     last_dir: Option<(Vec<u8>, OwnedFd)>,
+    chunk: Vec<u8>,
 }
 
 /// One try.
-enum Try {
+struct Try {
+    /// What was read, also where it is of no file any more.
+    done: Box<Done>,
+    /// The file changed meanwhile.
+    moved: bool,
+}
+
+/// What became of a file that was streamed into a pack that holds other files too.
+pub(super) enum Streamed {
     Done(Box<Done>),
-    /// It moved; the pack (if one was wanted) holds bytes that are no good.
-    Moved,
+    /// It changed. What was written is one content all the same: that of this digest.
+    Moved(Box<Done>),
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(root: &'a OwnedFd, progress: &'a Progress, racy: Duration) -> Self {
-        Self { root, progress, racy, last_dir: None }
+        Self { root, progress, racy, last_dir: None, chunk: Vec::new() }
     }
 
     /// Reads one file.
@@ -118,28 +131,24 @@ impl<'a> Reader<'a> {
             let file = self.open(path).map_err(|error| Failed::Problem(problem_of(path, &error)))?;
             add(&self.progress.files_read, 1);
             let sink = Sink::of(&mut want);
-            match self.attempt(path, &file, sink)? {
-                Try::Done(done) => return Ok(*done),
-                // Bytes already written cannot be taken back from a pack.
-                Try::Moved if want.is_none() => break,
-                Try::Moved => {}
+            let Try { done, moved } = self.attempt(path, &file, sink)?;
+            if !moved {
+                return Ok(*done);
+            }
+            // Bytes already written cannot be taken back from a pack.
+            if let Got::Pack(sender) = done.got {
+                return Err(Failed::Moved(sender));
             }
         }
-        let reason = "it changed each time it was read";
-        Err(Failed::Problem(Problem::new(path, ProblemKind::Changed, reason)))
+        Err(Failed::Problem(never_still(path)))
     }
 
     /// Reads one file once and writes it into a pack that holds other files too.
-    pub(super) fn stream(&mut self, path: &[u8], sender: &mut PackSender) -> Result<Done, Failed> {
+    pub(super) fn stream(&mut self, path: &[u8], sender: &mut PackSender) -> Result<Streamed, Failed> {
         let file = self.open(path).map_err(|error| Failed::Problem(problem_of(path, &error)))?;
         add(&self.progress.files_read, 1);
-        match self.attempt(path, &file, Sink::Shared(sender))? {
-            Try::Done(done) => Ok(*done),
-            Try::Moved => {
-                let reason = "it changed while it was read";
-                Err(Failed::Problem(Problem::new(path, ProblemKind::Changed, reason)))
-            }
-        }
+        let Try { done, moved } = self.attempt(path, &file, Sink::Shared(sender))?;
+        Ok(if moved { Streamed::Moved(done) } else { Streamed::Done(done) })
     }
 
     fn open(&mut self, path: &[u8]) -> io::Result<File> {
@@ -154,6 +163,7 @@ impl<'a> Reader<'a> {
         sys::open_file(fd, name)
     }
 
+    /// Reads a file once. A file that ends early is read as if zeros followed: then it has moved.
     fn attempt(&mut self, path: &[u8], file: &File, mut sink: Sink<'_>) -> Result<Try, Failed> {
         let fail = |error: io::Error| Failed::Problem(problem_of(path, &error));
         let before = stat_at_rest(file).map_err(fail)?;
@@ -167,31 +177,28 @@ impl<'a> Reader<'a> {
         let stored: u64 = runs.iter().map(|(start, end)| end - start).sum();
         sink.expect(stored);
         let mut hasher = ContentHasher::new();
-        if !self.pour(file, size, &runs, &mut hasher, &mut sink).map_err(|error| match error {
+        let whole = self.pour(file, size, &runs, &mut hasher, &mut sink).map_err(|error| match error {
             PourError::Io(error) => fail(error),
             PourError::Closed => Failed::Closed,
-        })? {
-            return Ok(Try::Moved);
-        }
+        })?;
         let after = sys::fstat(file).map_err(|errno| fail(errno.into()))?;
-        if !same(&before, &after) {
-            return Ok(Try::Moved);
-        }
         let (digest, outboard) = hasher.finish();
-        Ok(Try::Done(Box::new(Done {
+        let done = Done {
             stat: stat_of(&before),
             mode: before.st_mode & 0o7777,
             digest,
             outboard,
             settled: settled(&before, read_at, self.racy),
+            xattrs: sys::has_xattrs_open(file),
             runs,
             got: sink.into_got(),
-        })))
+        };
+        Ok(Try { done: Box::new(done), moved: !whole || !same(&before, &after) })
     }
 
     /// Reads and digests the runs; false where the file ends early.
     fn pour(
-        &self,
+        &mut self,
         file: &File,
         size: u64,
         runs: &[DataRun],
@@ -199,17 +206,26 @@ impl<'a> Reader<'a> {
         sink: &mut Sink<'_>,
     ) -> Result<bool, PourError> {
         let mut at = 0;
+        let mut whole = true;
         let longest = runs.iter().map(|(start, end)| end - start).max().unwrap_or(0);
-        let mut chunk = vec![0; CHUNK_BYTES.min(usize::try_from(longest).unwrap_or(CHUNK_BYTES))];
+        let wanted = CHUNK_BYTES.min(usize::try_from(longest).unwrap_or(CHUNK_BYTES));
+        if self.chunk.len() < wanted {
+            self.chunk.resize(wanted, 0);
+        }
         for (start, end) in runs {
             hasher.update_zeros(start - at);
             at = *start;
             while at < *end {
-                let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(chunk.len());
-                let buffer = chunk.get_mut(..len).unwrap_or_default();
-                let got = file.read_at(buffer, at).map_err(PourError::Io)?;
+                let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(self.chunk.len());
+                let buffer = self.chunk.get_mut(..len).unwrap_or_default();
+                let mut got = if whole { file.read_at(buffer, at).map_err(PourError::Io)? } else { 0 };
                 if got == 0 {
-                    return Ok(false);
+                    whole = false;
+                    if !sink.needs_all() {
+                        return Ok(false);
+                    }
+                    buffer.fill(0);
+                    got = buffer.len();
                 }
                 let bytes = buffer.get(..got).unwrap_or_default();
                 hasher.update(bytes);
@@ -219,7 +235,7 @@ impl<'a> Reader<'a> {
             }
         }
         hasher.update_zeros(size - at);
-        Ok(true)
+        Ok(whole)
     }
 }
 
@@ -270,6 +286,11 @@ impl Sink<'_> {
             Self::Shared(sender) => sender.write(bytes)?,
         }
         Ok(())
+    }
+
+    /// Says whether what was announced must be written whatever becomes of the file: others follow it.
+    fn needs_all(&self) -> bool {
+        matches!(self, Self::Shared(_))
     }
 
     fn into_got(self) -> Got {
@@ -328,6 +349,11 @@ fn stat_of(stat: &FileStat) -> Stat {
         dev: stat.st_dev,
         ino: stat.st_ino,
     }
+}
+
+/// Tells of a file that changed at every try.
+pub(super) fn never_still(path: &[u8]) -> Problem {
+    Problem::new(path, ProblemKind::Changed, "it changed each time it was read")
 }
 
 fn problem_of(path: &[u8], error: &io::Error) -> Problem {

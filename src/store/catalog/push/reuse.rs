@@ -154,7 +154,12 @@ impl Used {
 }
 
 /// Counts what the walked files refer to, pack by pack.
-pub(super) fn tally(places: &mut Places, files: u64, packs: &Packs, index: &Index) -> Result<Vec<Tally>, PushError> {
+pub(super) fn tally(
+    places: &mut Places,
+    files: u64,
+    packs: &Packs,
+    index: &mut Index,
+) -> Result<Vec<Tally>, PushError> {
     let mut seen: BTreeMap<u32, Used> = BTreeMap::new();
     for ordinal in 0..files {
         let row = places.get(ordinal)?;
@@ -175,7 +180,7 @@ pub(super) fn tally(places: &mut Places, files: u64, packs: &Packs, index: &Inde
 
 /// Sums up what the used contents take in the pack, with the zeros behind each: padding is no waste
 /// that writing it again would save.
-fn referenced_bytes(index: &Index, number: u32, used: &Used) -> Result<u64, PushError> {
+fn referenced_bytes(index: &mut Index, number: u32, used: &Used) -> Result<u64, PushError> {
     let layout = index.layout_of(number)?;
     Ok(layout.iter().filter(|(position, _)| used.has(*position)).map(|(_, row)| stored_bytes(row)).sum())
 }

@@ -11,6 +11,8 @@ use tokio::runtime::Handle;
 
 use crate::format::pack::Layout;
 use crate::format::paths::{PackPart, pack_key};
+use crate::format::placement::{PackUse, PlacementRoot};
+use crate::format::tree::TreeRoot;
 use crate::format::tree::build::Built;
 use crate::store::catalog::Catalog;
 use crate::store::catalog::gc::{CondemnedSet, Relied};
@@ -20,13 +22,13 @@ use super::commit::{self, Committed, Target};
 use super::contents::{self, Found, Message, Work};
 use super::error::{AtPath, Problem, ProblemKind, PushError};
 use super::exclude::Excludes;
-use super::index::{Index, OpenError, PackState};
+use super::index::{Index, OpenError, PackState, WalkedRow};
 use super::intent::{Intent, IntentBody, now_ms};
 use super::packs::Packs;
 use super::places::Places;
-use super::progress::{Phase, Progress, get};
+use super::progress::{Phase, Progress, add, get};
 use super::reuse::{self, History};
-use super::spool::Spool;
+use super::spool::{Spool, Totals};
 use super::sys;
 use super::upload::Uploads;
 use super::walk::{self, Walked};
@@ -80,28 +82,25 @@ pub fn push(
         rt.block_on(intent.end())?;
         return Err(error);
     }
+    // 5. Contents, and blocks of the tree, unless the walk saw just what the last push saw.
+    let fingerprint = walked.spool.fingerprint().to_hex().to_string();
     let Walked { spool, mut problems, xattrs_dropped } = walked;
-    let spool = session.merge(spool, &target)?;
-    // 5. Contents.
-    progress.enter(Phase::Contents);
-    let mut places = Places::create(&session.scratch)?;
-    let contents = session.contents(&spool, &mut places)?;
-    problems.extend(contents.found.problems.iter().cloned());
-    check_problems(&problems, options.skip_unreadable)?;
-    // 6. Blocks, roots, commit, refs.
-    progress.enter(Phase::Building);
-    let built = session.build(&spool, &mut places, &contents, &target)?;
+    let stored = match session.unchanged(&fingerprint, &spool.totals, &problems, &target)? {
+        Some(stored) => stored,
+        None => session.store(spool, &target, &mut problems)?,
+    };
+    // 6. Roots, commit, refs.
     progress.enter(Phase::Committing);
-    session.look_again(&built)?;
-    let moved = contents.rewritten;
-    let made = rt.block_on(commit::commit(catalog, &session.uploads, options, &target, &built, moved))?;
-    session.settle(&made, &built)?;
+    session.look_again(&stored.built)?;
+    let (built, moved) = (&stored.built, stored.rewritten);
+    let made = rt.block_on(commit::commit(catalog, &session.uploads, options, &target, built, moved))?;
+    session.settle(&made, &stored, fingerprint, &problems)?;
     rt.block_on(intent.end())?;
     session.forget_push()?;
     progress.enter(Phase::Done);
-    let mut outcome = session.outcome(&target, &made, &built, &contents);
+    let mut outcome = session.outcome(&target, &made, &stored);
     outcome.skipped = problems;
-    outcome.xattrs_dropped = xattrs_dropped;
+    outcome.xattrs_dropped = xattrs_dropped + stored.found.xattrs_dropped;
     outcome.elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(outcome)
 }
@@ -215,6 +214,54 @@ impl<'a> Session<'a> {
         Ok(prefix)
     }
 
+    /// Gives the parent's tree where the walk saw just what it was made of: then no file needs to be
+    /// looked up, and no block to be built.
+    fn unchanged(
+        &mut self,
+        fingerprint: &str,
+        totals: &Totals,
+        problems: &[Problem],
+        target: &Target,
+    ) -> Result<Option<Stored>, PushError> {
+        let (Some(base), [parent], None, []) = (&target.base, target.parents.as_slice(), &self.options.onto, problems)
+        else {
+            return Ok(None);
+        };
+        let Some(row) = self.index.walked()? else {
+            return Ok(None);
+        };
+        let is_same = row.fingerprint == fingerprint
+            && row.tree == base.commit_body.tree
+            && self.index.blocks_of()? == Some(*parent);
+        let recipe = |used: &PackUse| pack_key(&used.pack, PackPart::Recipe);
+        if !is_same || base.placement.packs.iter().any(|used| self.uploads.is_condemned(&recipe(used))) {
+            return Ok(None);
+        }
+        self.generation = row.generation;
+        add(&self.progress.files_done, totals.walked_files);
+        add(&self.progress.bytes_done, totals.bytes);
+        let found = Found { xattrs_dropped: row.xattrs_dropped, ..Found::default() };
+        let built = Built {
+            tree: base.commit_body.tree,
+            root: TreeRoot::clone(&base.root),
+            placement: PlacementRoot::clone(&base.placement),
+        };
+        Ok(Some(Stored { built, found, rewritten: false }))
+    }
+
+    /// Stores contents, then blocks of tree and placement.
+    fn store(&mut self, spool: Spool, target: &Target, problems: &mut Vec<Problem>) -> Result<Stored, PushError> {
+        let spool = self.merge(spool, target)?;
+        self.progress.enter(Phase::Contents);
+        let mut places = Places::create(&self.scratch)?;
+        let contents = self.contents(&spool, &mut places)?;
+        problems.extend(contents.found.problems.iter().cloned());
+        check_problems(problems, self.options.skip_unreadable)?;
+        self.progress.enter(Phase::Building);
+        let built = self.build(&spool, &mut places, &contents, target)?;
+        Ok(Stored { built, found: contents.found, rewritten: contents.rewritten })
+    }
+
     fn contents(&mut self, spool: &Spool, places: &mut Places) -> Result<Contents, PushError> {
         let layout = self.options.tuning.layout.unwrap_or_else(|| Layout::for_bytes(spool.totals.bytes));
         let found = self.contents_pass(spool, places, layout, None)?;
@@ -222,12 +269,13 @@ impl<'a> Session<'a> {
         if self.options.onto.is_some() || !contents.found.problems.is_empty() {
             return Ok(contents);
         }
-        let tallies = reuse::tally(places, spool.totals.walked_files, &self.packs, &self.index)?;
+        let tallies = reuse::tally(places, spool.totals.walked_files, &self.packs, &mut self.index)?;
         let rewrite = reuse::plan_rewrite(&tallies, layout.pack_len);
         if !rewrite.is_empty() {
             tracing::info!(packs = rewrite.len(), "packs that are mostly unused, or small and many, are written again");
             let again = self.contents_pass(spool, places, layout, Some(&rewrite))?;
             contents.found.problems.extend(again.problems);
+            contents.found.unsettled |= again.unsettled;
             contents.rewritten = true;
         }
         Ok(contents)
@@ -317,14 +365,29 @@ impl<'a> Session<'a> {
     }
 
     /// Writes down that the push is done.
-    fn settle(&mut self, made: &Committed, built: &Built) -> Result<(), PushError> {
-        for used in &built.placement.packs {
+    fn settle(
+        &mut self,
+        made: &Committed,
+        stored: &Stored,
+        fingerprint: String,
+        problems: &[Problem],
+    ) -> Result<(), PushError> {
+        for used in &stored.built.placement.packs {
             if let Some(number) = self.packs.number_of(&used.pack) {
                 self.packs.update(&mut self.index, number, |row| row.state = PackState::Committed)?;
             }
         }
         self.index.keep_blocks_of(self.generation)?;
         self.index.set_meta("blocks_of", Some(&made.commit.to_string()))?;
+        let walked = WalkedRow {
+            fingerprint,
+            tree: stored.built.tree,
+            generation: self.generation,
+            xattrs_dropped: stored.found.xattrs_dropped,
+        };
+        // What was left out, or may have changed unseen, has to be looked at again.
+        let is_whole = problems.is_empty() && !stored.found.unsettled && self.options.onto.is_none();
+        self.index.set_walked(Some(&walked).filter(|_| is_whole))?;
         self.index.commit()
     }
 
@@ -335,7 +398,8 @@ impl<'a> Session<'a> {
         self.index.commit()
     }
 
-    fn outcome(&self, target: &Target, made: &Committed, built: &Built, contents: &Contents) -> PushOutcome {
+    fn outcome(&self, target: &Target, made: &Committed, stored: &Stored) -> PushOutcome {
+        let Stored { built, found, .. } = stored;
         let counts = &built.root.counts;
         let progress = self.progress;
         PushOutcome {
@@ -352,10 +416,10 @@ impl<'a> Session<'a> {
             bytes: counts.bytes,
             files_read: get(&progress.files_read),
             bytes_read: get(&progress.bytes_read),
-            new_bytes: contents.found.new_bytes,
+            new_bytes: found.new_bytes,
             uploaded_data_bytes: get(&progress.uploaded_data),
             uploaded_bytes: get(&progress.uploaded),
-            reused_bytes: progress.bytes_done.load(Ordering::Relaxed).saturating_sub(contents.found.new_bytes),
+            reused_bytes: progress.bytes_done.load(Ordering::Relaxed).saturating_sub(found.new_bytes),
             packs_new: self.packs.new_count(),
             packs_total: built.placement.packs.len() as u64,
             skipped: Vec::new(),
@@ -363,6 +427,14 @@ impl<'a> Session<'a> {
             elapsed_ms: 0,
         }
     }
+}
+
+/// What a push refers to: it is in the lake, but for its roots.
+struct Stored {
+    built: Built,
+    found: Found,
+    /// Packs were written again.
+    rewritten: bool,
 }
 
 /// What the contents passes found.

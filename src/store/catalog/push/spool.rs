@@ -8,6 +8,9 @@
 //! A directory's counts are known only after everything below it was seen, its entry is written
 //! long before: so counts have a table of their own. Numbers are given in the order in which the
 //! entries were written; the root is 0. Both files are unlinked from the start: a kill leaves none.
+//!
+//! While it is written, a spool is digested: two walks with equal [`Fingerprint`]s saw the same names
+//! with the same attributes, and no file that changed in between.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
@@ -24,6 +27,13 @@ use super::error::{AtPath, PushError};
 const BUFFER_BYTES: usize = 1 << 20;
 const DIR_ROW_LEN: u64 = 32;
 const NLINK_AT: u64 = 5;
+/// What a file's record ends with that is no part of its state: `stored` and `dev`.
+const UNDIGESTED_BYTES: usize = 16;
+/// The digest takes long runs much faster than single records.
+const DIGEST_RUN_BYTES: usize = 64 << 10;
+
+/// Says whether two walks saw the same: see [`Stat::same_state`] for files.
+pub(super) type Fingerprint = blake3::Hash;
 
 /// What the walk saw of a regular file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,6 +137,8 @@ pub(super) struct Spool {
     buffer: Vec<u8>,
     flushed: u64,
     dirs_next: u64,
+    hasher: blake3::Hasher,
+    to_digest: Vec<u8>,
     pub root_mode: u32,
     pub root_mtime: Mtime,
     pub totals: Totals,
@@ -142,6 +154,8 @@ impl Spool {
             buffer: Vec::with_capacity(BUFFER_BYTES),
             flushed: 0,
             dirs_next: 1,
+            hasher: blake3::Hasher::new(),
+            to_digest: Vec::with_capacity(DIGEST_RUN_BYTES),
             root_mode,
             root_mtime,
             totals: Totals::default(),
@@ -165,7 +179,17 @@ impl Spool {
         put.u8(0);
         put.u64(number);
         put.bytes(path);
-        self.append(put).map(|_| ())
+        self.append(put, 0).map(|_| ())
+    }
+
+    /// Digests what was written so far, and the root's attributes.
+    pub(super) fn fingerprint(&self) -> Fingerprint {
+        let mut hasher = self.hasher.clone();
+        hasher.update(&self.to_digest);
+        let mut put = Put::default();
+        put.u32(self.root_mode);
+        put.mtime(self.root_mtime);
+        hasher.update(&put.0).finalize()
     }
 
     /// Adds an item of the directory that was entered last; gives where its record starts.
@@ -202,7 +226,7 @@ impl Spool {
                 put.bytes(path);
             }
         }
-        self.append(put)
+        self.append(put, if matches!(item.kind, Kind::File(_)) { UNDIGESTED_BYTES } else { 0 })
     }
 
     fn count(&mut self, item: &Item) {
@@ -223,7 +247,8 @@ impl Spool {
         }
     }
 
-    fn append(&mut self, put: Put) -> Result<u64, PushError> {
+    /// Appends a record; its last `undigested` bytes are no part of the fingerprint.
+    fn append(&mut self, put: Put, undigested: usize) -> Result<u64, PushError> {
         let mut bytes = put.0;
         let len = u32::try_from(bytes.len() - 4).map_err(|_| self.damaged("a record is too long"))?;
         if let Some(head) = bytes.first_chunk_mut::<4>() {
@@ -231,6 +256,11 @@ impl Spool {
         }
         let at = self.flushed + self.buffer.len() as u64;
         self.buffer.extend_from_slice(&bytes);
+        self.to_digest.extend_from_slice(bytes.get(..bytes.len() - undigested).unwrap_or(&bytes));
+        if self.to_digest.len() >= DIGEST_RUN_BYTES {
+            self.hasher.update(&self.to_digest);
+            self.to_digest.clear();
+        }
         if self.buffer.len() >= BUFFER_BYTES {
             self.flush()?;
         }
@@ -350,11 +380,11 @@ impl SpoolReader<'_> {
 
 fn put_stat(put: &mut Put, stat: &Stat) {
     put.u64(stat.size);
-    put.u64(stat.stored);
     put.mtime(stat.mtime);
     put.mtime(stat.ctime);
-    put.u64(stat.dev);
     put.u64(stat.ino);
+    put.u64(stat.stored);
+    put.u64(stat.dev);
 }
 
 fn decode(at: u64, bytes: &[u8]) -> Option<Record> {
@@ -370,11 +400,11 @@ fn decode(at: u64, bytes: &[u8]) -> Option<Record> {
     let kind = match tag {
         1 => Kind::File(Stat {
             size: take.u64()?,
-            stored: take.u64()?,
             mtime: take.mtime()?,
             ctime: take.mtime()?,
-            dev: take.u64()?,
             ino: take.u64()?,
+            stored: take.u64()?,
+            dev: take.u64()?,
         }),
         2 => Kind::Known {
             size: take.u64()?,

@@ -191,9 +191,24 @@ pub(super) fn has_xattrs(dir: &OwnedFd, name: &[u8]) -> bool {
     let Ok(path) = CString::new(path) else {
         return false;
     };
-    let mut list = [0u8; 4096];
+    let mut list = [0u8; XATTR_LIST_BYTES];
     // SAFETY: `path` is NUL-terminated and outlives the call; the buffer is writable for the length given.
     let len = unsafe { libc::llistxattr(path.as_ptr(), list.as_mut_ptr().cast(), list.len()) };
+    counts(len, &list)
+}
+
+/// As [`has_xattrs`], of an open file or directory.
+pub(super) fn has_xattrs_open(file: &impl AsRawFd) -> bool {
+    let mut list = [0u8; XATTR_LIST_BYTES];
+    // SAFETY: the descriptor is open for as long as `file` is borrowed; the buffer is writable for the length given.
+    let len = unsafe { libc::flistxattr(file.as_raw_fd(), list.as_mut_ptr().cast(), list.len()) };
+    counts(len, &list)
+}
+
+/// More names than fit are certainly not one label alone.
+const XATTR_LIST_BYTES: usize = 1024;
+
+fn counts(len: isize, list: &[u8]) -> bool {
     match usize::try_from(len) {
         Ok(0) => false,
         Ok(len) => list

@@ -249,6 +249,10 @@ impl PackSender {
     /// Appends bytes; blocks while too much is in flight.
     pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<(), Closed> {
         while !bytes.is_empty() {
+            if self.buffer.is_empty() && self.part_next > 1 {
+                // A pack that has filled one part fills the next one, or most of it.
+                self.buffer.reserve_exact(self.part_bytes);
+            }
             let (head, rest) = bytes.split_at(bytes.len().min(self.part_bytes - self.buffer.len()));
             self.buffer.extend_from_slice(head);
             self.written += head.len() as u64;

@@ -26,6 +26,7 @@ use super::sys;
 pub(super) struct Walked {
     pub spool: Spool,
     pub problems: Vec<Problem>,
+    /// Directories and empty files with attributes; of other files the contents pass finds out, or knows.
     pub xattrs_dropped: u64,
 }
 
@@ -129,6 +130,9 @@ impl Walker<'_> {
                 return Ok(None);
             }
         };
+        if !path.is_empty() && sys::has_xattrs_open(&dir) {
+            self.xattrs_dropped += 1;
+        }
         self.spool.enter(number, path)?;
         let mut frame = Frame {
             number,
@@ -164,7 +168,7 @@ impl Walker<'_> {
         let Some(kind) = self.kind_of(dir, name, path, &stat, frame)? else {
             return Ok(());
         };
-        if sys::has_xattrs(dir, name) {
+        if stat.st_size == 0 && matches!(kind, Kind::File(_)) && sys::has_xattrs(dir, name) {
             self.xattrs_dropped += 1;
         }
         let is_file = matches!(kind, Kind::File(_));

@@ -103,6 +103,51 @@ fn a_large_file_that_changed_between_the_pushes_is_sent_as_it_is_now() {
     bench.assert_round_trip(&again);
 }
 
+/// Pushes a file of 4 MiB, of which one byte changes once the first part of it is on its way.
+fn push_while_it_changes(bench: &Bench, layout: Layout) -> PushOutcome {
+    bench.write("large", noise(1, 4 << 20));
+    // 64 parts, of which 16 are on their way at once: the reader waits for most of them.
+    bench.lake.rule(Rule::every(Op::UploadPart, Fault::Delay(Duration::from_millis(20))));
+    let (lake, path) = (bench.lake.clone(), bench.path("large"));
+    let changer = std::thread::spawn(move || {
+        while lake.counters().of(Op::UploadPart) == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(b"!", 5).unwrap();
+        lake.heal();
+    });
+    let mut options = bench.options();
+    options.tuning.layout = Some(layout);
+    let outcome = bench.push_with(&options).unwrap();
+    changer.join().unwrap();
+    outcome
+}
+
+#[test]
+fn a_large_file_that_changes_while_it_is_sent_is_sent_once_more() {
+    let bench = Bench::new();
+    bench.write("calm", "calm");
+    let outcome = push_while_it_changes(&bench, tuning().layout.unwrap());
+    bench.assert_round_trip(&outcome);
+    assert_eq!(outcome.files_read, 4, "calm, and large: sent, digested, sent");
+    assert_eq!(bench.memory.uploads_open(), 0, "the first upload is given up");
+    assert_eq!(bench.data_keys().len(), 2);
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_written_among_others_is_written_once_more() {
+    let bench = Bench::new();
+    bench.write("after", "after");
+    bench.write("zz-after", "after all");
+    let outcome = push_while_it_changes(&bench, Layout { pack_len: 64 << 20, whole_len: 64 << 20 });
+    bench.assert_round_trip(&outcome);
+    assert_eq!(outcome.files_read, 5, "large: digested, written, written");
+    assert_eq!(outcome.packs_total, 1);
+    // What was written first is a content of the pack like any other: each is what its digest says.
+    let snapshot = bench.rt.block_on(bench.catalog.snapshot_of(&dataset(), &outcome.commit)).unwrap();
+    assert!(pack_bytes(&bench.rt, &bench.catalog, snapshot.placement.packs[0].pack).len() > 8 << 20);
+}
+
 #[test]
 fn a_file_that_never_holds_still_fails_the_push() {
     let bench = Bench::new();

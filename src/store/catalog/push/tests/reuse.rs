@@ -35,6 +35,102 @@ fn pushing_an_unchanged_tree_reads_no_file_and_makes_no_commit() {
     bench.assert_round_trip(&third);
 }
 
+/// The node's index of the pushed directory.
+fn index_path(bench: &Bench) -> PathBuf {
+    let dir = bench.catalog.state_dir.join("push").join(bench.catalog.lake_id.to_string());
+    let mut files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    files.find(|path| path.extension().is_some_and(|ext| ext == "redb")).unwrap()
+}
+
+#[test]
+fn where_the_walk_saw_the_same_no_file_is_even_looked_up() {
+    let bench = Bench::new();
+    hostile(bench.source.path());
+    let first = bench.push();
+    // A push that looked files up would not find them now, and read them.
+    let index = redb::Database::open(index_path(&bench)).unwrap();
+    let transaction = index.begin_write().unwrap();
+    transaction.delete_table(redb::TableDefinition::<&[u8], &[u8]>::new("files")).unwrap();
+    transaction.commit().unwrap();
+    drop(index);
+    let second = bench.push();
+    assert_eq!((second.unchanged, second.files_read, second.commit), (true, 0, first.commit));
+    assert_eq!((second.files, second.bytes, second.reused_bytes), (first.files, first.bytes, first.bytes));
+    // A commit of its own has the blocks that the parent has, and so does the push after it.
+    let mut options = bench.options();
+    options.message = Some("again".to_owned());
+    let third = bench.push_with(&options).unwrap();
+    assert_eq!((third.unchanged, third.files_read, third.tree), (false, 0, first.tree));
+    bench.lake.reset_counters();
+    bench.write("more", "more");
+    let fourth = bench.push();
+    bench.assert_round_trip(&fourth);
+    let blocks = |key: &String| key.starts_with("nodes/") || key.starts_with("placed/");
+    let log = bench.lake.counters().log;
+    let sent = log.iter().filter(|(op, key)| *op == Op::Put && blocks(key)).count();
+    assert!(sent <= 2, "{sent} blocks for one file more");
+}
+
+#[test]
+fn whatever_changes_in_a_directory_makes_another_tree() {
+    let bench = Bench::new();
+    hostile(bench.source.path());
+    let link = |from: &str, to: &str| std::os::unix::fs::symlink(from, bench.path(to)).unwrap();
+    let changes: Vec<(&str, Box<dyn Fn()>)> = vec![
+        ("a mode", Box::new(|| std::fs::set_permissions(bench.path("old"), PermissionsExt::from_mode(0o600)).unwrap())),
+        ("a file's time", Box::new(|| set_mtime(&bench.path("old"), 77, 7))),
+        ("a directory's time", Box::new(|| set_mtime(&bench.path("void/void"), 78, 7))),
+        ("the root's time", Box::new(|| set_mtime(bench.source.path(), 79, 7))),
+        (
+            "a link's target",
+            Box::new(|| {
+                std::fs::remove_file(bench.path("dangling")).unwrap();
+                link("elsewhere", "dangling");
+                set_mtime(bench.source.path(), 79, 7);
+            }),
+        ),
+        ("a name", Box::new(|| std::fs::rename(bench.path("old"), bench.path("older")).unwrap())),
+        (
+            "bytes of the same length and time",
+            Box::new(|| {
+                bench.write("older", "From before 1970");
+                set_mtime(&bench.path("older"), 77, 7);
+                set_mtime(bench.source.path(), 79, 7);
+            }),
+        ),
+        ("a hard link more", Box::new(|| std::fs::hard_link(bench.path("older"), bench.path("void/linked")).unwrap())),
+    ];
+    let mut before = bench.push();
+    for (what, change) in changes {
+        change();
+        let after = bench.push();
+        assert_ne!(after.tree, before.tree, "{what}");
+        bench.assert_round_trip(&after);
+        before = after;
+    }
+    assert!(bench.push().unchanged);
+}
+
+#[test]
+fn attributes_that_are_not_stored_are_counted_by_every_push() {
+    let bench = Bench::new();
+    bench.write("dir/with", "x");
+    bench.write("dir/empty", "");
+    bench.write("dir/without", "x");
+    for name in ["dir", "dir/with", "dir/empty"] {
+        let path = std::ffi::CString::new(bench.path(name).as_os_str().as_bytes()).unwrap();
+        // SAFETY: both strings end with NUL, and the value has the length given.
+        let set = unsafe { libc::setxattr(path.as_ptr(), c"user.test".as_ptr(), b"1".as_ptr().cast(), 1, 0) };
+        if set != 0 {
+            return; // This file system has none.
+        }
+    }
+    assert_eq!(bench.push().xattrs_dropped, 3);
+    assert_eq!(bench.push().xattrs_dropped, 3);
+    bench.write("dir/more", "x");
+    assert_eq!(bench.push().xattrs_dropped, 3, "those of files that are not read again are known");
+}
+
 #[test]
 fn a_change_uploads_only_what_is_new() {
     let bench = Bench::new();
