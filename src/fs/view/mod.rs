@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use crate::format::ids::CommitId;
 use crate::format::tree::nav::{Blocks, NavError};
-use crate::store::fetch::{Attachment, ContentRef, FetchError, Fetcher, Prefetch, Verify, WholeFile};
+use crate::store::fetch::{Attachment, ContentRef, FetchError, Fetcher, Prefetch, TreeOrder, Verify, WholeFile};
 use crate::store::meta::{MetaError, MetaStore, Snapshot};
 
 mod attr;
@@ -119,6 +119,9 @@ impl View {
                 other => other,
             })?;
         let attachment = fetcher.attach(snapshot.placement.packs.clone(), options.prefetch);
+        if options.prefetch == Prefetch::All && snapshot.placement.packs.len() > 1 {
+            tokio::spawn(learn_order(meta.clone(), snapshot.clone(), attachment.expect_order()));
+        }
         Ok(Self { snapshot, names, meta, fetcher, verify: options.verify, _attachment: attachment })
     }
 
@@ -181,6 +184,13 @@ impl View {
             return None;
         }
         self.fetcher.whole(content, self.verify).filter(|whole| whole.len == content.size)
+    }
+}
+
+/// Finds out, behind the mount's back, in which order the tree refers to the packs, and tells it.
+async fn learn_order(meta: MetaStore, snapshot: Snapshot, order: TreeOrder) {
+    if let Err(error) = meta.packs_in_tree_order(&snapshot, |packs| order.learn(packs)).await {
+        tracing::info!(%error, "the rest of the commit is prefetched in no particular order");
     }
 }
 

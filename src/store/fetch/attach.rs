@@ -1,15 +1,20 @@
 //! What a mount brings into the tier behind its reads.
 //!
-//! A mount makes its packs known, in tree order, with its policy. A read that has to go to the lake
-//! names its pack here; each mount that has the pack then fills it (`touched`), or from there on
-//! everything it has (`all`): first the packs that were read, then on in tree order, round to the
-//! start.
+//! A mount makes its packs known, with its policy. A read that has to go to the lake names its pack
+//! here; each mount that has the pack then fills it (`touched`), or from there on everything it has
+//! (`all`): first the packs that were read, then on in tree order, round to the start.
+//!
+//! Tree order is the order in which the tree first refers to the packs. Nobody knows it when the mount
+//! is made: the placement says so, segment by segment, and whoever reads that tells it here
+//! ([`TreeOrder`]) as he goes. Until he is done, only packs that he named (or that were read) are
+//! brought, so that none comes too early; then the rest.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -34,14 +39,45 @@ struct Order {
     packs: Vec<PackProgress>,
     /// Were read, first come first served.
     urgent: VecDeque<usize>,
-    /// Where tree order goes on.
+    /// Tree order, as far as it is known, and the place of each pack in it.
+    sequence: Vec<usize>,
+    places: Vec<Option<usize>>,
+    /// Where the sequence goes on.
     cursor: usize,
     all: bool,
 }
 
 impl Order {
     fn new(packs: usize, all: bool) -> Self {
-        Self { packs: vec![PackProgress::Todo; packs], urgent: VecDeque::new(), cursor: 0, all }
+        Self {
+            packs: vec![PackProgress::Todo; packs],
+            urgent: VecDeque::new(),
+            sequence: (0..packs).collect(),
+            places: (0..packs).map(Some).collect(),
+            cursor: 0,
+            all,
+        }
+    }
+
+    /// Forgets the order: it will be learned.
+    fn unlearn(&mut self) {
+        self.sequence.clear();
+        self.places.fill(None);
+        self.cursor = 0;
+    }
+
+    /// Notes that the tree refers to a pack behind those learned so far.
+    fn learn(&mut self, index: usize) {
+        let place = self.sequence.len();
+        if let Some(unknown @ None) = self.places.get_mut(index) {
+            *unknown = Some(place);
+            self.sequence.push(index);
+        }
+    }
+
+    /// Appends what was not learned: nothing more will be.
+    fn learn_rest(&mut self) {
+        (0..self.packs.len()).for_each(|index| self.learn(index));
     }
 
     /// Notes a read of a pack that the tier did not have. False: nothing new.
@@ -58,7 +94,7 @@ impl Order {
         if wanted && !self.urgent.contains(&index) {
             *pack = PackProgress::Todo;
             self.urgent.push_back(index);
-            self.cursor = index;
+            self.cursor = self.places.get(index).copied().flatten().unwrap_or(self.cursor);
         }
         wanted
     }
@@ -72,10 +108,10 @@ impl Order {
         if !self.all {
             return None;
         }
-        let count = self.packs.len();
-        let next = (0..count).map(|step| (self.cursor + step) % count);
+        let (before, behind) = self.sequence.split_at(self.cursor.min(self.sequence.len()));
+        let next = behind.iter().chain(before).copied();
         let index = next.into_iter().find(|i| self.packs.get(*i) == Some(&PackProgress::Todo))?;
-        self.cursor = index + 1;
+        self.cursor = self.places.get(index).copied().flatten().map_or(self.cursor, |place| place + 1);
         self.start(index);
         Some(index)
     }
@@ -103,6 +139,8 @@ struct State {
     running: bool,
     /// Fills that readers began before their turn came; kept until it does.
     held: HashMap<PackId, Arc<PackFill>>,
+    /// A read went to the lake: from now on prefetch is wanted.
+    begun: bool,
 }
 
 #[derive(Debug)]
@@ -110,6 +148,8 @@ pub(super) struct Attached {
     packs: Vec<PackUse>,
     index: HashMap<PackId, usize>,
     state: Mutex<State>,
+    /// There may be a next pack for a run that has room for one.
+    more: Notify,
     cancel: CancellationToken,
 }
 
@@ -133,7 +173,8 @@ impl Attachment {
         let attached = Arc::new(Attached {
             packs,
             index,
-            state: Mutex::new(State { order, running: false, held: HashMap::new() }),
+            state: Mutex::new(State { order, running: false, held: HashMap::new(), begun: false }),
+            more: Notify::new(),
             cancel: inner.stopped.child_token(),
         });
         if prefetch != Prefetch::None && inner.packs.tier().is_some() {
@@ -143,6 +184,52 @@ impl Attachment {
             }
         }
         Self { inner: inner.clone(), attached }
+    }
+
+    /// Says that the order of the packs will be told; until then it counts as unknown.
+    pub fn expect_order(&self) -> TreeOrder {
+        self.attached.state.lock().order.unlearn();
+        TreeOrder { inner: Arc::clone(&self.inner), attached: Arc::downgrade(&self.attached) }
+    }
+}
+
+/// Tells an attachment in which order its tree refers to the packs. When it is dropped, the packs
+/// that were not named come last.
+#[derive(Debug)]
+pub struct TreeOrder {
+    inner: Arc<Inner>,
+    attached: Weak<Attached>,
+}
+
+impl TreeOrder {
+    /// Names the next packs; false: nobody wants to know any more.
+    pub fn learn(&self, packs: impl IntoIterator<Item = PackId>) -> bool {
+        self.tell(|mount, order| {
+            let indexes = packs.into_iter().filter_map(|pack| mount.index.get(&pack));
+            indexes.for_each(|index| order.learn(*index));
+        })
+    }
+
+    fn tell(&self, tell: impl FnOnce(&Attached, &mut Order)) -> bool {
+        let Some(mount) = self.attached.upgrade() else {
+            return false;
+        };
+        let mut state = mount.state.lock();
+        tell(&mount, &mut state.order);
+        let starts = state.begun && state.order.all && !state.running;
+        state.running |= starts;
+        drop(state);
+        mount.more.notify_one();
+        if starts {
+            self.inner.spawn_prefetch(&mount);
+        }
+        true
+    }
+}
+
+impl Drop for TreeOrder {
+    fn drop(&mut self) {
+        self.tell(|_, order| order.learn_rest());
     }
 }
 
@@ -210,13 +297,19 @@ impl Inner {
         {
             let retry_after = Duration::from_millis(self.cfg.tier_pause_ms);
             let mut state = mount.state.lock();
+            state.begun = true;
             if !state.order.touch(*index, Instant::now(), retry_after) {
                 return;
             }
             if std::mem::replace(&mut state.running, true) {
+                mount.more.notify_one();
                 return;
             }
         }
+        self.spawn_prefetch(mount);
+    }
+
+    fn spawn_prefetch(self: &Arc<Self>, mount: &Arc<Attached>) {
         let (inner, mount) = (self.clone(), mount.clone());
         self.rt.spawn(async move {
             tokio::select! {
@@ -246,9 +339,14 @@ impl Inner {
                 let fill = self.fill_pack(pack.pack);
                 running.push(async move { (index, fill.wait().await) });
             }
-            let Some((index, result)) = running.next().await else {
+            if running.is_empty() {
                 return;
+            }
+            let ended = tokio::select! {
+                ended = running.next() => ended,
+                () = mount.more.notified() => None,
             };
+            let Some((index, result)) = ended else { continue };
             let progress = match result {
                 Ok(()) => PackProgress::Done,
                 Err(error) => {
@@ -281,6 +379,31 @@ mod tests {
         assert_eq!(order.next(), Some(4), "what follows the read");
         assert!(order.touch(1, Instant::now(), WAIT));
         assert_eq!(drain(&mut order), [1, 2, 5, 0]);
+    }
+
+    #[test]
+    fn while_the_order_is_being_learned_only_what_it_names_is_brought() {
+        let mut order = Order::new(5, true);
+        order.unlearn();
+        assert!(order.touch(3, Instant::now(), WAIT));
+        assert_eq!(drain(&mut order), [3], "of the others nothing is known yet");
+        order.learn(4);
+        order.learn(3);
+        order.learn(4);
+        assert_eq!(drain(&mut order), [4]);
+        order.learn(1);
+        assert_eq!(drain(&mut order), [1]);
+        order.learn_rest();
+        assert_eq!(drain(&mut order), [0, 2]);
+    }
+
+    #[test]
+    fn the_learned_order_goes_on_behind_what_was_read() {
+        let mut order = Order::new(5, true);
+        order.unlearn();
+        [4, 2, 0, 3, 1].into_iter().for_each(|index| order.learn(index));
+        assert!(order.touch(0, Instant::now(), WAIT));
+        assert_eq!(drain(&mut order), [0, 3, 1, 4, 2]);
     }
 
     #[test]

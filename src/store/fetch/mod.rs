@@ -66,7 +66,7 @@ mod types;
 #[cfg(test)]
 mod tests;
 
-pub use attach::Attachment;
+pub use attach::{Attachment, TreeOrder};
 pub use config::FetchConfig;
 pub use job::{FillError, FillHandle, FillProgress, PackFillError};
 pub use port::{FetchStage, FetchTier, Peers, SpanClaim};

@@ -13,15 +13,15 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use futures::stream::{FuturesUnordered, StreamExt};
+use futures::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use crate::format::codec::DecodeError;
 use crate::format::commit::Commit;
-use crate::format::ids::{BlockId, CommitId, PlacementId, TreeId};
+use crate::format::ids::{BlockId, CommitId, PackId, PlacementId, TreeId};
 use crate::format::paths;
-use crate::format::placement::{PlacedBlock, PlacementRoot};
+use crate::format::placement::{Location, PlacedBlock, PlacementRoot};
 use crate::format::tree::nav::{Blocks, NavError, Need};
 use crate::format::tree::{Block, TreeRoot};
 use crate::store::lake::{self, Lake, LakeError};
@@ -41,6 +41,8 @@ pub const MEMORY_BYTES_MAX: u64 = 64 << 20;
 pub const DISK_BYTES_MAX: u64 = 8 << 30;
 /// How many blocks a prefetch asks for at a time.
 pub const PREFETCH_PARALLEL: usize = 32;
+/// How many blocks are asked for ahead while the order of packs is looked up.
+const ORDER_PARALLEL: usize = 8;
 /// What no block exceeds; a lake that offers more is refused before it fills the memory.
 const BLOCK_BYTES_MAX: u64 = 16 << 20;
 /// What no commit or root exceeds.
@@ -165,6 +167,56 @@ impl MetaStore {
             fetched += count;
             todo.extend(below);
         }
+    }
+
+    /// Gives the packs of a snapshot in the order in which its tree first refers to them: calls
+    /// `learned` with those that are new, segment by segment, until it answers false or all are found.
+    pub async fn packs_in_tree_order(
+        &self,
+        snap: &Snapshot,
+        mut learned: impl FnMut(Vec<PackId>) -> bool,
+    ) -> Result<(), MetaError> {
+        let mut left: HashSet<PackId> = snap.placement.packs.iter().map(|used| used.pack).collect();
+        let mut ids = snap.placement.top.clone();
+        for _ in 1..snap.root.top.level {
+            let blocks: Vec<PlacedBlock> =
+                stream::iter(ids).map(|id| self.placed_once(id)).buffered(ORDER_PARALLEL).try_collect().await?;
+            let children = blocks.into_iter().map(|block| match block {
+                PlacedBlock::Index(children) => children,
+                PlacedBlock::Segment(_) => Vec::new(),
+            });
+            ids = children.flatten().collect();
+        }
+        let mut segments = stream::iter(ids).map(|id| self.placed_once(id)).buffered(ORDER_PARALLEL);
+        while !left.is_empty()
+            && let Some(block) = segments.next().await
+        {
+            let PlacedBlock::Segment(locations) = block? else { continue };
+            let packs = locations.iter().filter_map(Location::pack);
+            let new: Vec<PackId> = packs.filter(|pack| left.remove(pack)).collect();
+            if !new.is_empty() && !learned(new) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a block of a placement without pushing anything out of memory.
+    async fn placed_once(&self, id: BlockId) -> Result<PlacedBlock, MetaError> {
+        let key = paths::placed_key(&id);
+        let kept = self.inner.disk.read(&key).filter(|bytes| PlacedBlock::id_of(bytes) == id);
+        let bytes = match kept {
+            Some(bytes) => bytes.into(),
+            None => {
+                let bytes = self.get(&key, BLOCK_BYTES_MAX).await?;
+                if PlacedBlock::id_of(&bytes) != id {
+                    return Err(MetaError::Corrupt { key });
+                }
+                self.keep(&key, &bytes);
+                bytes
+            }
+        };
+        PlacedBlock::decode(&bytes).map_err(|source| MetaError::Decode { key, source })
     }
 
     /// Runs a navigation to its end: fetches what it needs, keeps that until it succeeds.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::format::paths::node_key;
+use crate::format::paths::{self, node_key};
 use crate::format::tree::nav::{self, NavError, Need};
 use crate::store::catalog::testing::{Bench, bench, rev};
 use crate::store::catalog::{Catalog, CatalogError};
@@ -158,4 +158,28 @@ async fn a_damaged_placement_gives_way_to_an_older_one() {
     let (catalog, _dir) = bench.fresh().await;
     let opened = catalog.snapshot(&rev("photos")).await.unwrap();
     assert_eq!(opened.placement_id, snap.placement_id);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_new_to_the_node_takes_four_trips() {
+    let bench = filled().await;
+    let (catalog, _dir) = bench.fresh().await;
+    bench.faulty.reset_counters();
+    let snap = catalog.snapshot(&rev("photos")).await.unwrap();
+    let mut log = bench.faulty.counters().log;
+    let tree = snap.commit_body.tree;
+    // The third trip asks for two at once, in any order.
+    log[2..4].sort();
+    let expected = [
+        (Op::Get, "datasets/photos/refs/branch/main".to_owned()),
+        (Op::Get, paths::commit_key(&snap.commit)),
+        (Op::Get, paths::tree_key(&tree)),
+        (Op::List, paths::placements_prefix(&tree)),
+        (Op::Get, paths::placement_key(&tree, &snap.placement_id)),
+    ];
+    assert_eq!(log, expected);
+    // Then the ref alone, and whether there is a newer placement.
+    bench.faulty.reset_counters();
+    catalog.snapshot(&rev("photos")).await.unwrap();
+    assert_eq!(bench.faulty.counters().log.len(), 2);
 }

@@ -59,6 +59,20 @@ fn abort(uploads: &Uploads, row: &PackRow) {
     }
 }
 
+/// Gives the parts that the store has of an upload; None where there is no such upload (any more).
+fn listed(uploads: &Uploads, row: &PackRow) -> Result<Option<Vec<UploadedPart>>, PushError> {
+    let Some(id) = &row.upload else {
+        return Ok(None);
+    };
+    let upload = UploadId { key: data_key(&row.key), id: id.clone() };
+    let listed = uploads.rt.block_on(with_retry(&RetryPolicy::default(), || uploads.lake.upload_parts(&upload)));
+    match listed {
+        Ok(listed) => Ok(Some(listed)),
+        Err(LakeError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Gives the parts that both we and the store know, in order from the first on without a gap.
 fn parts_in_order(
     index: &Index,
@@ -66,18 +80,8 @@ fn parts_in_order(
     number: u32,
     row: &PackRow,
 ) -> Result<Vec<UploadedPart>, PushError> {
-    let known = index.parts_of(number)?;
-    let Some(id) = &row.upload else {
-        return Ok(Vec::new());
-    };
-    let upload = UploadId { key: data_key(&row.key), id: id.clone() };
-    let listed = uploads.rt.block_on(with_retry(&RetryPolicy::default(), || uploads.lake.upload_parts(&upload)));
-    let listed = match listed {
-        Ok(listed) => listed,
-        Err(LakeError::NotFound { .. }) => return Ok(Vec::new()),
-        Err(error) => return Err(error.into()),
-    };
-    let both = known.into_iter().map(|row| row.part).filter(|part| {
+    let listed = listed(uploads, row)?.unwrap_or_default();
+    let both = index.parts_of(number)?.into_iter().map(|row| row.part).filter(|part| {
         listed.iter().any(|other| other.number == part.number && other.etag == part.etag && other.size == part.size)
     });
     let numbered = (1..).zip(both);
@@ -93,19 +97,7 @@ fn recover_whole(
 ) -> Result<(), PushError> {
     // What its content is was not known: nothing may refer to it yet.
     index.forget_contents(number, 0)?;
-    let alive = match &row.upload {
-        None => false,
-        Some(id) => {
-            let upload = UploadId { key: data_key(&row.key), id: id.clone() };
-            let policy = RetryPolicy::default();
-            let listed = with_retry(&policy, || uploads.lake.upload_parts(&upload));
-            match uploads.rt.block_on(listed) {
-                Ok(_) => true,
-                Err(LakeError::NotFound { .. }) => false,
-                Err(error) => return Err(error.into()),
-            }
-        }
-    };
+    let alive = listed(uploads, row)?.is_some();
     match &row.whole {
         Some(path) if alive => {
             packs.allow_resume(path.clone(), number);

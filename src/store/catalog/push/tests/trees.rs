@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::store::catalog::scan::Scan;
 
 #[test]
 fn a_tree_of_everything_comes_back_as_it_was() {
@@ -109,6 +110,46 @@ fn an_unreadable_file_found_while_reading_is_left_out_with_its_links() {
     spool.drop_item(1).unwrap();
     assert_eq!((spool.counts(1).unwrap().children, spool.counts(1).unwrap().descendants), (1, 1));
     assert_eq!((spool.counts(0).unwrap().children, spool.counts(0).unwrap().descendants), (1, 2));
+}
+
+#[test]
+fn packs_are_told_in_the_order_in_which_the_tree_refers_to_them() {
+    let bench = Bench::new();
+    for number in 0..30u64 {
+        bench.write(&format!("d{}/f{number:02}", number % 3), noise(number, 60_000));
+    }
+    bench.write("d1/large", noise(100, 400 << 10));
+    bench.push();
+    bench.write("d0/later", noise(200, 70_000));
+    let outcome = bench.push();
+    let found = bench.rt.block_on(async {
+        let snap = bench.catalog.snapshot_of(&dataset(), &outcome.commit).await.unwrap();
+        let mut scan = Scan::new(&bench.catalog.meta, &snap);
+        let mut expected: Vec<PackId> = Vec::new();
+        loop {
+            let scanned = scan.next().await.unwrap();
+            if scanned.is_empty() {
+                break;
+            }
+            for pack in scanned.iter().filter_map(|scanned| scanned.location.pack()) {
+                if !expected.contains(&pack) {
+                    expected.push(pack);
+                }
+            }
+        }
+        assert_eq!(expected.len() as u64, outcome.packs_total);
+        let listed: Vec<PackId> = snap.placement.packs.iter().map(|used| used.pack).collect();
+        assert_ne!(listed, expected, "the list of the placement is in another order");
+        let mut told = Vec::new();
+        let tell = |packs: Vec<PackId>| {
+            told.extend(packs);
+            true
+        };
+        bench.catalog.meta.packs_in_tree_order(&snap, tell).await.unwrap();
+        (expected, told)
+    });
+    assert!(found.0.len() > 6);
+    assert_eq!(found.0, found.1);
 }
 
 #[test]
