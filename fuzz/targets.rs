@@ -5,8 +5,10 @@
 //! encoding and an id names a value.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
+use larder::config::load::{Env, merge};
 use larder::format::codec::DecodeError;
 use larder::format::commit::Commit;
 use larder::format::digest::{BLOCK_LEN, ChainingValue};
@@ -31,6 +33,15 @@ fn canonical<T>(bytes: &[u8], decoded: Result<T, DecodeError>, encode: impl Fn(&
             assert!(!error.to_string().is_empty());
             None
         }
+    }
+}
+
+/// Any text is a configuration or a list of problems.
+pub fn config(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let env = Env { vars: [("HOME".to_owned(), "/home/ada".to_owned())].into(), cwd: "/".into() };
+    if let Err(error) = merge(text, Path::new("/f.toml"), &env, &Default::default()) {
+        assert!(!error.problems().is_empty());
     }
 }
 

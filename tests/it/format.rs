@@ -25,7 +25,7 @@ mod targets;
 type Target = fn(&[u8]);
 
 /// The fuzz targets by the name of their corpus.
-const TARGETS: [(&str, Target); 11] = [
+const TARGETS: [(&str, Target); 12] = [
     ("tree_block", targets::tree_block),
     ("tree_root", targets::tree_root),
     ("placement_root", targets::placement_root),
@@ -37,6 +37,7 @@ const TARGETS: [(&str, Target); 11] = [
     ("commit", targets::commit),
     ("refs", targets::refs),
     ("nav", targets::nav),
+    ("config", targets::config),
 ];
 
 fn golden(part: &str) -> PathBuf {
@@ -430,10 +431,34 @@ proptest! {
     }
 
     #[test]
+    fn a_damaged_configuration_is_read_or_its_problems_are_listed(damages in prop::collection::vec(damage(), 0..6)) {
+        targets::config(&damages.iter().fold(CONFIG.as_bytes().to_vec(), apply));
+    }
+
+    #[test]
     fn navigating_what_nobody_made_in_good_faith_ends(bytes in prop::collection::vec(any::<u8>(), 0..1500)) {
         targets::nav(&bytes);
     }
 }
+
+/// A configuration with every kind of value, to be damaged.
+const CONFIG: &str = r#"
+[lake]
+url = "s3://bucket/prefix"
+endpoint = "http://127.0.0.1:9000"
+path_style = true
+
+[tier.default]
+path = "/cache"
+capacity = "10GiB"
+
+[mount]
+verify = "node"
+prefetch = "all"
+
+[dataset.photos]
+ttl = "7d"
+"#;
 
 /// The samples whose damage is worth a look: the large one would only be damaged in ids.
 fn samples_once() -> &'static [(&'static str, Vec<u8>)] {

@@ -12,6 +12,7 @@ use rand::{Rng, RngExt, SeedableRng};
 
 mod damage;
 mod fault;
+mod import;
 mod kill;
 mod nodes;
 mod shape;
