@@ -34,7 +34,7 @@ pub struct Args {
     /// How long the commit stays after its last use
     #[arg(long, value_name = "DURATION")]
     ttl: Option<Span>,
-    /// Name of the tier (default: default_tier)
+    /// Name of the tier (default: the dataset's, else the one that has the commit, else default_tier)
     #[arg(long, value_name = "NAME")]
     tier: Option<String>,
     /// Waits until all has arrived (the default)
@@ -85,7 +85,7 @@ fn told(revision: &str, info: &FillInfo, only_settings: bool) -> String {
 }
 
 /// Waits for the end and shows the progress.
-async fn follow(ctx: &Context, client: &NodeClient, begun: FillInfo) -> anyhow::Result<FillInfo> {
+pub(super) async fn follow(ctx: &Context, client: &NodeClient, begun: FillInfo) -> anyhow::Result<FillInfo> {
     let bar = ctx.progress(begun.bytes_total);
     bar.set_message(begun.dataset.clone());
     let mut info = begun;

@@ -145,6 +145,11 @@ impl Context {
         }
     }
 
+    /// Names the tier that a dataset's commits are cached in where none is named.
+    pub fn tier_of_dataset<'a>(&'a self, named: Option<&'a str>, dataset: &str) -> Option<&'a str> {
+        named.or_else(|| self.config().dataset.get(dataset).and_then(|section| section.tier.as_deref()))
+    }
+
     /// Starts logging to stderr: warnings, more with `-v`; a daemon follows its configuration.
     pub(super) fn init_logging(&self, is_daemon: bool) {
         use tracing_subscriber::EnvFilter;

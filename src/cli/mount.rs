@@ -59,7 +59,7 @@ pub struct Args {
     /// Serves from this process, until SIGINT, SIGTERM or an unmount
     #[arg(long)]
     foreground: bool,
-    /// Name of the tier (default: default_tier)
+    /// Name of the tier (default: the dataset's, else the one that has the commit, else default_tier)
     #[arg(long, value_name = "NAME")]
     tier: Option<String>,
     /// How long the commit stays in the tier after its last use

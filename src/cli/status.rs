@@ -71,6 +71,8 @@ struct TierStatus {
     capacity_bytes: u64,
     free_bytes: u64,
     staging_bytes: u64,
+    /// Evicting freed nothing lately: do snapshots hold the space?
+    evictions_free_nothing: bool,
     commits: Vec<CommitStatus>,
 }
 
@@ -179,6 +181,7 @@ fn tier_statuses(ctx: &Context, only: Option<&str>) -> anyhow::Result<Vec<TierSt
             capacity_bytes: of(|usage| usage.capacity_bytes),
             free_bytes: of(|usage| usage.free_bytes),
             staging_bytes: of(|usage| usage.staging_bytes),
+            evictions_free_nothing: usage.as_ref().is_some_and(|usage| usage.evictions_free_nothing),
             commits: usage.iter().flat_map(|u| &u.commits).map(|commit| CommitStatus::new(commit, now_ms)).collect(),
         });
     }
@@ -232,11 +235,12 @@ fn tier_line(tier: &TierStatus) -> String {
         Some(problem) => format!("tier    {name} at {}: {problem}", tier.path.display()),
         None if !tier.made => format!("tier    {name} at {}: made on first use", tier.path.display()),
         None => format!(
-            "tier    {name} at {}: {} used, {} free of {}",
+            "tier    {name} at {}: {} used, {} free of {}{}",
             tier.path.display(),
             output::bytes(tier.used_bytes),
             output::bytes(tier.free_bytes),
-            output::bytes(tier.capacity_bytes)
+            output::bytes(tier.capacity_bytes),
+            if tier.evictions_free_nothing { "; evicting frees nothing (do snapshots hold the space?)" } else { "" }
         ),
     }
 }

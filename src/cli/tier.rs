@@ -16,6 +16,7 @@ use crate::store::tier::{
 };
 use crate::store::usage::{DatasetUsage, TierUsage};
 
+mod moving;
 mod why;
 
 /// How often a waiting sweep looks whether it is its turn.
@@ -42,9 +43,14 @@ enum Command {
     /// Shows used, free and leftover bytes
     #[command(after_help = "Examples:\n  larder tier df --json")]
     Df(TierArgs),
+    /// Lists the tiers that are configured
+    #[command(after_help = "Examples:\n  larder tier list --json")]
+    List,
     /// Lists the cached commits and what they cost
-    #[command(after_help = "Examples:\n  larder tier list")]
-    List(TierArgs),
+    #[command(after_help = "Examples:\n  larder tier commits --tier fast")]
+    Commits(TierArgs),
+    /// Moves a commit to another tier
+    Move(moving::Args),
     /// Compares the accounting with every file and finds what is out of order
     #[command(after_help = "Examples:\n  larder tier check")]
     Check(CheckArgs),
@@ -165,7 +171,9 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Init(args) => init(ctx, &args),
         Command::Df(args) => df(ctx, &args),
-        Command::List(args) => list(ctx, &args),
+        Command::List => list(ctx),
+        Command::Commits(args) => commits(ctx, &args),
+        Command::Move(args) => moving::run(ctx, &args),
         Command::Check(args) => check(ctx, &args),
         Command::Why(args) => why::run(ctx, &args.commit, args.tier.tier.as_deref()),
         Command::Sweep(args) => sweep(ctx, &args),
@@ -225,6 +233,7 @@ struct DfOutput<'a> {
     total_bytes: u64,
     objects: u64,
     commits: usize,
+    evictions_free_nothing: bool,
     datasets: &'a [DatasetUsage],
 }
 
@@ -249,6 +258,7 @@ fn df(ctx: &Context, args: &TierArgs) -> anyhow::Result<()> {
             total_bytes: usage.total_bytes,
             objects: usage.objects,
             commits: usage.commits.len(),
+            evictions_free_nothing: usage.evictions_free_nothing,
             datasets: &usage.datasets,
         });
     }
@@ -279,7 +289,72 @@ fn df(ctx: &Context, args: &TierArgs) -> anyhow::Result<()> {
     Ok(out.finish()?)
 }
 
-fn list(ctx: &Context, args: &TierArgs) -> anyhow::Result<()> {
+#[derive(Serialize)]
+struct ListRow<'a> {
+    name: &'a str,
+    path: &'a std::path::Path,
+    default: bool,
+    /// Why it cannot be used.
+    problem: Option<String>,
+    /// Null where it cannot be used, or was not made yet.
+    capacity_bytes: Option<u64>,
+    used_bytes: Option<u64>,
+    free_bytes: Option<u64>,
+    commits: Option<usize>,
+    ttl_ms: Option<u64>,
+    /// Datasets for which the configuration names it.
+    datasets: Vec<&'a str>,
+}
+
+fn list(ctx: &Context) -> anyhow::Result<()> {
+    let config = ctx.config();
+    let rows = config.tier.iter().map(|(name, section)| {
+        let unmade = section.auto_init && !Tier::is_tier(&section.path);
+        let asked = if unmade {
+            None
+        } else {
+            Some(ctx.tier(Some(name)).and_then(|(_, tier)| Ok((tier.usage()?, tier.ttl_ms()))))
+        };
+        let problem = asked.as_ref().and_then(|asked| asked.as_ref().err().map(|error| format!("{error:#}")));
+        let known = asked.and_then(Result::ok);
+        let datasets = config.dataset.iter().filter(|(_, of)| of.tier.as_ref() == Some(name));
+        ListRow {
+            name,
+            path: &section.path,
+            default: config.default_tier.as_ref() == Some(name),
+            problem,
+            capacity_bytes: known.as_ref().map(|(usage, _)| usage.capacity_bytes),
+            used_bytes: known.as_ref().map(|(usage, _)| usage.used_bytes),
+            free_bytes: known.as_ref().map(|(usage, _)| usage.free_bytes),
+            commits: known.as_ref().map(|(usage, _)| usage.commits.len()),
+            ttl_ms: known.as_ref().map(|(_, ttl_ms)| *ttl_ms),
+            datasets: datasets.map(|(dataset, _)| dataset.as_str()).collect(),
+        }
+    });
+    let rows: Vec<ListRow<'_>> = rows.collect();
+    if ctx.json() {
+        return ctx.print_json(&rows);
+    }
+    let mut table =
+        Table::new(&["TIER", "DEFAULT", ">USED", ">FREE", ">CAPACITY", ">COMMITS", ">LEAVES AFTER", "PATH", "PROBLEM"]);
+    let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), output::bytes);
+    for row in &rows {
+        table.row([
+            row.name.to_owned(),
+            if row.default { "yes" } else { "no" }.to_owned(),
+            size(row.used_bytes),
+            size(row.free_bytes),
+            size(row.capacity_bytes),
+            row.commits.map_or_else(|| "-".to_owned(), |commits| commits.to_string()),
+            row.ttl_ms.map_or_else(|| "-".to_owned(), |ttl_ms| output::span(ttl_ms / 1000)),
+            row.path.display().to_string(),
+            row.problem.clone().unwrap_or_default(),
+        ]);
+    }
+    ctx.print_table(&table)
+}
+
+fn commits(ctx: &Context, args: &TierArgs) -> anyhow::Result<()> {
     let (_, tier) = open(ctx, args)?;
     let usage: TierUsage = tier.usage()?;
     if ctx.json() {

@@ -20,7 +20,7 @@ pub struct Args {
     /// What to remove: name, name@tag, name@branch or name@id-prefix
     #[arg(value_name = "DATASET[@REV]")]
     revision: String,
-    /// Name of the tier (default: default_tier)
+    /// Name of the tier (default: the dataset's, else default_tier)
     #[arg(long, value_name = "NAME")]
     tier: Option<String>,
 }
@@ -37,7 +37,7 @@ struct Removed {
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     let revision = Revision::parse(&args.revision)?;
-    let (name, tier) = ctx.tier(args.tier.as_deref())?;
+    let (name, tier) = ctx.tier(ctx.tier_of_dataset(args.tier.as_deref(), revision.dataset.as_str()))?;
     let (commit, lake) = ctx.block_on(async {
         let catalog = ctx.catalog().await?;
         let commit = catalog.resolve(&revision).await?;

@@ -131,14 +131,13 @@ pub const KEYS: &[Key] = &[
 ];
 
 /// Keys of `[dataset.NAME]`; they have no variable and no flag.
-pub const DATASET_KEYS: &[Key] = &[key(
-    "dataset.*.ttl",
-    Kind::Duration,
-    None,
-    "",
-    "",
-    "How long a commit of this dataset stays in a tier after its last use (default: the tier's)",
-)];
+#[rustfmt::skip]
+pub const DATASET_KEYS: &[Key] = &[
+    key("dataset.*.ttl", Kind::Duration, None, "", "",
+        "How long a commit of this dataset stays in a tier after its last use (default: the tier's)"),
+    key("dataset.*.tier", Kind::Text, None, "", "",
+        "Name of the tier that commits of this dataset are mounted from and cached in where none is named (default: default_tier)"),
+];
 
 impl Kind {
     /// Gives what stands behind the flag in the help.

@@ -276,6 +276,7 @@ fn check_together(loaded: &Loaded) -> Vec<Problem> {
     let mut found: Vec<(String, String)> = Vec::new();
     let mut wrong = |key: String, message: String| found.push((key, message));
     check_tiers(config, &mut wrong);
+    check_datasets(config, &mut wrong);
     check_lake(config, &mut wrong);
     check_limits(config, &mut wrong);
     let told = found.into_iter().map(|(key, message)| Problem {
@@ -297,6 +298,14 @@ fn check_tiers(config: &Config, wrong: &mut dyn FnMut(String, String)) {
         }
         if let Some((other, _)) = config.tier.iter().find(|(other, t)| *other < name && t.path == tier.path) {
             wrong(format!("tier.{name}.path"), format!("is the directory of [tier.{other}] too"));
+        }
+    }
+}
+
+fn check_datasets(config: &Config, wrong: &mut dyn FnMut(String, String)) {
+    for (name, dataset) in &config.dataset {
+        if let Some(tier) = dataset.tier.as_ref().filter(|tier| !config.tier.contains_key(*tier)) {
+            wrong(format!("dataset.{name}.tier"), format!("there is no [tier.{tier}]"));
         }
     }
 }

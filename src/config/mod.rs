@@ -120,6 +120,9 @@ pub struct TierSection {
 pub struct DatasetSection {
     #[serde(default)]
     pub ttl: Option<Span>,
+    /// None: the default tier.
+    #[serde(default)]
+    pub tier: Option<String>,
 }
 
 /// How much is fetched at once, and how long is waited.

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use tokio::sync::OnceCell;
+use tokio::sync::{Notify, OnceCell};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -73,6 +73,8 @@ pub(super) struct Inner {
     pub stop: CancellationToken,
     /// Set where the daemon answers other nodes.
     pub peering: OnceLock<Arc<Peering>>,
+    /// A tier got tight: it is swept at once.
+    pub room_wanted: Arc<Notify>,
     /// Held while the daemon lives, never read; None in a private one.
     pub _lock: Option<DaemonLock>,
 }
@@ -133,6 +135,7 @@ impl Daemon {
             fills: Mutex::default(),
             stop: CancellationToken::new(),
             peering: OnceLock::new(),
+            room_wanted: Arc::default(),
             _lock: lock,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -203,6 +206,8 @@ impl Daemon {
         if inner.table.is_some() {
             super::scrub::start(tier.clone(), name.clone(), scrub_rate, inner.stop.clone());
         }
+        let wanted = Arc::clone(&inner.room_wanted);
+        tier.on_room_wanted(move || wanted.notify_one());
         let lake = Arc::clone(&inner.lake);
         let rt = tokio::runtime::Handle::current();
         let (kv, limits) = (inner.kv.clone(), &inner.config.fetch);

@@ -56,9 +56,12 @@ impl Daemon {
     /// Begins to bring a revision into a tier, and sets what is kept and for how long.
     pub async fn fill(&self, request: FillRequest) -> Result<FillInfo, NodeError> {
         let revision = Revision::parse(&request.revision)?;
-        let name = request.tier.clone().or_else(|| self.inner.config.default_tier.clone()).ok_or(NodeError::NoTier)?;
-        let snapshot = async { Ok::<_, NodeError>(self.catalog().await?.snapshot(&revision).await?) };
-        let (snapshot, opened) = tokio::try_join!(snapshot, self.tier(&name))?;
+        let snapshot = self.catalog().await?.snapshot(&revision).await?;
+        let name = match self.named_tier(request.tier.as_ref(), revision.dataset.as_str()) {
+            Some(name) => name,
+            None => self.choose_tier(&record_of(&snapshot).key).await?,
+        };
+        let opened = self.tier(&name).await?;
         let tier = opened.tier.clone().ok_or(NodeError::NoTier)?;
         let id = Uuid::new_v4();
         let mut fill = Fill {
@@ -81,6 +84,10 @@ impl Daemon {
         }
         let lease = blocking("writing the record", move || {
             let lease = tier.lease_for(&record, Purpose::Fill)?;
+            if ttl_ms.is_none() && tier.own_ttl(&key)? == Some(0) {
+                // It was to leave with its last user: it is wanted again.
+                tier.set_ttl(&key, None)?;
+            }
             set(&tier, &key, keep, ttl_ms)?;
             Ok::<_, TierError>(lease)
         });

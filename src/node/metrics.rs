@@ -63,6 +63,8 @@ metrics! {
     TIER_FREE = "larder_tier_free_bytes", Gauge, ["tier"], "bytes", "What may still be written";
     TIER_STAGING = "larder_tier_staging_bytes", Gauge, ["tier"], "bytes", "Bytes that have arrived of packs that are not complete";
     TIER_TRASH = "larder_tier_trash_bytes", Gauge, ["tier"], "bytes", "Removed objects that wait for the grace time";
+    TIER_STALLED = "larder_tier_evictions_free_nothing", Gauge, ["tier"], "0 or 1",
+        "1 while evictions for room are suspended because deleting freed nothing (server snapshots)";
     TIER_COMMITS = "larder_tier_commits", Gauge, ["tier"], "commits", "Cached commits";
     MOUNT_REQUESTS = "larder_mount_requests_total", Counter, ["dir"], "requests", "Requests of the kernel";
     MOUNT_WAITED = "larder_mount_waited_total", Counter, ["dir"], "requests", "Requests that waited for something to be fetched";
@@ -162,6 +164,7 @@ impl Page {
             (TIER_FREE, usage.free_bytes),
             (TIER_STAGING, usage.staging_bytes),
             (TIER_TRASH, usage.trash_bytes),
+            (TIER_STALLED, u64::from(usage.evictions_free_nothing)),
             (TIER_COMMITS, usage.commits.len() as u64),
         ];
         for (metric, value) in plain {

@@ -5,7 +5,7 @@
 //! * [`open`]: from the configuration to a lake, a catalog, tiers, fetchers.
 //! * [`table`]: the mount table: mounts, their attachments and owners; kept in one file.
 //! * [`daemon`]: the daemon's state and its life. [`mounting`], [`fills`], [`upkeep`], `scrub`: what it
-//!   does.
+//!   does. `choosing`: which of several tiers.
 //! * [`api`]: the requests and answers, as JSON. [`server`]: the same over a unix socket. [`client`]: what
 //!   the command line speaks with. [`spawn`]: the daemon on demand.
 //! * `peers`: nodes of one tier ask one another for bytes that are on their way.
@@ -25,6 +25,7 @@
 //! one mount that cannot be made takes no other with it.
 
 pub mod api;
+mod choosing;
 pub mod client;
 pub mod daemon;
 pub mod error;

@@ -132,7 +132,7 @@ impl Daemon {
         let revision = Revision::parse(&request.revision)?;
         self.refuse_taken(&request.dir)?;
         let dir = check_dir(&request, caller)?;
-        let options = self.effective(&request, caller);
+        let options = self.effective(&request, revision.dataset.as_str(), caller);
         let mut row = MountRow {
             id: Uuid::new_v4(),
             dataset: revision.dataset.as_str().to_owned(),
@@ -174,7 +174,7 @@ impl Daemon {
     }
 
     /// Fills in what the request leaves to defaults.
-    fn effective(&self, request: &MountRequest, caller: Caller) -> MountOptions {
+    fn effective(&self, request: &MountRequest, dataset: &str, caller: Caller) -> MountOptions {
         let config = &self.inner.config;
         let foreign = caller.uid != nix::unistd::geteuid().as_raw();
         MountOptions {
@@ -188,7 +188,7 @@ impl Daemon {
             dir_mode: request.dir_mode,
             // Whoever asks another user's daemon would see nothing otherwise.
             allow_other: request.allow_other.unwrap_or(config.mount.allow_other || foreign),
-            tier: request.tier.clone().or_else(|| config.default_tier.clone()),
+            tier: self.named_tier(request.tier.as_ref(), dataset),
             ttl: request.ttl,
         }
     }
@@ -229,8 +229,15 @@ impl Daemon {
 
     /// Makes the mount of a row; with a revision, resolves it first and writes its commit into the row.
     async fn make(&self, row: &mut MountRow, revision: Option<&Revision>) -> Result<Mounted, NodeError> {
-        let tier_name = row.options.tier.clone().ok_or(NodeError::NoTier)?;
-        let (snapshot, tier) = tokio::try_join!(self.snapshot(row, revision), self.tier(&tier_name))?;
+        let (snapshot, tier) = match row.options.tier.clone() {
+            Some(name) => tokio::try_join!(self.snapshot(row, revision), self.tier(&name))?,
+            None => {
+                let snapshot = self.snapshot(row, revision).await?;
+                let name = self.choose_tier(&record_of(&snapshot).key).await?;
+                (snapshot, self.tier(&name).await?)
+            }
+        };
+        row.options.tier = Some(tier.name.clone());
         row.commit = snapshot.commit;
         let lease = match &tier.tier {
             Some(tier) => self.lease(Arc::clone(tier), &snapshot, row).await?,

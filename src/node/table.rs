@@ -34,7 +34,7 @@ pub struct MountOptions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dir_mode: Option<u32>,
     pub allow_other: bool,
-    /// Name of the tier; None: no tier, everything comes from the lake.
+    /// Name of the tier; None: not chosen yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tier: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -48,6 +48,7 @@ impl Daemon {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(period) => {}
+                () = self.inner.room_wanted.notified() => {}
             }
             self.forget_gone();
             self.remount().await;
@@ -55,6 +56,7 @@ impl Daemon {
             if sweep_verified {
                 verified = Some(Instant::now());
             }
+            self.open_made_tiers(&busy);
             let has_all_mounts = self.inner.table.is_some() && !self.is_mounting();
             for opened in self.open_tiers() {
                 let name = opened.name.clone();
@@ -85,10 +87,36 @@ impl Daemon {
         }
         let (busy, kv) = (Arc::clone(busy), self.inner.kv.clone());
         tokio::spawn(async move {
-            look_after(tier, opened.name.clone(), extras, kv).await;
+            if look_after(tier, opened.name.clone(), extras, kv).await {
+                opened.fetcher.resume_filling();
+            }
             busy.lock().remove(&opened.name);
         });
         true
+    }
+
+    /// Opens the tiers that are there and that nobody has used yet: they are looked after as well. In the
+    /// background, because one may hang.
+    fn open_made_tiers(&self, busy: &Busy) {
+        if self.inner.table.is_none() {
+            return;
+        }
+        let open: HashSet<String> = self.open_tiers().into_iter().map(|opened| opened.name).collect();
+        for (name, section) in self.config().tier.iter().filter(|(name, _)| !open.contains(*name)) {
+            if !busy.lock().insert(name.clone()) {
+                continue;
+            }
+            let (daemon, busy, name, path) = (self.clone(), Arc::clone(busy), name.clone(), section.path.clone());
+            tokio::spawn(async move {
+                let is_made = blocking("looking for a tier", move || Tier::is_tier(&path)).await;
+                if matches!(is_made, Ok(true))
+                    && let Err(error) = daemon.tier(&name).await
+                {
+                    tracing::warn!(%error, tier = name, "the tier cannot be looked after");
+                }
+                busy.lock().remove(&name);
+            });
+        }
     }
 
     fn is_mounting(&self) -> bool {
@@ -124,8 +152,8 @@ impl Daemon {
     }
 }
 
-/// Renews leases and does the steward's work of one tier.
-async fn look_after(tier: Arc<Tier>, name: String, extras: Extras, kv: Kv) {
+/// Renews leases and does the steward's work of one tier. True: there is more room now.
+async fn look_after(tier: Arc<Tier>, name: String, extras: Extras, kv: Kv) -> bool {
     let label = name.clone();
     let looked = blocking("looking after a tier", move || {
         let renewed = tier.heartbeat();
@@ -142,9 +170,15 @@ async fn look_after(tier: Arc<Tier>, name: String, extras: Extras, kv: Kv) {
         report
     });
     match looked.await {
-        Ok(Ok(report)) => tell(&name, &report),
-        Ok(Err(error)) => tracing::warn!(%error, tier = name, "the steward could not do its work"),
-        Err(_) => {}
+        Ok(Ok(report)) => {
+            tell(&name, &report);
+            report.evicted > 0
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(%error, tier = name, "the steward could not do its work");
+            false
+        }
+        Err(_) => false,
     }
 }
 

@@ -34,6 +34,7 @@ pub struct TierFacts {
     pub temp_bytes: u64,
     pub configured_capacity_bytes: Option<u64>,
     pub fs_free_bytes: u64,
+    pub evictions_free_nothing: bool,
     pub now_ms: i64,
 }
 
@@ -98,6 +99,8 @@ pub struct TierUsage {
     /// What may still be written.
     pub free_bytes: u64,
     pub objects: u64,
+    /// Evicting freed nothing lately (server snapshots): for room, nothing is evicted for an hour.
+    pub evictions_free_nothing: bool,
     pub commits: Vec<CommitUsage>,
     pub datasets: Vec<DatasetUsage>,
     /// Server's now: what `last_used_ms` and `expires_ms` compare to.
@@ -133,6 +136,7 @@ pub fn account(facts: &TierFacts) -> TierUsage {
         capacity_configured: facts.configured_capacity_bytes.is_some(),
         free_bytes: capacity_bytes.saturating_sub(total_bytes).min(facts.fs_free_bytes),
         objects: facts.objects.len() as u64,
+        evictions_free_nothing: facts.evictions_free_nothing,
         commits: facts.commits.iter().map(|(key, commit)| commit_usage(facts, &users, key, commit)).collect(),
         datasets: dataset_usage(facts),
         now_ms: facts.now_ms,

@@ -20,3 +20,4 @@ mod mount_trees;
 mod nodes;
 mod push;
 mod tier;
+mod tiers;

@@ -115,6 +115,11 @@ impl Inner {
         *self.pause.lock() = Some(Pause { until, why });
     }
 
+    /// Ends the pause.
+    pub(super) fn resume_filling(&self) {
+        *self.pause.lock() = None;
+    }
+
     /// Says why filling pauses, if it does.
     pub(super) fn paused(&self) -> Option<String> {
         let mut pause = self.pause.lock();

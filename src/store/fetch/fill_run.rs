@@ -30,7 +30,7 @@ use super::packs::PackState;
 use super::port::FetchTier;
 use super::source::{For, Object, SourceError};
 use super::stats::bump;
-use super::tier_port::is_overtaken;
+use super::tier_port::{is_full, is_overtaken};
 
 /// Requests for the objects of one piece of an imported pack, at once.
 const PIECE_REQUESTS_MAX: usize = 8;
@@ -38,6 +38,10 @@ const PIECE_REQUESTS_MAX: usize = 8;
 const FILL_TRIES_MAX: u32 = 2;
 /// A fill that others overtook finds its spans done: each further try costs no fetching.
 const OVERTAKEN_TRIES_MAX: u32 = 16;
+/// How often a full tier is tried: its steward was asked and may make room.
+const FULL_TRIES_MAX: u32 = 6;
+/// How long the steward has each time.
+const FULL_DELAY: Duration = Duration::from_secs(1);
 /// How often a pack is read back and mended before it is given up.
 const READ_BACKS_MAX: u32 = 3;
 
@@ -147,7 +151,11 @@ impl Inner {
             match self.fill_once(&tier, &state).await {
                 // Another process may have published the same pack and cleaned up what we wrote to, or
                 // evicted it together with the index that we had just put.
-                Err(PackFillError::Tier { source, .. }) if tries < tries_max(&source) => {}
+                Err(PackFillError::Tier { source, .. }) if tries < tries_max(&source) => {
+                    if is_full(&source) {
+                        tokio::time::sleep(FULL_DELAY).await;
+                    }
+                }
                 Err(PackFillError::Tier { source, .. }) => {
                     if self.is_published(&tier, &state).await {
                         return Ok(());
@@ -508,7 +516,11 @@ impl Drop for Registered {
 }
 
 fn tries_max(error: &io::Error) -> u32 {
-    if is_overtaken(error) { OVERTAKEN_TRIES_MAX } else { FILL_TRIES_MAX }
+    match error {
+        error if is_overtaken(error) => OVERTAKEN_TRIES_MAX,
+        error if is_full(error) => FULL_TRIES_MAX,
+        _ => FILL_TRIES_MAX,
+    }
 }
 
 fn is_gone(error: &LakeError) -> bool {

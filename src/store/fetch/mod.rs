@@ -194,6 +194,11 @@ impl Fetcher {
         self.inner.give(pack, range, patience).await
     }
 
+    /// Ends a pause of the filling: somebody made room.
+    pub fn resume_filling(&self) {
+        self.inner.resume_filling();
+    }
+
     /// Copies the counters.
     pub fn stats(&self) -> FetchStats {
         self.inner.stats()

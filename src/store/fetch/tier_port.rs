@@ -107,6 +107,12 @@ pub(super) fn is_overtaken(error: &io::Error) -> bool {
     matches!(inner, Some(TierError::NoIndex { .. } | TierError::Gone { .. }))
 }
 
+/// Says whether the tier has no room: it asks its steward then, which may make some soon.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<TierError>());
+    inner.is_some_and(TierError::is_full)
+}
+
 /// Keeps the file system's own error number in the message's source; the whole chain is in the text.
 fn to_io(error: TierError) -> io::Error {
     io::Error::other(error)

@@ -12,6 +12,7 @@
 //! * [`stage`]: staging and publishing. [`objects`]: what is published; quarantine; scrubbing.
 //! * [`records`]: which commits are cached, mounted, kept. [`holds`]: hard links of a mount.
 //! * `siblings`: what a process can prove about others of its node.
+//! * `room`: nothing is begun that would not fit.
 //! * [`scan`]: a snapshot of everything. [`plan`]: what to do about it (pure). [`sweep`]: doing it.
 //! * [`check`]: accounting against a full walk. `why`: what protects a commit, and what was decided.
 //!
@@ -27,8 +28,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use uuid::Uuid;
@@ -47,6 +48,7 @@ pub mod objects;
 pub mod plan;
 pub mod real;
 pub mod records;
+mod room;
 pub mod scan;
 pub mod secret;
 mod siblings;
@@ -150,6 +152,7 @@ struct Core<I> {
     nonces: AtomicU64,
     cfg: TierConfig,
     siblings: Arc<dyn Siblings>,
+    waker: OnceLock<room::Waker>,
     state: Mutex<State>,
 }
 
@@ -169,6 +172,7 @@ struct State {
     fans: BTreeMap<u8, u64>,
     /// Records that were read, by path: they never change.
     records: BTreeMap<String, Arc<Record>>,
+    room: room::Room,
 }
 
 impl Tier<RealIo> {
@@ -237,6 +241,7 @@ impl<I: TierIo> Tier<I> {
             nonces: AtomicU64::new(1),
             cfg,
             siblings: Arc::new(siblings::Strangers),
+            waker: OnceLock::new(),
             state: Mutex::default(),
         };
         Self { core: Arc::new(core) }

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::format::ids::PackId;
 use crate::store::tier::TierConfig;
 use crate::store::tier::layout::{CommitKey, Sidecar};
-use crate::store::tier::scan::{CommitScan, Scan, signed};
+use crate::store::tier::scan::{CommitScan, Scan, StagingScan, signed};
 
 /// By what the steward decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,7 +194,11 @@ fn for_room(scan: &Scan, policy: &Policy, plan: &mut SweepPlan) {
     for pack in scan.commits.iter().flat_map(CommitScan::packs) {
         *users.entry(pack.pack).or_insert(0) += 1;
     }
-    let mut taken = plan.taken_bytes;
+    // What comes needs room as well: also what was refused until there is some.
+    let grace_ms = signed(policy.grace_ms);
+    let comes = |staging: &&StagingScan| staging.accepted || staging.idle_ms <= grace_ms;
+    let coming = scan.staging.iter().filter(comes).map(StagingScan::coming_bytes).sum::<u64>();
+    let mut taken = plan.taken_bytes.saturating_add(coming);
     let mut frees = |commit: &CommitScan| {
         let mut freed = 0;
         for pack in commit.packs() {

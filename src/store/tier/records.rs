@@ -271,6 +271,31 @@ impl<I: TierIo> Tier<I> {
         self.core.write_ttl(&layout::commit_ttl(key), ttl_ms)
     }
 
+    /// Gives a commit's own time to live, where it has one.
+    pub fn own_ttl(&self, key: &CommitKey) -> Result<Option<u64>, TierError> {
+        self.core.read_ttl(&layout::commit_ttl(key))
+    }
+
+    /// Says whether a commit has a record here and is not about to leave with its last user.
+    pub fn is_cached(&self, key: &CommitKey) -> Result<bool, TierError> {
+        Ok(!self.core.record_names(key)?.is_empty() && self.own_ttl(key)? != Some(0))
+    }
+
+    /// Lets a commit go without disturbing who uses it: at once where nobody does, else with its last
+    /// user. None: it leaves later; else the bytes that left.
+    pub fn let_go(&self, key: &CommitKey) -> Result<Option<u64>, TierError> {
+        self.unkeep(key)?;
+        match self.uncache(key) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(TierError::NotCached { .. }) => Ok(Some(0)),
+            Err(TierError::Busy { .. }) => {
+                self.set_ttl(key, Some(0))?;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Sets the time to live of every commit of a dataset that has none of its own.
     pub fn set_dataset_ttl(&self, lake: &LakeId, dataset: &str, ttl_ms: Option<u64>) -> Result<(), TierError> {
         self.core.write_ttl(&layout::dataset_ttl(lake, dataset)?, ttl_ms)

@@ -93,6 +93,10 @@ pub struct StagingScan {
     pub pack: Option<PackId>,
     /// Bytes on the medium, without those that an object has as well.
     pub bytes: u64,
+    /// What it will be when all has arrived; 0: unknown.
+    pub len_bytes: u64,
+    /// There was room for it: its data file has its full length.
+    pub accepted: bool,
     /// Bytes of spans that are done.
     pub done_bytes: u64,
     pub live_claims: usize,
@@ -182,6 +186,13 @@ impl CommitScan {
     }
 }
 
+impl StagingScan {
+    /// Bytes that have not arrived yet.
+    pub(super) fn coming_bytes(&self) -> u64 {
+        self.len_bytes.saturating_sub(self.bytes)
+    }
+}
+
 impl Scan {
     /// Gives the facts that accounting needs.
     pub fn facts(&self, configured_capacity_bytes: Option<u64>) -> TierFacts {
@@ -209,6 +220,7 @@ impl Scan {
             temp_bytes: self.temp.iter().map(|t| t.bytes).sum(),
             configured_capacity_bytes,
             fs_free_bytes: self.space.free_bytes,
+            evictions_free_nothing: self.stalled,
             now_ms: self.now_ms,
         }
     }
@@ -334,6 +346,8 @@ impl<I: TierIo> Core<I> {
             name,
             pack,
             bytes: 0,
+            len_bytes: current.as_ref().map_or(0, |current| current.len_bytes),
+            accepted: false,
             done_bytes: 0,
             live_claims: 0,
             idle_ms: now_ms - folder.mtime_ms(),
@@ -354,6 +368,10 @@ impl<I: TierIo> Core<I> {
                         let range = current.span_range(span);
                         found.done_bytes += range.end - range.start;
                     }
+                }
+                Some(StagingName::Data(of)) => {
+                    let is_current = current.as_ref().is_some_and(|current| current.generation == of);
+                    found.accepted |= is_current && stat.size_bytes >= found.len_bytes;
                 }
                 _ => {}
             }

@@ -97,7 +97,8 @@ impl<I: TierIo> Tier<I> {
                 core.give_up_staging(&dir)?;
                 continue;
             };
-            core.check_room(pack, &generation, &done)?;
+            let there = done.iter().filter(|done| **done).count() as u64 * generation.span_len_bytes;
+            core.check_room(pack, generation.len_bytes.saturating_sub(there))?;
             match file.extend(len) {
                 Ok(()) => {}
                 Err(error) => return Err(TierError::io("extend", &dir, error)),
@@ -182,19 +183,6 @@ impl<I: TierIo> Core<I> {
         let batch = self.new_batch()?;
         let name = layout::file_name(dir);
         self.move_away(dir, &format!("{batch}/staging.{name}"))?;
-        Ok(())
-    }
-
-    /// Refuses to begin what cannot end: the file system lacks the room.
-    fn check_room(&self, pack: &PackId, generation: &Generation, done: &[bool]) -> Result<(), TierError> {
-        let Ok(space) = self.io.space() else {
-            return Ok(());
-        };
-        let there = done.iter().filter(|d| **d).count() as u64 * generation.span_len_bytes;
-        if space.free_bytes < generation.len_bytes.saturating_sub(there) {
-            let source = std::io::Error::from_raw_os_error(nix::libc::ENOSPC);
-            return Err(TierError::io("stage", &layout::staging_dir(pack), source));
-        }
         Ok(())
     }
 }

@@ -150,9 +150,12 @@ impl<I: TierIo> Core<I> {
                 record_eviction(&mut report, at, outcome);
             }
         }
+        let evicted_bytes = report.moved_bytes;
         self.carry_out_leftovers(&plan, &mut report);
         self.still_sweeping(&mut renewed_ms);
         self.delete_trash(&plan.trash, &mut report);
+        // Only notes: a tier too full to take them is swept all the same.
+        let _ = self.note_room(scan, &plan, evicted_bytes);
         let remembered = self.remember(&report.decisions);
         note(&mut report, remembered);
         report

@@ -268,6 +268,42 @@ fn above_the_high_watermark_the_least_recently_used_leave_until_the_low_one() {
 }
 
 #[test]
+fn what_would_not_fit_into_the_capacity_is_refused_until_the_steward_that_it_asked_has_made_room() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let world = new_world();
+    let (old, new, large) = (pack(10), pack(11), pack(250));
+    let len = |source: &super::kit::Pack| source.bytes.len() as u64;
+    let (tier, _) = super::kit::node_with(&world, 1, len(&old) + len(&new) - 1);
+    let asked = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&asked);
+    tier.on_room_wanted(move || drop(counter.fetch_add(1, Ordering::Relaxed)));
+    tier.add_record(&record(1, std::slice::from_ref(&old))).expect("a record");
+    fill(&tier, &old).expect("it fits");
+    assert_eq!(asked.load(Ordering::Relaxed), 1, "nothing was known of the room");
+    tier.steward_step(&tier.policy()).expect("a sweep");
+    world.advance_ms(10_000);
+    let lease = tier.lease(&record(2, std::slice::from_ref(&new))).expect("a lease");
+    let refused = fill(&tier, &new).expect_err("it does not fit");
+    assert!(refused.is_full(), "{refused:?}");
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
+    world.advance_ms(10_000);
+    assert_eq!(tier.steward_step(&tier.policy()).expect("a sweep").evicted, 1, "the one that nobody uses");
+    world.advance_ms(1000);
+    fill(&tier, &new).expect("there is room now");
+    assert!(!is_published(&world, &old) && is_published(&world, &new));
+    // Without anything that may leave, what is too large stays out and what is there stays in.
+    tier.add_record(&record(3, std::slice::from_ref(&large))).expect("a record");
+    for _ in 0..3 {
+        world.advance_ms(10_000);
+        assert!(fill(&tier, &large).expect_err("never fits").is_full());
+        tier.steward_step(&tier.policy()).expect("a sweep");
+    }
+    assert_eq!(read(&tier, &new), Some(new.bytes.clone()));
+    drop(lease);
+}
+
+#[test]
 fn time_to_live_of_the_commit_counts_before_the_datasets_and_the_tiers() {
     let world = new_world();
     let (tier, _) = node(&world, 1);

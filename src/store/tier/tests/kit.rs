@@ -78,6 +78,16 @@ pub(super) fn open(world: &SimWorld, io: SimIo, node: u8) -> Tier<SimIo> {
     Tier::open_with(io, Arc::new(clock), Path::new("/tier"), id, instance, config()).expect("the tier opens")
 }
 
+/// A node that was told the tier's capacity.
+pub(super) fn node_with(world: &SimWorld, n: u8, capacity_bytes: u64) -> (Tier<SimIo>, SimIo) {
+    let (io, id) = (world.client(), NodeId(Uuid::from_u128(u128::from(n))));
+    let clock = SimClock { world: world.clone(), skew_ms: 0 };
+    let config = TierConfig { capacity_bytes: Some(capacity_bytes), ..config() };
+    let instance = Uuid::from_u128(u128::from(n) << 100);
+    let tier = Tier::open_with(io.clone(), Arc::new(clock), Path::new("/tier"), id, instance, config);
+    (tier.expect("the tier opens"), io)
+}
+
 pub(super) fn node(world: &SimWorld, n: u8) -> (Tier<SimIo>, SimIo) {
     let io = world.client();
     (open(world, io.clone(), n), io)

@@ -1,0 +1,181 @@
+//! Room: nothing is begun that would not fit, and the steward is asked when it gets tight.
+//!
+//! The steward notes after each sweep what is taken (`steward/room`). Who begins a pack adds what this
+//! process has begun since: above the high watermark it asks for a sweep, above a configured capacity
+//! it is refused. The sums of several nodes may be off by what the others began since the last sweep.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use crate::format::ids::PackId;
+use crate::store::tier::error::TierError;
+use crate::store::tier::io::TierIo;
+use crate::store::tier::layout;
+use crate::store::tier::plan::SweepPlan;
+use crate::store::tier::scan::{Scan, StagingScan};
+use crate::store::tier::{Core, Tier};
+
+/// How long the note is believed without another look.
+const BELIEVED_MS: u64 = 500;
+/// The steward is not asked more often.
+const ASK_PERIOD_MS: u64 = 2000;
+
+/// What `steward/room` says.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct RoomNote {
+    format: u32,
+    /// Without what leaves by itself (trash, orphans), with all of the packs below.
+    taken_bytes: u64,
+    /// Packs that are being staged.
+    staged: BTreeSet<PackId>,
+    capacity_bytes: u64,
+    high_bytes: u64,
+}
+
+/// What this process knows of the room.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    note: Option<RoomNote>,
+    looked_ms: Option<u64>,
+    asked_ms: Option<u64>,
+    /// Packs begun since the note, and their lengths.
+    begun: BTreeMap<PackId, u64>,
+}
+
+/// Whom to wake where room is wanted.
+pub(super) struct Waker(Box<dyn Fn() + Send + Sync>);
+
+impl fmt::Debug for Waker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Waker")
+    }
+}
+
+/// Whether a pack may be begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fits {
+    Well,
+    /// It may, but it is time for a sweep.
+    Tightly,
+    Not,
+}
+
+impl RoomNote {
+    fn fits(&self, begun_bytes: u64) -> Fits {
+        match self.taken_bytes.saturating_add(begun_bytes) {
+            taken if taken > self.capacity_bytes => Fits::Not,
+            taken if taken > self.high_bytes => Fits::Tightly,
+            _ => Fits::Well,
+        }
+    }
+}
+
+impl<I: TierIo> Tier<I> {
+    /// Sets what is called when room is wanted: it should have the tier swept soon. Once per tier.
+    pub fn on_room_wanted(&self, wake: impl Fn() + Send + Sync + 'static) {
+        let _ = self.core.waker.set(Waker(Box::new(wake)));
+    }
+}
+
+impl<I: TierIo> Core<I> {
+    /// Refuses to begin what cannot end: the file system, or the configured capacity, lacks the room.
+    pub(super) fn check_room(&self, pack: &PackId, missing_bytes: u64) -> Result<(), TierError> {
+        let space = self.io.space().ok();
+        if space.is_some_and(|space| space.free_bytes < missing_bytes) || !self.fits(pack, missing_bytes) {
+            self.want_room();
+            let source = std::io::Error::from_raw_os_error(nix::libc::ENOSPC);
+            return Err(TierError::io("stage", &layout::staging_dir(pack), source));
+        }
+        Ok(())
+    }
+
+    fn fits(&self, pack: &PackId, missing_bytes: u64) -> bool {
+        if self.cfg.capacity_bytes.or(self.marker.capacity_bytes).is_none() {
+            return true;
+        }
+        self.look_for_room();
+        let fits = {
+            let mut state = self.state.lock();
+            let room = &mut state.room;
+            let others = room.begun.iter().filter(|(begun, _)| *begun != pack).map(|(_, len)| len).sum::<u64>();
+            let counted = room.note.as_ref().is_some_and(|note| note.staged.contains(pack));
+            let more = if counted { others } else { others.saturating_add(missing_bytes) };
+            // Nobody has noted anything yet: it is time for the first sweep.
+            let known = room.note.as_ref().map_or(Fits::Tightly, |note| note.fits(more));
+            if known != Fits::Not {
+                room.begun.insert(*pack, if counted { 0 } else { missing_bytes });
+            }
+            known
+        };
+        if fits == Fits::Tightly {
+            self.want_room();
+        }
+        fits != Fits::Not
+    }
+
+    /// Reads the steward's note, unless it was read just now.
+    fn look_for_room(&self) {
+        let now_ms = self.clock.monotonic_ms();
+        let is_known = |at: u64| now_ms.saturating_sub(at) < BELIEVED_MS;
+        if self.state.lock().room.looked_ms.is_some_and(is_known) {
+            return;
+        }
+        let note = self.read_json::<RoomNote>(layout::ROOM).ok().flatten();
+        let mut state = self.state.lock();
+        state.room.looked_ms = Some(now_ms);
+        if note != state.room.note {
+            // What was begun before it is in its sums.
+            state.room.begun.clear();
+            state.room.note = note;
+        }
+    }
+
+    fn want_room(&self) {
+        let now_ms = self.clock.monotonic_ms();
+        {
+            let mut state = self.state.lock();
+            if state.room.asked_ms.is_some_and(|at| now_ms.saturating_sub(at) < ASK_PERIOD_MS) {
+                return;
+            }
+            state.room.asked_ms = Some(now_ms);
+        }
+        if let Some(waker) = self.waker.get() {
+            (waker.0)();
+        }
+    }
+
+    /// Notes what is taken after a sweep that moved these bytes of commits away.
+    pub(super) fn note_room(&self, scan: &Scan, plan: &SweepPlan, evicted_bytes: u64) -> Result<(), TierError> {
+        let Some(capacity_bytes) = self.cfg.capacity_bytes.or(self.marker.capacity_bytes) else {
+            return Ok(());
+        };
+        let accepted = scan.staging.iter().filter(|staging| staging.accepted);
+        let coming = accepted.clone().map(StagingScan::coming_bytes).sum::<u64>();
+        let note = RoomNote {
+            format: 1,
+            taken_bytes: plan.taken_bytes.saturating_sub(evicted_bytes).saturating_add(coming),
+            staged: accepted.filter_map(|staging| staging.pack).collect(),
+            capacity_bytes,
+            high_bytes: plan.high_bytes,
+        };
+        if self.read_json::<RoomNote>(layout::ROOM).ok().flatten().as_ref() == Some(&note) {
+            return Ok(());
+        }
+        self.replace(layout::ROOM, &serde_json::to_vec(&note).expect("plain fields"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_above_the_high_watermark_is_tight_and_above_the_capacity_does_not_fit() {
+        let staged = BTreeSet::new();
+        let note = RoomNote { format: 1, staged, taken_bytes: 50, capacity_bytes: 100, high_bytes: 90 };
+        assert_eq!(note.fits(40), Fits::Well);
+        assert_eq!(note.fits(41), Fits::Tightly);
+        assert_eq!(note.fits(50), Fits::Tightly);
+        assert_eq!(note.fits(51), Fits::Not);
+    }
+}
