@@ -62,7 +62,7 @@ impl<I: TierIo> Tier<I> {
     fn compare(&self, findings: &mut Vec<Finding>) -> Result<(Scan, TierUsage, u64), TierError> {
         let mut tries = 0;
         loop {
-            let scan = self.core.scan()?;
+            let scan = self.core.scan_afresh()?;
             let usage = account(&scan.facts(self.configured_capacity_bytes()));
             let walked = self.core.walk()?;
             tries += 1;

@@ -13,7 +13,7 @@
 //! * [`records`]: which commits are cached, mounted, kept. [`holds`]: hard links of a mount.
 //! * `siblings`: what a process can prove about others of its node.
 //! * `room`: nothing is begun that would not fit.
-//! * [`scan`]: a snapshot of everything. [`plan`]: what to do about it (pure). [`sweep`]: doing it.
+//! * [`scan`]: a snapshot of everything (`fans`: of the objects). [`plan`]: what to do about it (pure). [`sweep`]: doing it.
 //! * [`check`]: accounting against a full walk. `why`: what protects a commit, and what was decided.
 //!
 //! Invariants (`docs/formats/tier.md` has the order of writes and the crash table):
@@ -39,6 +39,7 @@ use crate::format::ids::{NodeId, TierId};
 pub mod check;
 pub mod clock;
 mod error;
+mod fans;
 mod files;
 pub mod holds;
 pub mod io;
@@ -173,6 +174,8 @@ struct State {
     /// Records that were read, by path: they never change.
     records: BTreeMap<String, Arc<Record>>,
     room: room::Room,
+    /// What the fans of the objects held.
+    listed: BTreeMap<u8, Arc<fans::Fan>>,
 }
 
 impl Tier<RealIo> {

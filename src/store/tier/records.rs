@@ -7,6 +7,8 @@
 //! away, then look at the leases; objects away, then look at the records. So either the one sees the
 //! record missing and writes it again, or the other sees the lease and puts the record back.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
 use crate::format::ids::{CommitId, LakeId, NodeId, PackId, PlacementId};
@@ -364,6 +366,28 @@ impl<I: TierIo> Core<I> {
             return Ok(true);
         }
         self.write_new(&path, &record.encode(self.clock.wall_ms())).map(|new| !new)
+    }
+
+    /// Reads a record; they never change, so once. None: it is gone, or damaged.
+    pub(super) fn known_record(&self, path: &str) -> Result<Option<Arc<Record>>, TierError> {
+        if let Some(record) = self.state.lock().records.get(path) {
+            return Ok(Some(Arc::clone(record)));
+        }
+        let Some(bytes) = self.read_small(path)? else {
+            return Ok(None);
+        };
+        let Ok(record) = Record::decode(&bytes) else {
+            return Ok(None);
+        };
+        let record = Arc::new(record);
+        self.state.lock().records.insert(path.to_owned(), Arc::clone(&record));
+        Ok(Some(record))
+    }
+
+    /// Reads a commit's records again next time.
+    pub(super) fn forget_records(&self, key: &CommitKey) {
+        let dir = format!("{}/", layout::commit_dir(key));
+        self.state.lock().records.retain(|path, _| !path.starts_with(&dir));
     }
 
     /// Writes down that a commit was used: the file's time counts, its text is for people.

@@ -17,6 +17,8 @@ use crate::store::tier::{Core, Tier};
 
 /// How long the note is believed without another look.
 const BELIEVED_MS: u64 = 500;
+/// What was begun is in the sums of the second note since.
+const NOTES_MAX: u8 = 2;
 /// The steward is not asked more often.
 const ASK_PERIOD_MS: u64 = 2000;
 
@@ -24,6 +26,8 @@ const ASK_PERIOD_MS: u64 = 2000;
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct RoomNote {
     format: u32,
+    /// Server's clock when the sweep looked.
+    time_ms: i64,
     /// Without what leaves by itself (trash, orphans), with all of the packs below.
     taken_bytes: u64,
     /// Packs that are being staged.
@@ -38,8 +42,16 @@ pub(super) struct Room {
     note: Option<RoomNote>,
     looked_ms: Option<u64>,
     asked_ms: Option<u64>,
-    /// Packs begun since the note, and their lengths.
-    begun: BTreeMap<PackId, u64>,
+    /// Packs begun lately.
+    begun: BTreeMap<PackId, Begun>,
+}
+
+/// A pack that this process has begun.
+#[derive(Debug, Clone, Copy)]
+struct Begun {
+    len_bytes: u64,
+    /// How many notes have come since.
+    notes: u8,
 }
 
 /// Whom to wake where room is wanted.
@@ -97,13 +109,15 @@ impl<I: TierIo> Core<I> {
         let fits = {
             let mut state = self.state.lock();
             let room = &mut state.room;
-            let others = room.begun.iter().filter(|(begun, _)| *begun != pack).map(|(_, len)| len).sum::<u64>();
+            let others = room.begun.iter().filter(|(begun, _)| *begun != pack);
+            let others = others.map(|(_, begun)| begun.len_bytes).sum::<u64>();
             let counted = room.note.as_ref().is_some_and(|note| note.staged.contains(pack));
             let more = if counted { others } else { others.saturating_add(missing_bytes) };
             // Nobody has noted anything yet: it is time for the first sweep.
             let known = room.note.as_ref().map_or(Fits::Tightly, |note| note.fits(more));
             if known != Fits::Not {
-                room.begun.insert(*pack, if counted { 0 } else { missing_bytes });
+                let len_bytes = if counted { 0 } else { missing_bytes };
+                room.begun.insert(*pack, Begun { len_bytes, notes: 0 });
             }
             known
         };
@@ -124,8 +138,12 @@ impl<I: TierIo> Core<I> {
         let mut state = self.state.lock();
         state.room.looked_ms = Some(now_ms);
         if note != state.room.note {
-            // What was begun before it is in its sums.
-            state.room.begun.clear();
+            // The sweep that wrote it may have looked before a pack was begun; the next one has not.
+            let staged = note.as_ref().map(|note| note.staged.clone()).unwrap_or_default();
+            state.room.begun.retain(|pack, begun| {
+                begun.notes += 1;
+                begun.notes < NOTES_MAX && !staged.contains(pack)
+            });
             state.room.note = note;
         }
     }
@@ -153,14 +171,12 @@ impl<I: TierIo> Core<I> {
         let coming = accepted.clone().map(StagingScan::coming_bytes).sum::<u64>();
         let note = RoomNote {
             format: 1,
+            time_ms: scan.now_ms,
             taken_bytes: plan.taken_bytes.saturating_sub(evicted_bytes).saturating_add(coming),
             staged: accepted.filter_map(|staging| staging.pack).collect(),
             capacity_bytes,
             high_bytes: plan.high_bytes,
         };
-        if self.read_json::<RoomNote>(layout::ROOM).ok().flatten().as_ref() == Some(&note) {
-            return Ok(());
-        }
         self.replace(layout::ROOM, &serde_json::to_vec(&note).expect("plain fields"))
     }
 }
@@ -172,7 +188,7 @@ mod tests {
     #[test]
     fn what_is_above_the_high_watermark_is_tight_and_above_the_capacity_does_not_fit() {
         let staged = BTreeSet::new();
-        let note = RoomNote { format: 1, staged, taken_bytes: 50, capacity_bytes: 100, high_bytes: 90 };
+        let note = RoomNote { format: 1, time_ms: 0, staged, taken_bytes: 50, capacity_bytes: 100, high_bytes: 90 };
         assert_eq!(note.fits(40), Fits::Well);
         assert_eq!(note.fits(41), Fits::Tightly);
         assert_eq!(note.fits(50), Fits::Tightly);

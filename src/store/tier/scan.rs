@@ -254,6 +254,15 @@ impl Scan {
 
 impl<I: TierIo> Core<I> {
     pub(super) fn scan(&self) -> Result<Scan, TierError> {
+        self.scan_with(false)
+    }
+
+    /// The same, and believes nothing that was seen before.
+    pub(super) fn scan_afresh(&self) -> Result<Scan, TierError> {
+        self.scan_with(true)
+    }
+
+    fn scan_with(&self, fresh: bool) -> Result<Scan, TierError> {
         let now_ms = self.now_ms()?;
         let mut scan = Scan { now_ms, ..Scan::default() };
         scan.space = self.io.space().map_err(|e| TierError::io("measure", ".", e))?;
@@ -261,13 +270,13 @@ impl<I: TierIo> Core<I> {
         // In the direction in which things move, so that nothing is missed; what is seen under two
         // names counts once.
         self.scan_staging(&mut scan)?;
-        self.scan_objects(&mut scan)?;
+        self.scan_objects(&mut scan, fresh)?;
         for staging in &mut scan.staging {
             let new = staging.files.iter().filter(|(id, _)| scan.seen.insert(*id));
             staging.bytes = new.map(|(_, bytes)| bytes).sum();
         }
         self.scan_holds(&mut scan)?;
-        self.scan_commits(&mut scan)?;
+        self.scan_commits(&mut scan, fresh)?;
         self.scan_trash(&mut scan)?;
         self.scan_quarantine(&mut scan)?;
         for listed in self.list(layout::TEMP)?.unwrap_or_default() {
@@ -282,26 +291,19 @@ impl<I: TierIo> Core<I> {
         Ok(scan)
     }
 
-    fn scan_objects(&self, scan: &mut Scan) -> Result<(), TierError> {
+    fn scan_objects(&self, scan: &mut Scan, fresh: bool) -> Result<(), TierError> {
         let mut sidecars = Vec::new();
         for fan in 0..=255u8 {
-            let dir = format!("{}/{fan:02x}", layout::OBJECTS);
-            for listed in self.list(&dir)?.unwrap_or_default() {
-                let path = format!("{dir}/{}", listed.name);
-                let Some(name) = parse_object(&listed.name).filter(|name| name.path() == path) else {
-                    scan.strangers.push(path);
-                    continue;
-                };
-                let Some(stat) = self.peek(&path)? else {
-                    continue;
-                };
+            let found = self.fan(fan, scan.now_ms, fresh)?;
+            scan.strangers.extend(found.strangers.iter().cloned());
+            for (name, stat) in &found.objects {
                 scan.seen.insert(stat.file_id);
-                match name {
+                match *name {
                     ObjectName::Pack(pack) => {
-                        let (len, identity) = (stat.size_bytes, stat.into());
+                        let (len, identity) = (stat.size_bytes, (*stat).into());
                         scan.objects.insert(pack, ObjectScan { identity, len, sidecar_bytes: 0, has_index: false });
                     }
-                    ObjectName::Sidecar(pack, part) => sidecars.push((pack, part, stat)),
+                    ObjectName::Sidecar(pack, part) => sidecars.push((pack, part, *stat)),
                 }
             }
         }
@@ -440,9 +442,12 @@ impl<I: TierIo> Core<I> {
         Ok(keys)
     }
 
-    fn scan_commits(&self, scan: &mut Scan) -> Result<(), TierError> {
+    fn scan_commits(&self, scan: &mut Scan, fresh: bool) -> Result<(), TierError> {
         let held: BTreeSet<CommitKey> = scan.holds.iter().filter_map(|hold| hold.key).collect();
         for key in self.commit_keys()? {
+            if fresh {
+                self.forget_records(&key);
+            }
             if let Some(mut commit) = self.scan_commit(&key, scan.now_ms)? {
                 commit.held = held.contains(&key);
                 scan.commits.push(commit);
@@ -474,13 +479,16 @@ impl<I: TierIo> Core<I> {
             if layout::parse_record(&listed.name).is_none() {
                 continue;
             }
-            let (Some(bytes), Some(stat)) = (self.read_small(&path)?, self.peek(&path)?) else {
+            let Some(stat) = self.peek(&path)? else {
                 continue;
             };
             commit.last_use_ms = commit.last_use_ms.max(stat.mtime_ms());
-            match Record::decode(&bytes) {
-                Ok(record) if record.key == *key => commit.records.push(record),
-                _ => commit.damaged.push(path),
+            match self.known_record(&path)? {
+                Some(record) if record.key == *key => commit.records.push(Record::clone(&record)),
+                Some(_) => commit.damaged.push(path),
+                None if self.look(&path)?.is_some() => commit.damaged.push(path),
+                // Moved away since it was listed.
+                None => {}
             }
         }
         self.scan_uses(&mut commit, now_ms)?;
