@@ -14,6 +14,9 @@ use crate::store::tier::TierConfig;
 use crate::store::tier::layout::{CommitKey, Sidecar};
 use crate::store::tier::scan::{CommitScan, Scan, StagingScan, signed};
 
+/// What was refused for want of room within this time, or the grace time, is made room for.
+const LATELY_MS: u64 = 60_000;
+
 /// By what the steward decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
@@ -195,8 +198,8 @@ fn for_room(scan: &Scan, policy: &Policy, plan: &mut SweepPlan) {
         *users.entry(pack.pack).or_insert(0) += 1;
     }
     // What comes needs room as well: also what was refused until there is some.
-    let grace_ms = signed(policy.grace_ms);
-    let comes = |staging: &&StagingScan| staging.accepted || staging.idle_ms <= grace_ms;
+    let lately_ms = signed(policy.grace_ms.max(LATELY_MS));
+    let comes = |staging: &&StagingScan| staging.accepted || staging.idle_ms <= lately_ms;
     let coming = scan.staging.iter().filter(comes).map(StagingScan::coming_bytes).sum::<u64>();
     let mut taken = plan.taken_bytes.saturating_add(coming);
     let mut frees = |commit: &CommitScan| {

@@ -102,9 +102,9 @@ impl<I: TierIo> Core<I> {
     }
 
     fn fits(&self, pack: &PackId, missing_bytes: u64) -> bool {
-        if self.cfg.capacity_bytes.or(self.marker.capacity_bytes).is_none() {
+        let Some(capacity_bytes) = self.cfg.capacity_bytes.or(self.marker.capacity_bytes) else {
             return true;
-        }
+        };
         self.look_for_room();
         let fits = {
             let mut state = self.state.lock();
@@ -113,8 +113,12 @@ impl<I: TierIo> Core<I> {
             let others = others.map(|(_, begun)| begun.len_bytes).sum::<u64>();
             let counted = room.note.as_ref().is_some_and(|note| note.staged.contains(pack));
             let more = if counted { others } else { others.saturating_add(missing_bytes) };
-            // Nobody has noted anything yet: it is time for the first sweep.
-            let known = room.note.as_ref().map_or(Fits::Tightly, |note| note.fits(more));
+            let known = match &room.note {
+                Some(note) => note.fits(more),
+                None if more > capacity_bytes => Fits::Not,
+                // Nobody has noted anything yet: it is time for the first sweep.
+                None => Fits::Tightly,
+            };
             if known != Fits::Not {
                 let len_bytes = if counted { 0 } else { missing_bytes };
                 room.begun.insert(*pack, Begun { len_bytes, notes: 0 });
