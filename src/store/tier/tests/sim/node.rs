@@ -324,7 +324,7 @@ impl Worker<'_> {
             let before = baton.tell(|oracle, world| oracle.claim_of(at, span, world));
             match staged.claim(span)? {
                 Claimed::Done => return Ok(()),
-                Claimed::Mine => break,
+                Claimed::Mine | Claimed::TakenOver => break,
                 Claimed::Other { .. } => {
                     let after = baton.tell(|oracle, world| oracle.claim_of(at, span, world));
                     if let (Some((ino, true)), Some((now, true))) = (before, after)
