@@ -43,6 +43,8 @@ struct Subject {
     many: usize,
     /// Says whether its answer to ListParts can be read.
     lists_parts: bool,
+    /// Says whether the condition of a write and the write are one step, as S3 promises.
+    atomic: bool,
 }
 
 fn odd_keys() -> Vec<String> {
@@ -102,7 +104,9 @@ async fn all(subject: &Subject) {
     objects_come_and_go(&*subject.lake).await;
     ranges_are_exact(&*subject.lake).await;
     conditions_hold(&*subject.lake).await;
-    one_of_many_writers_wins(&subject.lake).await;
+    if subject.atomic {
+        one_of_many_writers_wins(&subject.lake).await;
+    }
     odd_keys_are_keys(subject).await;
     listings_are_in_byte_order_and_whole(subject).await;
     uploads_resume(&*subject.lake, subject.lists_parts).await;
@@ -398,6 +402,7 @@ async fn the_embedded_store_in_this_process_conforms() {
         odd_keys: odd_keys(),
         many: 2500,
         lists_parts: true,
+        atomic: true,
     };
     all(&subject).await;
     let left = walk_files(&dir.path().join("lake-bucket/tmp"));
@@ -435,6 +440,7 @@ async fn the_embedded_store_over_tcp_conforms_also_for_two_servers_of_one_direct
         odd_keys: odd_keys(),
         many: 1200,
         lists_parts: true,
+        atomic: true,
     };
     all(&subject).await;
 }
@@ -521,6 +527,7 @@ async fn the_lake_in_memory_conforms_too() {
         odd_keys: odd_keys(),
         many: 700,
         lists_parts: true,
+        atomic: true,
     };
     odd_keys_are_keys(&subject).await;
     listings_are_in_byte_order_and_whole(&subject).await;
@@ -643,6 +650,8 @@ async fn a_foreign_server_conforms() {
         many: 1200,
         // It calls the element ListPartsResponse, which no SDK takes.
         lists_parts: false,
+        // Its threads check the condition, and then write, without a lock.
+        atomic: false,
     };
     all(&subject).await;
     let lake = moto.lake("lake-bucket", "probed").await;
