@@ -6,11 +6,12 @@
 //!
 //! ```text
 //! cli -> node -> fs -> store -> format
+//! cli -> quota
 //! ```
 //!
-//! Arrows point down only: `format` is pure (no I/O, no clock, no async, no logging); `store`
+//! Arrows point down only: `format` and `quota` are pure (no I/O, no clock, no async, no logging); `store`
 //! owns the lake, the tier, fetching and the catalog; `fs` owns the mounted view; `node` owns the
-//! mount table and the control API; `cli` owns the command line. `docs/architecture.md` has the
+//! mount table and the control API; `quota` decides who computes; `cli` owns the command line. `docs/architecture.md` has the
 //! whole picture, `tests/tidy.rs` keeps it true.
 
 // What serves must not panic: tests may.
@@ -21,6 +22,7 @@ pub mod config;
 pub mod format;
 pub mod fs;
 pub mod node;
+pub mod quota;
 pub mod store;
 
 #[cfg(test)]

@@ -1,0 +1,40 @@
+//! Fair shares of GPUs: a snapshot in, a plan out.
+//!
+//! * [`snapshot`]: what is: projects, nodes, jobs. [`plan()`] refuses one that contradicts itself.
+//! * [`plan`](mod@plan): what shall be done: starts, pauses, and [`why`] each other job waits.
+//! * `share`: how much each project deserves. `ledger`: which running jobs stand on which line.
+//! * `cluster`: the GPUs, who takes which. `demands`: where a request may go at all.
+//! * `cycle`: the steps of one decision. `victims`: whom to pause. `explain`: why the others wait.
+//! * `after`: the snapshot once a plan is carried out.
+//!
+//! Invariants: pure (no I/O, no clock, no randomness, no floating point), so a snapshot gives one
+//! plan, in whatever order its parts are listed; no GPU is over-committed; the system settles.
+//! `docs/design/fair-share.md` has the model, the promises and the reasons.
+//!
+//! Inside, projects, nodes and jobs are numbers: positions in lists that are sorted by id once and
+//! never shrink, so indexing with them can't fail.
+
+mod after;
+mod cluster;
+mod cycle;
+mod demands;
+mod explain;
+mod ledger;
+pub mod plan;
+mod share;
+pub mod snapshot;
+mod victims;
+pub mod why;
+
+#[cfg(test)]
+mod tests;
+
+pub use after::after;
+pub use cycle::plan;
+pub use plan::{Cause, Grounds, Plan, Preemption, ProjectShare, Start, Waiting};
+pub use share::{Claim, fair_shares};
+pub use snapshot::{
+    Job, JobId, JobState, Kind, MilliGpus, Node, NodeId, NodeState, Placement, Project, ProjectId, Seat, Snapshot,
+    SnapshotError, Template,
+};
+pub use why::Why;
