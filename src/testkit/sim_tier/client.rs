@@ -370,6 +370,23 @@ impl SimFile {
         self.node
     }
 
+    /// What a tier never does to a file: makes it empty.
+    pub(crate) fn truncate(&self) -> io::Result<()> {
+        self.op(Verb::Extend, |world, client| {
+            client.pages.remove(&self.node);
+            world.truncate(self.node);
+            Ok(())
+        })
+    }
+
+    /// Makes the bytes durable, and no names with them.
+    pub(crate) fn sync_data(&self) -> io::Result<()> {
+        self.op(Verb::Sync, |world, _| {
+            world.sync_file(self.node);
+            Ok(())
+        })
+    }
+
     fn op<T>(&self, verb: Verb, act: impl FnOnce(&mut World, &mut Client) -> io::Result<T>) -> io::Result<T> {
         self.io.op(one(verb, ""), |world, client| {
             if !world.has_name(self.node) {

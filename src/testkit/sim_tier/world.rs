@@ -414,6 +414,13 @@ impl World {
         Ok(())
     }
 
+    pub(super) fn truncate(&mut self, node: u32) {
+        self.damage(node, Vec::clear);
+        if self.watched {
+            self.events.push(Event::Altered { node });
+        }
+    }
+
     pub(super) fn sync_file(&mut self, node: u32) {
         if let Body::File { data, durable } = &mut self.nodes[node as usize].body {
             *durable = Arc::clone(data);

@@ -4,7 +4,7 @@
 //! or early; clocks are off by up to an hour; the power goes. After each step the promises are checked.
 //!
 //! * [`params`]: what a seed stands for. [`baton`]: whose turn it is. [`seam`]: what nodes see of the server.
-//! * [`node`]: what nodes do. [`oracle`]: what must be true. Here: a run, its quiet points, its tests.
+//! * [`node`]: what nodes do. [`oracle`]: what must be true. [`broken`]: rules broken on purpose, and found. Here: a run, its quiet points, its tests.
 //!
 //! `LARDER_SIM_SEED=n cargo test --lib replays_a_seed -- --ignored --nocapture` shows every step of a run.
 
@@ -17,6 +17,7 @@ use super::kit::{self, Pack, new_world, pack};
 use crate::testkit::sim_tier::{Rng, SimWorld};
 
 mod baton;
+mod broken;
 mod node;
 mod oracle;
 mod params;
@@ -250,6 +251,31 @@ fn random_schedules_keep_every_promise() {
             "seed {seed}: {violation}; LARDER_SIM_SEED={seed} cargo test --lib replays_a_seed -- --ignored --nocapture"
         );
     }
+}
+
+/// The long form: `make campaign PART=sim`.
+#[test]
+#[ignore = "make campaign PART=sim"]
+fn campaign_of_random_schedules() {
+    let base = new_world();
+    let begun = std::time::Instant::now();
+    let ends = begun + std::time::Duration::from_secs(60 * number("LARDER_CAMPAIGN_MINUTES", 20));
+    let mut counts = Counts::default();
+    let mut seed = number("LARDER_CAMPAIGN_SEED", 1);
+    let mut said = 0;
+    while std::time::Instant::now() < ends {
+        let found = find(&base, seed..seed + 20, STEPS, &mut counts);
+        seed += 20;
+        let rate = counts.steps as f64 / begun.elapsed().as_secs_f64();
+        if let Some((seed, violation)) = found {
+            panic!("seed {seed}: {violation} (after {} steps)", counts.steps);
+        }
+        if counts.steps / 1_000_000 > said {
+            said = counts.steps / 1_000_000;
+            println!("up to seed {seed}: {counts:?}, {rate:.0} steps/s");
+        }
+    }
+    println!("up to seed {seed}: {counts:?}: every promise kept");
 }
 
 /// Shows every step of one run.

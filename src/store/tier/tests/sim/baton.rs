@@ -31,6 +31,8 @@ struct Actor {
     node: usize,
     wake_ns: i64,
     done: bool,
+    /// It has just moved or linked something: where others may come in between.
+    moved: bool,
 }
 
 /// What the schedule knows of a node.
@@ -153,7 +155,7 @@ impl Baton {
         let count = {
             let mut turns = self.state.lock();
             let count = turns.nodes.len() * 2;
-            turns.actors = (0..count).map(|at| Actor { node: at / 2, wake_ns: 0, done: false }).collect();
+            turns.actors = (0..count).map(|at| Actor { node: at / 2, wake_ns: 0, done: false, moved: false }).collect();
             turns.until = turns.step + steps;
             turns.draining = false;
             let first = self.pick(&mut turns);
@@ -237,6 +239,16 @@ impl Baton {
         self.pass(turns, me);
     }
 
+    /// Which public call the actor is in: its number, and its name.
+    pub(super) fn call_number(&self) -> (usize, u64) {
+        let actor = ACTOR.get();
+        (actor, self.state.lock().oracle.call_of(actor).number)
+    }
+
+    pub(super) fn call_name(&self) -> &'static str {
+        self.state.lock().oracle.call_of(ACTOR.get()).name
+    }
+
     /// A public call begins.
     pub(super) fn calling(&self, node: usize, name: &'static str) {
         let mut turns = self.state.lock();
@@ -311,13 +323,17 @@ impl Baton {
     }
 
     /// What happens to a node before its next operation. True: it cannot do it now.
-    fn strike(&self, turns: &mut Turns, node: usize) -> bool {
-        if turns.rng.one_in(turns.params.crash_one_in) {
+    fn strike(&self, turns: &mut Turns, node: usize, moved: bool) -> bool {
+        let params = turns.params;
+        let often = |one_in: u64| if moved && one_in > 0 { (one_in / 20).max(3) } else { one_in };
+        if turns.rng.one_in(often(params.crash_one_in)) {
             self.kill(turns, node);
             return true;
         }
-        if turns.rng.one_in(turns.params.pause_one_in) {
-            let ms = turns.rng.pick(&[1_000, 20_000, 61_000, 61_000, 130_000, 501_000, 700_000]);
+        if turns.rng.one_in(often(params.pause_one_in)) {
+            // For as long as others need for a call or two; or longer than a claim, the grace time, a lease live.
+            let calls_ms = i64::try_from(params.operation_ms_max * 60).unwrap_or(1_000);
+            let ms = turns.rng.pick(&[calls_ms, calls_ms, 4 * calls_ms, 20_000, 61_000, 130_000, 501_000, 700_000]);
             let now_ns = self.world.with(|world| world.now_ns);
             if let Some(turn) = turns.nodes.get_mut(node) {
                 turn.paused_until_ns = now_ns + ms * MS;
@@ -364,8 +380,10 @@ impl Gate for Baton {
         if !turns.draining && turns.step >= turns.until {
             turns.draining = true;
         }
-        let struck = !turns.draining && self.strike(&mut turns, node);
-        let often = turns.params.switch_one_in;
+        let moving = matches!(call.verb, Verb::Rename | Verb::Link) && !call.to.starts_with("nodes/");
+        let moved = turns.actors.get_mut(me).is_some_and(|actor| std::mem::replace(&mut actor.moved, moving));
+        let struck = !turns.draining && self.strike(&mut turns, node, moved);
+        let often = if moved { 2 } else { turns.params.switch_one_in };
         if struck || turns.rng.one_in(often) {
             self.pass(turns, me);
             turns = self.state.lock();

@@ -9,8 +9,9 @@ use uuid::Uuid;
 
 use super::super::kit::{self, Pack, commit_key, record};
 use super::baton::Baton;
+use super::broken::Broken;
 use super::oracle::{Protection, packs_of};
-use super::params::Params;
+use super::params::{Mix, Params};
 use super::seam::{Seam, SeamFile};
 use crate::format::ids::NodeId;
 use crate::store::tier::io::{TierFile, read_full};
@@ -90,7 +91,8 @@ impl Stage0 {
         let hour_ms = 3_600_000;
         let skew_ms = i64::try_from(rng.below(2 * hour_ms)).unwrap_or(0) - hour_ms as i64;
         let clock = SimClock { world: self.world.clone(), skew_ms };
-        let seam = Seam { io, fans: self.fans.clone() };
+        let (broken, baton) = (self.params.broken, Arc::clone(&self.baton));
+        let seam = Seam { io, fans: self.fans.clone(), broken, baton, skew_ms, seen: Mutex::default() };
         let instance = Uuid::from_u128((u128::from(client) << 96) | (id << 64));
         self.baton.join(node, client);
         let cfg = self.params.config();
@@ -142,6 +144,29 @@ impl Stage0 {
         }
     }
 
+    pub(super) fn breaks(&self, rule: Broken) -> bool {
+        self.params.broken == Some(rule)
+    }
+
+    /// Stewards that break a rule.
+    fn sweep_badly(&self, process: &Process) -> Result<(), TierError> {
+        let core = &process.tier.core;
+        if self.breaks(Broken::TrashEmptiedBlindly) {
+            for batch in process.tier.scan()?.trash {
+                let old = batch.age_ms > i64::try_from(kit::GRACE_MS).unwrap_or(0);
+                for item in batch.items.iter().filter(|item| old && !item.is_dir) {
+                    core.remove(&format!("trash/{}/{}", batch.name, item.name))?;
+                }
+            }
+        }
+        if self.breaks(Broken::LiveStagingGivenUp) {
+            for listed in core.list("staging")?.unwrap_or_default() {
+                core.give_up_staging(&format!("staging/{}", listed.name))?;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn sweep(&self, node: usize, process: &Process) {
         self.baton.calling(node, "sweep");
         let lease = |stage: &Self| {
@@ -151,7 +176,21 @@ impl Stage0 {
             })
         };
         let before = lease(self);
-        match process.tier.steward_step(&process.tier.policy()) {
+        if let Err(error) = self.sweep_badly(process) {
+            self.baton.note(|| format!("sweep failed: {error:?}"));
+        }
+        // What a blind steward has emptied is not mended by another rule first.
+        if self.breaks(Broken::TrashEmptiedBlindly) && self.baton.now_ns() / 1_000_000 % 4 != 0 {
+            return;
+        }
+        let actor = self.baton.call_number().0;
+        self.baton.tell(|oracle, _| oracle.evicts(actor));
+        let swept = process.tier.steward_step(&process.tier.policy());
+        let well = swept.as_ref().is_ok_and(|report| report.failed.is_empty());
+        if self.process(node).is_some_and(|now| now.client == process.client) {
+            self.baton.tell(|oracle, world| oracle.evicted(actor, well, world));
+        }
+        match swept {
             Ok(report) if report.elsewhere => {
                 let ttl_ns = i64::try_from(process.tier.config().claim_ttl_ms).unwrap_or(0) * 1_000_000;
                 let stuck = before.filter(|(_, mtime_ns, now_ns)| now_ns - mtime_ns > ttl_ns).is_some()
@@ -196,9 +235,19 @@ impl Worker<'_> {
     }
 
     fn act(&mut self, process: &Process) -> Result<(), TierError> {
-        let commit = 1 + u8::try_from(self.rng.below(u64::from(super::COMMITS))).unwrap_or(0);
+        // One commit is wanted by everybody, so that they meet.
+        let others = u64::from(super::COMMITS) - 1;
+        let commit = if self.rng.one_in(2) { 1 } else { 2 + u8::try_from(self.rng.below(others)).unwrap_or(0) };
         let tier = &process.tier;
-        match self.rng.below(32) {
+        let favourites: &[u64] = match self.stage.params.mix {
+            Mix::All => &[],
+            Mix::Evicting => &[0, 0, 0, 7, 7, 15, 17, 18, 19, 19, 19, 21, 22],
+            Mix::Filling => &[0, 7, 15, 19, 19, 23, 23, 25, 25],
+            Mix::Damage => &[0, 0, 9, 9, 9, 27, 27, 28],
+        };
+        let choice =
+            if favourites.is_empty() || self.rng.one_in(4) { self.rng.below(32) } else { self.rng.pick(favourites) };
+        match choice {
             0..=6 => self.mount(process, commit),
             7..=8 => self.unmount(),
             9..=13 => self.read_mounted(process),
@@ -242,15 +291,38 @@ impl Worker<'_> {
                 let _ = process.tier.pack(&self.stage.packs[at].id);
             }
         }
+        let early = self.look_early(process, commit);
         self.call("mount");
         let lease = process.tier.lease(&record(commit, self.sources(commit)))?;
         let kind = Protection::Lease { node: self.node };
         let guard = self.stage.baton.tell(|oracle, world| oracle.guard(kind, commit, process.client, world));
         self.hands.leases.push((commit, guard, lease));
+        for at in early {
+            self.stage.baton.tell(|oracle, world| oracle.believe(guard, at, world));
+        }
+        if self.rng.one_in(2) {
+            for at in packs_of(commit) {
+                self.call("look");
+                if process.tier.pack(&self.stage.packs[at].id)?.is_some() {
+                    self.stage.baton.tell(|oracle, world| oracle.believe(guard, at, world));
+                }
+            }
+        }
         if self.rng.one_in(4) {
             return Ok(());
         }
         self.bring(&process.tier, commit)
+    }
+
+    /// What a node that breaks this rule has seen before it is protected.
+    fn look_early(&mut self, process: &Process, commit: u8) -> Vec<usize> {
+        if !self.stage.breaks(Broken::LookedBeforeLease) {
+            return Vec::new();
+        }
+        let there = |at: &usize| process.tier.pack(&self.stage.packs[*at].id).is_ok_and(|found| found.is_some());
+        let seen = packs_of(commit).filter(there).collect();
+        self.stage.baton.sleep_ms(200_000);
+        seen
     }
 
     fn unmount(&mut self) -> Result<(), TierError> {
@@ -346,6 +418,9 @@ impl Worker<'_> {
         }
         self.stage.baton.count(|counts| counts.fetched_spans += 1);
         self.stage.baton.sleep_ms(1 + self.rng.clone().below(3_000));
+        if self.stage.breaks(Broken::MarkedBeforeWritten) {
+            staged.span_done(span)?;
+        }
         self.write_span(staged, at, span)?;
         self.call("mark");
         staged.span_done(span)
@@ -353,7 +428,10 @@ impl Worker<'_> {
 
     fn write_span(&self, staged: &Stage<Seam>, at: usize, span: u32) -> Result<(), TierError> {
         let range = staged.span_range(span);
-        let bytes = &self.stage.packs[at].bytes;
+        let mut bytes = self.stage.packs[at].bytes.clone();
+        if self.stage.breaks(Broken::Unverified) && self.stage.baton.now_ns() / 1_000_000 % 8 == 0 {
+            bytes[range.start as usize] ^= 1;
+        }
         let middle = range.start + (range.end - range.start) / 2;
         self.call("write");
         staged.write_at(&bytes[range.start as usize..middle as usize], range.start)?;
@@ -463,8 +541,13 @@ impl Worker<'_> {
         if self.judge(at, found, &bytes) {
             return Ok(());
         }
+        let mut identity = found.identity;
+        if self.stage.breaks(Broken::SetAsideByName) {
+            self.stage.baton.sleep_ms(5_000);
+            identity = tier.pack(&self.stage.packs[at].id)?.map_or(identity, |now| now.identity);
+        }
         self.call("set aside");
-        if tier.quarantine(&self.stage.packs[at].id, &found.identity, "other bytes")? == Quarantined::SetAside {
+        if tier.quarantine(&self.stage.packs[at].id, &identity, "other bytes")? == Quarantined::SetAside {
             self.stage.baton.count(|counts| counts.set_aside += 1);
         }
         Ok(())
@@ -485,14 +568,35 @@ impl Worker<'_> {
 
     fn uncache(&self, tier: &SimTier, commit: u8) -> Result<(), TierError> {
         self.call("uncache");
-        tier.uncache(&commit_key(commit))?;
+        if self.stage.breaks(Broken::SharedObjectsMoved) && self.stage.world.with(|world| world.now_ns) % 2_000_000 == 0
+        {
+            return self.evict_badly(tier, commit);
+        }
         let actor = self.node * 2 + 1;
+        self.stage.baton.tell(|oracle, _| oracle.evicts(actor));
+        let uncached = tier.uncache(&commit_key(commit));
+        let well = matches!(uncached, Ok(_) | Err(TierError::Busy { .. } | TierError::NotCached { .. }));
+        let life = self.hands.life;
+        if self.stage.process(self.node).is_some_and(|now| now.life == life) {
+            self.stage.baton.tell(|oracle, world| oracle.evicted(actor, well, world));
+        }
+        uncached?;
         self.stage.baton.tell(|oracle, world| {
             let since = oracle.call_since(actor);
             if oracle.was_protected(commit, since, world) {
                 oracle.violate("P5", &format!("commit {commit} was removed, and it was protected all the time"));
             }
         });
+        Ok(())
+    }
+
+    /// Moves all that a commit needs, whoever else needs it.
+    fn evict_badly(&self, tier: &SimTier, commit: u8) -> Result<(), TierError> {
+        let batch = tier.core.new_batch()?;
+        for at in packs_of(commit) {
+            let id = self.stage.packs[at].id;
+            tier.core.move_away(&crate::store::tier::layout::object(&id), &format!("{batch}/{id}"))?;
+        }
         Ok(())
     }
 

@@ -60,9 +60,10 @@ struct Turn {
 
 /// The public call that an actor is in.
 #[derive(Debug, Clone, Copy, Default)]
-struct InCall {
-    name: &'static str,
+pub(super) struct InCall {
+    pub name: &'static str,
     since: u64,
+    pub number: u64,
 }
 
 #[derive(Debug)]
@@ -80,7 +81,10 @@ pub(super) struct Oracle {
     calls: BTreeMap<usize, InCall>,
     acting: usize,
     damaged: BTreeSet<u32>,
-    forgotten: BTreeSet<String>,
+    /// Actors that are evicting just now.
+    evicting: BTreeSet<usize>,
+    /// One of them died or failed half-way: the next sweep mends it.
+    leftover: bool,
     pub(super) violation: Option<String>,
     step: u64,
 }
@@ -110,7 +114,8 @@ impl Oracle {
             calls: BTreeMap::new(),
             acting: usize::MAX,
             damaged: BTreeSet::new(),
-            forgotten: BTreeSet::new(),
+            evicting: BTreeSet::new(),
+            leftover: false,
             violation: None,
             step: 0,
         }
@@ -124,7 +129,8 @@ impl Oracle {
     }
 
     pub(super) fn calling(&mut self, actor: usize, _node: usize, name: &'static str, step: u64) {
-        self.calls.insert(actor, InCall { name, since: step });
+        let number = self.call_of(actor).number + 1;
+        self.calls.insert(actor, InCall { name, since: step, number });
     }
 
     pub(super) fn acting(&mut self, actor: usize) {
@@ -132,7 +138,11 @@ impl Oracle {
     }
 
     fn call(&self) -> InCall {
-        self.calls.get(&self.acting).copied().unwrap_or_default()
+        self.call_of(self.acting)
+    }
+
+    pub(super) fn call_of(&self, actor: usize) -> InCall {
+        self.calls.get(&actor).copied().unwrap_or_default()
     }
 
     // What nodes were promised.
@@ -155,6 +165,7 @@ impl Oracle {
         self.next_guard += 1;
         self.guards.insert(id, guard);
         self.check_guards(world);
+        self.check_in_place(world);
         id
     }
 
@@ -171,6 +182,15 @@ impl Oracle {
 
     pub(super) fn end_holds(&mut self) {
         self.guards.retain(|_, guard| guard.kind != Protection::Hold);
+    }
+
+    /// A node has seen a pack after it was promised protection: it counts on it.
+    pub(super) fn believe(&mut self, guard: u64, pack: usize, world: &World) {
+        self.see_lapses(world);
+        if let Some(guard) = self.guards.get_mut(&guard).filter(|guard| !guard.lapsed) {
+            guard.present |= bit(pack);
+        }
+        self.check_guards(world);
     }
 
     /// What protects ends now.
@@ -215,10 +235,46 @@ impl Oracle {
 
     pub(super) fn died(&mut self, node: usize) {
         self.guards.retain(|_, guard| guard.kind != Protection::Lease { node });
+        for actor in [2 * node, 2 * node + 1] {
+            self.leftover |= self.evicting.remove(&actor);
+        }
     }
 
-    pub(super) fn forget_node(&mut self, node: String) {
-        self.forgotten.insert(node);
+    /// A call that may evict begins.
+    pub(super) fn evicts(&mut self, actor: usize) {
+        self.evicting.insert(actor);
+    }
+
+    /// It ended; with an error it may have left something half-way.
+    pub(super) fn evicted(&mut self, actor: usize, well: bool, world: &World) {
+        self.leftover |= !(self.evicting.remove(&actor) && well);
+        self.check_in_place(world);
+    }
+
+    /// Nobody is evicting, and nobody died at it: what is protected is where it belongs.
+    fn check_in_place(&mut self, world: &World) {
+        if self.leftover || !self.evicting.is_empty() {
+            return;
+        }
+        self.see_lapses(world);
+        let guards: Vec<Guard> = self.guards.values().filter(|guard| !guard.lapsed).cloned().collect();
+        for guard in guards {
+            let (commit, kind) = (guard.commit, guard.kind);
+            if self.recorded_since(commit).is_none() {
+                self.violate(
+                    "P5",
+                    &format!("commit {commit}, protected by {kind:?}, has no record, and nobody is evicting"),
+                );
+            }
+            for pack in packs_of(commit) {
+                let good = |ino: &u32| !self.damaged.contains(ino);
+                let away = self.copies.get(pack).is_some_and(|c| c.object.is_none() && c.trash.iter().any(good));
+                if guard.present & bit(pack) != 0 && away {
+                    let text = format!("pack {pack} of commit {commit}, protected by {kind:?}, was not put back");
+                    self.violate("P5", &text);
+                }
+            }
+        }
     }
 
     /// Only what was said to be published is sure to be there afterwards.
@@ -281,7 +337,7 @@ impl Oracle {
             }
         }
         for event in &events {
-            if let Event::Named { was: Some(ino), is: None, .. } = event {
+            if let Event::Named { was: Some(ino), .. } = event {
                 self.check_removed_turn(world, client, *ino);
             }
         }
@@ -569,6 +625,8 @@ impl Oracle {
 
     /// Sweeps have been made since the last thing happened: everything is where it belongs.
     pub(super) fn check_settled(&mut self, world: &World) {
+        self.leftover = false;
+        self.evicting.clear();
         self.see_lapses(world);
         let guards: Vec<Guard> = self.guards.values().filter(|guard| !guard.lapsed).cloned().collect();
         for guard in guards {

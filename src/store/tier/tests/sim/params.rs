@@ -4,6 +4,16 @@ use crate::store::tier::TierConfig;
 use crate::testkit::sim_tier::Rng;
 
 use super::super::kit;
+use super::broken::Broken;
+
+/// What nodes do most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mix {
+    All,
+    Evicting,
+    Filling,
+    Damage,
+}
 
 /// How one run goes. Everything follows from the seed.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +35,9 @@ pub(super) struct Params {
     pub heartbeat_ms: u64,
     pub ttl_ms: u64,
     pub capacity_bytes: Option<u64>,
+    pub mix: Mix,
+    /// The rule of the protocol that nodes do not keep.
+    pub broken: Option<Broken>,
 }
 
 impl Params {
@@ -39,13 +52,15 @@ impl Params {
             crash_one_in: rng.pick(&[0, 0, 300, 1500]),
             fault_one_in: rng.pick(&[0, 0, 0, 40, 300]),
             power_cuts: rng.one_in(4),
-            damage: rng.one_in(3),
+            damage: rng.one_in(2),
             nfs3: rng.one_in(3),
             full: rng.one_in(8),
             idle_ms_max: rng.pick(&[100, 3_000, 30_000]),
             heartbeat_ms: rng.pick(&[10_000, 30_000]),
             ttl_ms: rng.pick(&[1_000, 60_000, kit::TTL_MS]),
             capacity_bytes: rng.pick(&[None, None, Some(900), Some(2_000)]),
+            mix: rng.pick(&[Mix::All, Mix::Evicting, Mix::Evicting, Mix::Filling, Mix::Damage]),
+            broken: None,
         }
     }
 

@@ -1,0 +1,133 @@
+//! Rules of the protocol that are broken on purpose, one at a time: the simulation must find each, or its
+//! silence about the real protocol says nothing.
+
+use super::super::kit::new_world;
+use super::baton::Counts;
+use super::params::Params;
+use super::simulate;
+
+/// A rule that is not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Broken {
+    /// Bytes are marked, and published, without having been made durable.
+    BytesNotSynced,
+    /// Names are not made durable.
+    NamesNotSynced,
+    /// A span is marked before its bytes are written.
+    MarkedBeforeWritten,
+    /// What arrives is not checked.
+    Unverified,
+    /// Marks count for any data file of the pack.
+    NoGenerations,
+    /// Publishing copies instead of linking.
+    PublishedByCopy,
+    /// A staging file that is opened again is emptied.
+    Truncated,
+    /// Who mounts looks at the objects before its lease and record are there.
+    LookedBeforeLease,
+    /// Who evicts does not look at the leases again after it took the record.
+    LeasesSeenOnce,
+    /// Who evicts does not look at the records again after it moved an object.
+    RecordsSeenOnce,
+    /// Who evicts moves objects that other commits' records name.
+    SharedObjectsMoved,
+    /// What was moved away and is needed is not put back.
+    NotPutBack,
+    /// The trash is emptied without a last look.
+    TrashEmptiedBlindly,
+    /// What was taken over is not looked at once more.
+    TakenOverUnseen,
+    /// Ages are taken from the host's clock.
+    HostsClock,
+    /// A claim replaces another's.
+    ClaimsReplace,
+    /// What a client remembers of names is believed.
+    NoRefresh,
+    /// Who keeps does not look for the record again.
+    RecordSeenOnceByKeep,
+    /// A hold has links and no text that says whose.
+    HoldUntold,
+    /// An object is set aside by its name.
+    SetAsideByName,
+    /// Staging is given up under a live claim.
+    LiveStagingGivenUp,
+    /// A file with two names is counted twice.
+    CountedTwice,
+    /// Temporary files stay.
+    NothingRemoved,
+}
+
+impl Broken {
+    /// Worlds in which it can matter at all.
+    fn arrange(self, params: &mut Params) {
+        match self {
+            Self::BytesNotSynced | Self::NamesNotSynced => {
+                (params.power_cuts, params.crash_one_in) = (true, 300);
+            }
+            Self::SetAsideByName => params.damage = true,
+            _ => {}
+        }
+    }
+}
+
+/// Seeds that are tried for each.
+const SEEDS: u64 = 150;
+
+/// The simulation reports that this promise is broken; gives the seed.
+#[track_caller]
+fn is_found(broken: Broken, promise: &str) {
+    let base = new_world();
+    let mut counts = Counts::default();
+    let mut others = Vec::new();
+    for seed in 1..=SEEDS {
+        let mut params = Params::of(seed);
+        params.broken = Some(broken);
+        broken.arrange(&mut params);
+        let outcome = simulate(&base, params, 1_500, false);
+        counts.add(&outcome.counts);
+        match outcome.violation {
+            Some(violation) if violation.starts_with(promise) => {
+                println!("{broken:?}: seed {seed}, after {} steps: {violation}", counts.steps);
+                return;
+            }
+            Some(violation) => others.push(violation),
+            None => {}
+        }
+    }
+    panic!("{broken:?} was not found to break {promise} in {} steps; {others:?}", counts.steps);
+}
+
+macro_rules! rules {
+    ($($name:ident: $broken:ident breaks $promise:literal;)*) => {
+        $(#[test]
+        fn $name() {
+            is_found(Broken::$broken, $promise);
+        })*
+    };
+}
+
+rules! {
+    bytes_that_are_not_synced_are_found: BytesNotSynced breaks "P2";
+    names_that_are_not_synced_are_found: NamesNotSynced breaks "P5";
+    a_mark_before_its_bytes_is_found: MarkedBeforeWritten breaks "P2";
+    unverified_bytes_are_found: Unverified breaks "P2";
+    marks_of_another_generation_are_found: NoGenerations breaks "P2";
+    publishing_by_copy_is_found: PublishedByCopy breaks "P2";
+    truncating_a_staging_file_is_found: Truncated breaks "P2";
+    looking_before_the_lease_is_found: LookedBeforeLease breaks "P5";
+    evicting_without_a_second_look_at_leases_is_found: LeasesSeenOnce breaks "P5";
+    evicting_without_a_second_look_at_records_is_found: RecordsSeenOnce breaks "P5";
+    moving_what_others_need_is_found: SharedObjectsMoved breaks "P5";
+    not_putting_back_is_found: NotPutBack breaks "P5";
+    emptying_the_trash_blindly_is_found: TrashEmptiedBlindly breaks "P5";
+    taking_over_without_a_second_look_is_found: TakenOverUnseen breaks "P";
+    ages_by_the_hosts_clock_are_found: HostsClock breaks "P";
+    claims_that_replace_are_found: ClaimsReplace breaks "P4";
+    believing_remembered_names_is_found: NoRefresh breaks "P5";
+    keeping_without_a_second_look_is_found: RecordSeenOnceByKeep breaks "P5";
+    a_hold_that_says_nothing_is_found: HoldUntold breaks "P5";
+    setting_aside_by_name_is_found: SetAsideByName breaks "P2";
+    giving_up_live_staging_is_found: LiveStagingGivenUp breaks "P4";
+    counting_twice_is_found: CountedTwice breaks "P8";
+    leaving_temporary_files_is_found: NothingRemoved breaks "liveness";
+}
