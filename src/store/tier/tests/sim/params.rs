@@ -43,7 +43,7 @@ pub(super) struct Params {
 impl Params {
     pub(super) fn of(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x9a7a);
-        Self {
+        let mut params = Self {
             seed,
             nodes: 2 + usize::try_from(rng.below(2)).unwrap_or(0),
             switch_one_in: rng.pick(&[1, 2, 4, 8, 24]),
@@ -61,7 +61,12 @@ impl Params {
             capacity_bytes: rng.pick(&[None, None, Some(900), Some(2_000)]),
             mix: rng.pick(&[Mix::All, Mix::Evicting, Mix::Evicting, Mix::Filling, Mix::Damage]),
             broken: None,
+        };
+        if params.mix == Mix::Evicting {
+            // Calls must overlap: nobody idles for longer than one takes.
+            params.idle_ms_max = params.operation_ms_max * 40;
         }
+        params
     }
 
     pub(super) fn config(&self) -> TierConfig {
