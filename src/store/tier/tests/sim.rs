@@ -9,7 +9,6 @@
 //! `LARDER_SIM_SEED=n cargo test --lib replays_a_seed -- --ignored --nocapture` shows every step of a run.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use parking_lot::Mutex;
 

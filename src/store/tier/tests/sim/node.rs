@@ -14,7 +14,7 @@ use super::oracle::{Protection, packs_of};
 use super::params::{Mix, Params};
 use super::seam::{Seam, SeamFile};
 use crate::format::ids::NodeId;
-use crate::store::tier::io::{TierFile, read_full};
+use crate::store::tier::io::read_full;
 use crate::store::tier::{Claimed, Hold, Lease, PackFile, Quarantined, Sidecar, Stage, Tier, TierError};
 use crate::testkit::sim_tier::{Rng, SimClock, SimWorld};
 

@@ -173,11 +173,12 @@ impl Oracle {
     pub(super) fn guard_hold(&mut self, lease: u64, commit: u8, world: &World) -> u64 {
         self.see_lapses(world);
         let under = self.guards.get(&lease).is_some_and(|guard| !guard.lapsed);
-        let id = self.guard(Protection::Hold, commit, 0, world);
-        if let Some(guard) = self.guards.get_mut(&id).filter(|_| !under) {
-            guard.lapsed = true;
+        if !under {
+            // Nothing was promised: the lease had expired.
+            self.next_guard += 1;
+            return self.next_guard - 1;
         }
-        id
+        self.guard(Protection::Hold, commit, 0, world)
     }
 
     pub(super) fn end_holds(&mut self) {
