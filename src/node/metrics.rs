@@ -54,6 +54,8 @@ metrics! {
     FETCH_TIER_ERRORS = "larder_tier_errors_total", Counter, ["tier"], "errors", "Errors of the tier that readers did not see";
     FETCH_VERIFY_SECONDS = "larder_verify_seconds_total", Counter, ["tier"], "seconds", "Time spent digesting";
     FETCH_PUBLISHED = "larder_packs_published_total", Counter, ["tier"], "packs", "Packs published by this daemon";
+    FETCH_PUBLISHED_BYTES = "larder_published_bytes_total", Counter, ["tier"], "bytes",
+        "Bytes of the packs published by this daemon; of all nodes, lake bytes divided by these is what a byte cost the lake";
     FETCH_IN_FLIGHT = "larder_fetch_in_flight_bytes", Gauge, ["tier"], "bytes", "Bytes asked from the lake and not yet handed on";
     FETCH_MEMORY = "larder_fetch_memory_bytes", Gauge, ["tier"], "bytes", "Verified buffers in memory";
     FETCH_OPEN_FILES = "larder_tier_open_files", Gauge, ["tier"], "files", "Files of the tier held open";
@@ -146,6 +148,7 @@ impl Page {
             (FETCH_TIER_ERRORS, stats.tier_errors as f64),
             (FETCH_VERIFY_SECONDS, stats.verify_us as f64 / 1e6),
             (FETCH_PUBLISHED, stats.packs_published as f64),
+            (FETCH_PUBLISHED_BYTES, stats.bytes_published as f64),
             (FETCH_IN_FLIGHT, stats.in_flight_bytes as f64),
             (FETCH_MEMORY, stats.memory_bytes as f64),
             (FETCH_OPEN_FILES, stats.open_files as f64),

@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::format::ids::{PackId, TierId};
-use crate::store::fetch::{Fetcher, Peers};
+use crate::store::fetch::{Given, Peers};
 use crate::store::tier::{PeerKey, Tier};
 
 use super::daemon::{Daemon, OpenTier, blocking};
@@ -148,7 +148,7 @@ async fn pack(
     Query(wanted): Query<Wanted>,
     uri: Uri,
     headers: HeaderMap,
-) -> Result<Bytes, StatusCode> {
+) -> Result<(StatusCode, Bytes), StatusCode> {
     let Ok(_permit) = peering.requests.try_acquire() else {
         return Err(StatusCode::SERVICE_UNAVAILABLE);
     };
@@ -161,12 +161,11 @@ async fn pack(
     let is_it = |opened: &OpenTier| opened.tier.as_ref().is_some_and(|tier| tier.id() == wanted.tier);
     let opened = daemon.open_tiers().into_iter().find(is_it).ok_or(StatusCode::NOT_FOUND)?;
     let patience = Duration::from_millis(wanted.wait_ms).min(WAIT_MAX);
-    give(&opened.fetcher, &pack, wanted.from..wanted.to, patience).await.ok_or(StatusCode::NOT_FOUND)
-}
-
-async fn give(fetcher: &Fetcher, pack: &PackId, range: Range<u64>, patience: Duration) -> Option<Bytes> {
-    // Also where the tier hangs under what is read.
-    timeout(patience, fetcher.give(pack, range, patience)).await.ok()?
+    match opened.fetcher.give(&pack, wanted.from..wanted.to, patience).await {
+        Given::Bytes(bytes) => Ok((StatusCode::OK, bytes)),
+        Given::Coming => Ok((StatusCode::ACCEPTED, Bytes::new())),
+        Given::Nothing => Err(StatusCode::NOT_FOUND),
+    }
 }
 
 impl Peering {
@@ -213,10 +212,16 @@ impl HttpPeers {
 
 #[async_trait::async_trait]
 impl Peers for HttpPeers {
-    async fn get(&self, address: &str, pack: &PackId, range: Range<u64>, patience: Duration) -> Option<Bytes> {
-        if !is_address(address) {
-            return None;
+    async fn get(&self, address: &str, pack: &PackId, range: Range<u64>, patience: Duration) -> Given {
+        match is_address(address) {
+            true => self.ask(address, pack, range, patience).await.unwrap_or(Given::Nothing),
+            false => Given::Nothing,
         }
+    }
+}
+
+impl HttpPeers {
+    async fn ask(&self, address: &str, pack: &PackId, range: Range<u64>, patience: Duration) -> Option<Given> {
         let wait_ms = patience.saturating_sub(WAY).as_millis();
         let asked =
             format!("/v1/packs/{pack}?tier={}&from={}&to={}&wait_ms={wait_ms}", self.tier, range.start, range.end);
@@ -230,11 +235,14 @@ impl Peers for HttpPeers {
             .header("authorization", format!("Larder {}", token.to_hex()));
         let answer = request.send().await.inspect_err(|error| tracing::debug!(address, %error, "a peer fails")).ok()?;
         let len = range.end - range.start;
+        if answer.status() == StatusCode::ACCEPTED.as_u16() {
+            return Some(Given::Coming);
+        }
         if answer.status() != StatusCode::OK.as_u16() || answer.content_length() != Some(len) {
             tracing::debug!(address, status = %answer.status(), "a peer does not give what it brings");
             return None;
         }
-        read_body(answer, usize::try_from(len).ok()?).await
+        read_body(answer, usize::try_from(len).ok()?).await.map(Given::Bytes)
     }
 }
 

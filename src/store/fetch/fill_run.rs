@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::format::digest::{BLOCK_LEN, block_cv, digest};
-use crate::format::ids::PackId;
+use crate::format::ids::{NodeId, PackId};
 use crate::format::pack::Piece;
 use crate::store::lake::LakeError;
 use crate::store::tier::Sidecar;
@@ -42,6 +43,10 @@ const OVERTAKEN_TRIES_MAX: u32 = 16;
 const FULL_TRIES_MAX: u32 = 6;
 /// How long the steward has each time.
 const FULL_DELAY: Duration = Duration::from_secs(1);
+/// For so long a node that was seen to fill the same packs counts.
+const SHARES_FOR: Duration = Duration::from_secs(20);
+/// Requests that a node may make at once however many others fill with it.
+const REQUESTS_OF_A_NODE_MIN: usize = 4;
 /// How often a pack is read back and mended before it is given up.
 const READ_BACKS_MAX: u32 = 3;
 
@@ -56,6 +61,9 @@ pub(super) struct Fills {
     /// Fills that go through their packs; the others bring only what readers ask for.
     pub(super) packs: Semaphore,
     pub(super) requests: Semaphore,
+    requests_max: usize,
+    /// Nodes that were seen to fill the same packs, and when.
+    others: Mutex<HashMap<NodeId, Instant>>,
 }
 
 /// Interest in the fill of one pack: when the last one is dropped, the fill ends where it is.
@@ -72,7 +80,25 @@ impl Fills {
             open: Semaphore::new(cfg.fill_open_max.max(1)),
             packs: Semaphore::new(cfg.fill_packs_max.max(1)),
             requests: Semaphore::new(cfg.prefetch_requests_max.max(1)),
+            requests_max: cfg.prefetch_requests_max.max(1),
+            others: Mutex::default(),
         }
+    }
+
+    /// Notes that another node fills what we fill.
+    pub(super) fn saw(&self, node: NodeId) {
+        let mut others = self.others.lock();
+        others.retain(|_, at| at.elapsed() < SHARES_FOR);
+        others.insert(node, Instant::now());
+    }
+
+    /// Says for how many of the requests one counts just now: nodes that fill together share the link,
+    /// and what a reader waits for must not stand behind all that all of them ask for.
+    fn weight(&self) -> u32 {
+        let mut others = self.others.lock();
+        others.retain(|_, at| at.elapsed() < SHARES_FOR);
+        let most = self.requests_max / REQUESTS_OF_A_NODE_MIN;
+        u32::try_from((others.len() + 1).min(most.max(1))).unwrap_or(1)
     }
 }
 
@@ -284,7 +310,8 @@ impl Inner {
     ) -> Result<(), PackFillError> {
         stream::iter(pieces.into_iter().map(Ok))
             .try_for_each_concurrent(self.cfg.prefetch_requests_max.max(1), |index| async move {
-                let _request = self.fills.requests.acquire().await.map_err(|_| PackFillError::Cancelled)?;
+                let weight = self.fills.weight();
+                let _request = self.fills.requests.acquire_many(weight).await.map_err(|_| PackFillError::Cancelled)?;
                 let Some(len) = fill.pieces.get(index).map(|piece| piece.len) else {
                     return Ok(());
                 };
@@ -477,6 +504,7 @@ impl Inner {
                 }
             }
             bump(&inner.counters.packs_published);
+            inner.counters.bytes_published.fetch_add(published.len, Ordering::Relaxed);
             Ok(())
         };
         self.on_tier(pack, work).await

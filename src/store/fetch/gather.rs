@@ -113,10 +113,13 @@ impl Inner {
         span: u64,
         driven: bool,
     ) -> Result<(), PackFillError> {
-        let asker = fill.clone();
+        let (inner, asker) = (self.clone(), fill.clone());
         // What the answer means is noted there: whoever waits for it may leave.
         let ask = move || {
             let answer = asker.stage.claim(span).inspect_err(|_| asker.spans.unanswered(span))?;
+            if let SpanClaim::Other { node, .. } = &answer {
+                inner.fills.saw(*node);
+            }
             asker.spans.answered(span, answer, driven, Instant::now());
             asker.take_marks();
             Ok(())

@@ -69,7 +69,7 @@ mod tests;
 pub use attach::{Attachment, TreeOrder};
 pub use config::FetchConfig;
 pub use job::{FillError, FillHandle, FillProgress, PackFillError};
-pub use port::{FetchStage, FetchTier, Peers, SpanClaim};
+pub use port::{FetchStage, FetchTier, Given, Peers, SpanClaim};
 pub use stats::{FetchStats, SourceStats};
 pub use types::{ContentRef, FetchError, ParseWordError, Prefetch, Verify, WholeFile};
 
@@ -190,7 +190,7 @@ impl Fetcher {
 
     /// Gives a range of a pack that is being filled here to another node: only bytes that this process
     /// checked itself. Brings them now where their span is ours; waits no longer than `patience`.
-    pub async fn give(&self, pack: &PackId, range: Range<u64>, patience: Duration) -> Option<Bytes> {
+    pub async fn give(&self, pack: &PackId, range: Range<u64>, patience: Duration) -> Given {
         self.inner.give(pack, range, patience).await
     }
 

@@ -17,7 +17,7 @@ use crate::format::ids::PackId;
 
 use super::engine::Inner;
 use super::fill::{FillState, PieceAt};
-use super::port::Peers;
+use super::port::{Given, Peers};
 
 /// How long a node that failed is left alone.
 const LEFT_ALONE: Duration = Duration::from_secs(1);
@@ -51,51 +51,55 @@ impl PeerTable {
 }
 
 impl Inner {
-    /// Asks another node for a range of a pack; checks nothing but its length.
-    pub(super) async fn ask_peer(
-        &self,
-        address: &str,
-        pack: &PackId,
-        range: Range<u64>,
-        until: Instant,
-    ) -> Option<Bytes> {
-        let peers = self.peers.peers.get()?;
+    /// Asks another node for a range of a pack; checks nothing but its length. It answers, or is given
+    /// up, within `until`.
+    pub(super) async fn ask_peer(&self, address: &str, pack: &PackId, range: Range<u64>, until: Instant) -> Given {
         let begun = Instant::now();
         let patience = until.saturating_duration_since(begun);
-        if patience.is_zero() || !self.peers.answers(address, begun) {
-            return None;
+        let Some(peers) = self.peers.peers.get().filter(|_| !patience.is_zero()) else {
+            return Given::Nothing;
+        };
+        if !self.peers.answers(address, begun) {
+            return Given::Nothing;
         }
         let len = range.end - range.start;
-        let got = timeout_at(until, peers.get(address, pack, range, patience)).await.ok().flatten();
-        let got = got.filter(|bytes| bytes.len() as u64 == len);
-        if got.is_none() {
-            self.peers.note_failed(address, Instant::now());
+        let got = timeout_at(until, peers.get(address, pack, range, patience)).await;
+        match got {
+            Ok(Given::Bytes(bytes)) if bytes.len() as u64 == len => Given::Bytes(bytes),
+            Ok(Given::Coming) => Given::Coming,
+            _ => {
+                self.peers.note_failed(address, Instant::now());
+                Given::Nothing
+            }
         }
-        got
     }
 
     /// Gives another node what this one has, or is bringing.
-    pub(super) async fn give(self: &Arc<Self>, pack: &PackId, range: Range<u64>, patience: Duration) -> Option<Bytes> {
+    pub(super) async fn give(self: &Arc<Self>, pack: &PackId, range: Range<u64>, patience: Duration) -> Given {
         let until = Instant::now() + patience;
-        let fill = self.packs.filling(pack)?;
-        let index = fill.piece_of(&range)?;
+        let found = self.packs.filling(pack).and_then(|fill| Some((fill.piece_of(&range)?, fill)));
+        let Some((index, fill)) = found else {
+            return Given::Nothing;
+        };
         if matches!(fill.piece_at(index), PieceAt::Todo) && fill.is_mine(index) {
             self.bring_now(&fill, index);
         }
         let given = match fill.piece_at(index) {
-            PieceAt::Todo => None,
-            PieceAt::Flying(mut arrival) => {
-                let landed = timeout_at(until, arrival.wait_for(Option::is_some)).await.ok()?.ok()?.clone()??;
-                let from = range.start - fill.pieces.get(index)?.offset;
-                let (from, len) = (usize::try_from(from).ok()?, usize::try_from(range.end - range.start).ok()?);
-                (from + len <= landed.len()).then(|| landed.slice(from..from + len))
-            }
+            PieceAt::Flying(mut arrival) => match timeout_at(until, arrival.wait_for(Option::is_some)).await {
+                Err(_) => return Given::Coming,
+                Ok(landed) => {
+                    landed.ok().and_then(|landed| landed.clone()?).and_then(|bytes| cut(&fill, index, &range, &bytes))
+                }
+            },
             PieceAt::Staged if fill.is_ours(index) => self.read_own(fill, range).await,
-            // Another wrote it: who asks finds it where we would.
-            PieceAt::Staged => None,
-        }?;
-        self.counters.to_peers.add(given.len() as u64);
-        Some(given)
+            // Another wrote it: who asks finds it where we would. Or another brings it.
+            PieceAt::Staged | PieceAt::Todo => None,
+        };
+        let Some(bytes) = given else {
+            return Given::Nothing;
+        };
+        self.counters.to_peers.add(bytes.len() as u64);
+        Given::Bytes(bytes)
     }
 
     async fn read_own(&self, fill: Arc<FillState>, range: Range<u64>) -> Option<Bytes> {
@@ -106,4 +110,12 @@ impl Inner {
         };
         self.look_at_tier(read).await?
     }
+}
+
+/// Cuts a range of the pack out of a piece that has arrived.
+fn cut(fill: &FillState, index: usize, range: &Range<u64>, piece: &Bytes) -> Option<Bytes> {
+    let start = fill.pieces.get(index)?.offset;
+    let (from, to) = (range.start.checked_sub(start)?, range.end.checked_sub(start)?);
+    let (from, to) = (usize::try_from(from).ok()?, usize::try_from(to).ok()?);
+    (from <= to && to <= piece.len()).then(|| piece.slice(from..to))
 }

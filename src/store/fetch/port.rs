@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::format::ids::{PackId, TierId};
+use crate::format::ids::{NodeId, PackId, TierId};
 use crate::store::tier::{FileIdentity, PackFile, Sidecar};
 
 /// A tier, as fetching sees it.
@@ -38,8 +38,18 @@ pub trait FetchTier: fmt::Debug + Send + Sync + 'static {
 #[async_trait::async_trait]
 pub trait Peers: fmt::Debug + Send + Sync + 'static {
     /// Asks the node at an address for a range of a pack, which it may wait for. Nothing of what comes
-    /// is believed: who asked checks it. None: it has it not, did not answer in time, or is gone.
-    async fn get(&self, address: &str, pack: &PackId, range: Range<u64>, patience: Duration) -> Option<Bytes>;
+    /// is believed: who asked checks it.
+    async fn get(&self, address: &str, pack: &PackId, range: Range<u64>, patience: Duration) -> Given;
+}
+
+/// What a node has of a range that another asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Given {
+    Bytes(Bytes),
+    /// It is in flight: it is worth asking again.
+    Coming,
+    /// It has it not, or did not answer in time, or is gone.
+    Nothing,
 }
 
 /// Who brings a span.
@@ -50,7 +60,7 @@ pub enum SpanClaim {
     /// It is there.
     Done,
     /// Another node does; its claim can be taken over when it is not renewed for so long.
-    Other { peer: Option<String>, left: Duration },
+    Other { node: NodeId, peer: Option<String>, left: Duration },
 }
 
 /// The staging file of one pack: verified bytes at their final offsets, marks for what is durable.

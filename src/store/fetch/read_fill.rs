@@ -3,7 +3,8 @@
 //! The first bytes that readers want of a pack are asked from the lake at once (`ahead_bytes_max`): the
 //! first images must not wait for 8 MiB. What they want beyond that is brought as a piece of the fill,
 //! in the demand lane; or, where another node has claimed its span, waited for: from that node, from
-//! the shared staging file, and after `claim_wait_ms` from the lake.
+//! the shared staging file, and after `claim_wait_ms` from the lake (half of the read's time where the
+//! node says that it is bringing it).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use super::memory::UnitKey;
 use super::pack_meta::PackMeta;
 use super::packs::PackState;
 use super::plan::{Part, parts, unit_range};
+use super::port::Given;
 use super::read::Run;
 use super::spans::SpanState;
 use super::stats::bump;
@@ -144,8 +146,9 @@ impl Run<'_> {
         fill: &Arc<FillState>,
         meta: Option<&Arc<PackMeta>>,
         flight: &Flight,
-        until: Instant,
+        mut until: Instant,
     ) -> Option<Bytes> {
+        let latest = Instant::now() + self.half_of_the_time();
         let mut wait = LOOK_MIN;
         let mut last = false;
         loop {
@@ -167,8 +170,11 @@ impl Run<'_> {
                 self.begin(fill, way, until).await;
             }
             if ways.contains(&Way::Theirs) {
-                if let Some(unit) = self.unit_of_peer(fill, meta, flight, until).await {
-                    return Some(unit);
+                match self.unit_of_peer(fill, meta, flight, until).await {
+                    Given::Bytes(unit) => return Some(unit),
+                    // It lives, and brings it: as good as a piece that flies here.
+                    Given::Coming => until = latest.min(Instant::now() + self.inner.cfg.claim_wait()),
+                    Given::Nothing => {}
                 }
                 if let Some(unit) = self.unmarked_unit(fill, meta, flight).await {
                     return Some(unit);
@@ -202,28 +208,33 @@ impl Run<'_> {
         meta: Option<&Arc<PackMeta>>,
         flight: &Flight,
         until: Instant,
-    ) -> Option<Bytes> {
-        let proof = unit_proof(self.c, flight.key.block, meta.map(|meta| &**meta))?;
+    ) -> Given {
         let range = self.range(flight);
+        let proof = unit_proof(self.c, flight.key.block, meta.map(|meta| &**meta));
+        let (Some(proof), Some(parts)) = (proof, parts(&self.c.location, range.clone())) else {
+            return Given::Nothing;
+        };
         let mut unit = BytesMut::with_capacity((range.end - range.start) as usize);
-        for part in parts(&self.c.location, range)? {
+        for part in parts {
             match part {
                 Part::Hole { len } => unit.resize(unit.len() + len as usize, 0),
                 Part::Data { offset, len } => {
                     let SpanState::Theirs { peer: Some(address), .. } = fill.spans.state(fill.span_of(offset)) else {
-                        return None;
+                        return Given::Nothing;
                     };
-                    let range = offset..offset + len;
-                    unit.extend_from_slice(&self.inner.ask_peer(&address, &fill.pack, range, until).await?);
+                    match self.inner.ask_peer(&address, &fill.pack, offset..offset + len, until).await {
+                        Given::Bytes(bytes) => unit.extend_from_slice(&bytes),
+                        other => return other,
+                    }
                 }
             }
         }
         if self.inner.check_unit(&proof, flight.key.block, &unit) != Some(true) {
             bump(&self.inner.counters.damaged_fetches);
-            return None;
+            return Given::Nothing;
         }
         self.inner.counters.peer.add(unit.len() as u64);
-        Some(unit.freeze())
+        Given::Bytes(unit.freeze())
     }
 
     /// Half of what is left of the read's time: the other half is for the lake.

@@ -110,7 +110,7 @@ impl Spans {
             SpanClaim::Mine { taken_over } => SpanState::Mine { driven, taken_over },
             // The caller counts its pieces in by `take_marks`.
             SpanClaim::Done => SpanState::Free,
-            SpanClaim::Other { peer, left } => {
+            SpanClaim::Other { peer, left, .. } => {
                 // Not at once again, and not before it can have run out.
                 let until = now + left.max(Duration::from_millis(100));
                 SpanState::Theirs { peer, until }
@@ -188,11 +188,12 @@ fn is_askable(state: &SpanState, now: Instant) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::ids::NodeId;
 
     const LEN: u64 = 64;
 
     fn theirs(left_ms: u64) -> SpanClaim {
-        SpanClaim::Other { peer: None, left: Duration::from_millis(left_ms) }
+        SpanClaim::Other { node: NodeId(uuid::Uuid::from_u128(2)), peer: None, left: Duration::from_millis(left_ms) }
     }
 
     #[test]

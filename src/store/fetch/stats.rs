@@ -46,6 +46,8 @@ pub struct FetchStats {
     pub tier_errors: u64,
     /// Packs published by this process.
     pub packs_published: u64,
+    /// Their bytes: what the lake sent for them, of all nodes, divided by this is the amplification.
+    pub bytes_published: u64,
     /// Bytes asked from the lake and not yet handed on, now and at most so far.
     pub in_flight_bytes: u64,
     pub in_flight_bytes_peak: u64,
@@ -94,6 +96,7 @@ pub(super) struct Counters {
     pub verify_us: AtomicU64,
     pub tier_errors: AtomicU64,
     pub packs_published: AtomicU64,
+    pub bytes_published: AtomicU64,
 }
 
 impl Counters {
@@ -117,6 +120,7 @@ impl Counters {
             verify_us: load(&self.verify_us),
             tier_errors: load(&self.tier_errors),
             packs_published: load(&self.packs_published),
+            bytes_published: load(&self.bytes_published),
             ..FetchStats::default()
         }
     }

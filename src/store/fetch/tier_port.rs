@@ -65,15 +65,19 @@ impl FetchStage for Stage {
             Claimed::Mine => SpanClaim::Mine { taken_over: false },
             Claimed::TakenOver => SpanClaim::Mine { taken_over: true },
             Claimed::Done => SpanClaim::Done,
-            Claimed::Other { idle_ms, address, .. } => {
-                let left_ms = i64::try_from(Stage::claim_ttl_ms(self)).unwrap_or(i64::MAX).saturating_sub(idle_ms);
-                SpanClaim::Other { peer: address, left: Duration::from_millis(u64::try_from(left_ms).unwrap_or(0)) }
+            Claimed::Other { node, idle_ms, address } => {
+                let left_ms = i64::try_from(Stage::span_claim_ttl_ms(self)).unwrap_or(i64::MAX).saturating_sub(idle_ms);
+                SpanClaim::Other {
+                    node,
+                    peer: address,
+                    left: Duration::from_millis(u64::try_from(left_ms).unwrap_or(0)),
+                }
             }
         })
     }
 
     fn claim_ttl(&self) -> Duration {
-        Duration::from_millis(Stage::claim_ttl_ms(self))
+        Duration::from_millis(Stage::span_claim_ttl_ms(self))
     }
 
     fn renew(&self) -> io::Result<Vec<u64>> {

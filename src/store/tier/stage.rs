@@ -204,7 +204,7 @@ impl<I: TierIo> Stage<I> {
     }
 
     /// Gives how long a claim on a span lasts without a heartbeat.
-    pub fn claim_ttl_ms(&self) -> u64 {
+    pub fn span_claim_ttl_ms(&self) -> u64 {
         self.tier.core.cfg.span_claim_ttl_ms
     }
 

@@ -48,7 +48,7 @@ fn compare_one_with_four(sizes: &[u64]) {
     cluster.proxy.set_link(Some(LINK_BYTES_PER_SEC));
     let alone = read_everywhere(&cluster, 1, &source, &files, 1);
     cluster.print_sources();
-    println!("one node: {} MiB in {alone:.1?}, sent {}", copy >> 20, cluster.proxy.counters().data_down >> 20);
+    println!("one node: {} MiB in {alone:.1?}, sent {} MiB", copy >> 20, cluster.proxy.counters().data_down >> 20);
     let together = read_everywhere(&cluster, 4, &source, &files, 2);
     cluster.print_sources();
     let sent = cluster.proxy.counters().data_down;

@@ -58,6 +58,10 @@ impl Cluster {
     /// Throws the tier away and makes a new one: everything is cold again.
     pub fn renew_tier(&self) {
         for node in &self.nodes {
+            // A mount that stays comes back with its daemon.
+            for dir in node.mounted() {
+                node.run(["umount", dir.to_str().expect("plain")]);
+            }
             node.run(["daemon", "stop"]);
         }
         let _ = fs::remove_dir_all(self.tier());

@@ -476,7 +476,8 @@ impl FetchStage for FakeStage {
         {
             let left = FAKE_CLAIM_TTL.saturating_sub(renewed.elapsed());
             if !left.is_zero() {
-                return Ok(SpanClaim::Other { peer: Some(format!("node-{node}")), left });
+                let id = NodeId(uuid::Uuid::from_u128(u128::from(*node)));
+                return Ok(SpanClaim::Other { node: id, peer: Some(format!("node-{node}")), left });
             }
             taken_over = true;
             self.faults.taken_over.fetch_add(1, Ordering::Relaxed);

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::kit::{FAKE_CLAIM_TTL, FAKE_SPAN_LEN, FakeTier, TestFile, TestPack, World, native, no_memory};
 use crate::format::digest::BLOCK_LEN;
 use crate::format::ids::PackId;
-use crate::store::fetch::{FetchConfig, Fetcher, Peers, Prefetch, Verify};
+use crate::store::fetch::{FetchConfig, Fetcher, Given, Peers, Prefetch, Verify};
 use crate::testkit::faulty_lake::{Fault, MemLake, Op, Rule};
 
 const NODES: u64 = 4;
@@ -232,18 +232,24 @@ enum FakePeers {
     Lies,
     /// Never.
     Stalls,
+    /// That it is bringing them, again and again.
+    Promises,
     /// Not at all.
     Gone,
 }
 
 #[async_trait::async_trait]
 impl Peers for FakePeers {
-    async fn get(&self, address: &str, pack: &PackId, range: Range<u64>, patience: Duration) -> Option<Bytes> {
+    async fn get(&self, address: &str, pack: &PackId, range: Range<u64>, patience: Duration) -> Given {
         match self {
             Self::Node(name, fetcher) if *name == address => fetcher.give(pack, range, patience).await,
-            Self::Lies => Some(Bytes::from(vec![0xee; (range.end - range.start) as usize])),
+            Self::Lies => Given::Bytes(Bytes::from(vec![0xee; (range.end - range.start) as usize])),
             Self::Stalls => std::future::pending().await,
-            Self::Node(..) | Self::Gone => None,
+            Self::Promises => {
+                tokio::time::sleep(patience / 2).await;
+                Given::Coming
+            }
+            Self::Node(..) | Self::Gone => Given::Nothing,
         }
     }
 }
@@ -305,6 +311,26 @@ async fn a_peer_that_lies_stalls_or_is_gone_costs_a_reader_the_bound_and_no_byte
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_only_promises_holds_a_reader_up_for_half_of_its_time() {
+    let world = World::new();
+    let tier = FakeTier::new();
+    let pack = many(&world.memory, "a");
+    let cfg = FetchConfig { ahead_bytes_max: 0, claim_wait_ms: 200, read_timeout_ms: 3000, ..no_memory() };
+    let node = world.fetcher_on(Some(tier.clone()), cfg);
+    node.set_peers(Arc::new(FakePeers::Promises));
+    let mount = node.attach(vec![pack.uses()], Prefetch::All);
+    let always = Instant::now() + Duration::from_secs(3600);
+    (0..20).for_each(|span| tier.claim_for(9, &pack.pack, span, always));
+    let (begun, content) = (Instant::now(), &pack.contents[0]);
+    let got = node.read(&content.c, 0, u32::MAX, Verify::Node).await.expect("read");
+    assert!(got == content.bytes);
+    // Longer than a silent one, and not for ever: the read itself would have failed after 3 s.
+    assert!(begun.elapsed() >= Duration::from_millis(600), "it was believed for a while: {:?}", begun.elapsed());
+    assert_eq!(node.stats().lake_demand.requests, 1);
+    drop(mount);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_gives_only_what_it_checked_itself() {
     let world = World::new();
     let tier = FakeTier::new();
@@ -318,12 +344,12 @@ async fn a_node_gives_only_what_it_checked_itself() {
     tier.mark_for(&pack.pack, 0);
     let node = world.fetcher_on(Some(tier.clone()), cfg());
     let wait = Duration::from_millis(100);
-    assert_eq!(node.give(&pack.pack, 4096..8192, wait).await, None, "it does not fill the pack");
+    assert_eq!(node.give(&pack.pack, 4096..8192, wait).await, Given::Nothing, "it does not fill the pack");
     let fill = node.fill(vec![pack.uses()]);
     super::tiers::until("it has looked", || fill.progress().bytes_done > 0).await;
-    assert_eq!(node.give(&pack.pack, 4096..8192, wait).await, None, "marked by another");
+    assert_eq!(node.give(&pack.pack, 4096..8192, wait).await, Given::Nothing, "marked by another");
     let theirs = FAKE_SPAN_LEN + 500_000..FAKE_SPAN_LEN + 500_100;
-    assert_eq!(node.give(&pack.pack, theirs, wait).await, None, "claimed by another");
-    assert_eq!(node.give(&pack.pack, u64::MAX - 5..u64::MAX, wait).await, None, "behind the end");
+    assert_eq!(node.give(&pack.pack, theirs, wait).await, Given::Nothing, "claimed by another");
+    assert_eq!(node.give(&pack.pack, u64::MAX - 5..u64::MAX, wait).await, Given::Nothing, "behind the end");
     fill.cancel();
 }
