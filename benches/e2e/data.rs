@@ -7,8 +7,10 @@ use anyhow::{Context, Result};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
 
+use crate::place::{Workplace, go_on};
+
 /// What the user asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
 pub enum Work {
     Small,
     Tiny,
@@ -32,6 +34,8 @@ pub enum Kind {
 pub struct Set {
     pub kind: Kind,
     pub root: PathBuf,
+    /// How many files there are; an epoch may read fewer.
+    pub files: usize,
     /// Relative paths in the order of the epoch, with size and checksum.
     pub order: Vec<File>,
 }
@@ -82,15 +86,24 @@ pub fn kinds(work: &[Work]) -> Vec<Kind> {
     kinds
 }
 
-/// Makes the data set below `dir`, or takes it from there.
-pub fn generate(dir: &Path, kind: Kind, scale: f64) -> Result<Set> {
+/// Makes the data set in the workplace, or takes it from there.
+pub fn prepare(workplace: &Workplace, kind: Kind, scale: f64) -> Result<Set> {
+    let dir = &workplace.dir;
     let (name, count, folders) = match kind {
         Kind::Small => ("small", (20_000.0 * scale) as usize, 200),
         Kind::Tiny => ("tiny", (100_000.0 * scale) as usize, 100),
         Kind::Big => ("big", 4, 1),
     };
-    let root = dir.join(format!("data-{name}-{scale}"));
-    let done = dir.join(format!("data-{name}-{scale}.done"));
+    let bytes = match kind {
+        Kind::Small => 2.3e9 * scale,
+        Kind::Tiny => 4.1e8 * scale,
+        Kind::Big => 4.3e9 * scale.min(1.0),
+    };
+    // The source, three copies in the store, one cache.
+    workplace.needs(name, (bytes * 5.0) as u64)?;
+    let share = (scale * 1000.0) as u64;
+    let root = dir.join(format!("data-{name}-x{share}"));
+    let done = dir.join(format!("data-{name}-x{share}.done"));
     let fresh = !done.exists();
     if fresh {
         eprintln!("making the data set {name} below {}", root.display());
@@ -100,6 +113,7 @@ pub fn generate(dir: &Path, kind: Kind, scale: f64) -> Result<Set> {
     let mut order = Vec::with_capacity(count);
     let mut buffer = Vec::new();
     for number in 0..count {
+        go_on()?;
         let size = match kind {
             Kind::Small => lognormal(&mut random),
             Kind::Tiny => 4096,
@@ -117,7 +131,13 @@ pub fn generate(dir: &Path, kind: Kind, scale: f64) -> Result<Set> {
     if kind == Kind::Tiny {
         order.truncate((20_000.0 * scale) as usize);
     }
-    Ok(Set { kind, root, order })
+    Ok(Set { kind, root, files: count, order })
+}
+
+/// Takes a data set away.
+pub fn remove(set: &Set) -> Result<()> {
+    let _ = fs::remove_file(set.root.with_extension("done"));
+    fs::remove_dir_all(&set.root).with_context(|| format!("remove {}", set.root.display()))
 }
 
 /// A size around 110 KB: the exponential of a sum of uniforms, near enough to a lognormal.

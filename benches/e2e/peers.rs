@@ -1,7 +1,7 @@
 //! Who is measured: the plain file system, Larder, JuiceFS, rclone, s3fs.
 //!
-//! Every rival runs read-only with its cache on the same local disk and metadata kept for a day or
-//! for ever, since the data does not change: the options that its documentation names for that.
+//! A peer is loaded at its first turn and takes its data away after its last one, so that the disk
+//! has to hold the source, two copies in the store and one cache, and not all of them at once.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::data::Set;
+use crate::place::{clear, own_group, run, unmount, wait_for_mount};
+use crate::recipes::{JUICEFS, RCLONE, Recipe, S3FS};
 use crate::store::{ACCESS_KEY, BUCKET, SECRET_KEY, Store, larder};
 
 /// One file system under test.
@@ -18,6 +20,18 @@ pub trait Peer {
     /// Whether there is anything to be cold about.
     fn has_cache(&self) -> bool {
         true
+    }
+    /// Whether it is somebody else's, and may take fewer turns.
+    fn is_rival(&self) -> bool {
+        false
+    }
+    /// What its objects' keys in the store begin with.
+    fn objects(&self) -> Option<&str> {
+        None
+    }
+    /// Brings the data into the store, once; gives the seconds where that is a push to compare.
+    fn load(&mut self) -> Result<Option<f64>> {
+        Ok(None)
     }
     /// Unmounts and empties the cache.
     fn reset(&mut self) -> Result<()>;
@@ -30,33 +44,40 @@ pub trait Peer {
     fn unmount(&mut self) -> Result<()>;
 }
 
-/// Prepares the peers of one data set: who is not installed is left out with a line.
+/// Names the peers of one data set: who is not installed is left out with a line.
 pub fn field(names: &[String], dir: &Path, store: &Store, set: &Set) -> Result<Vec<Box<dyn Peer>>> {
     let mut field: Vec<Box<dyn Peer>> = Vec::new();
     for name in names {
         let home = dir.join(name).join(set.name());
-        std::fs::create_dir_all(&home)?;
-        let place = Place {
+        let place = |objects: &str| Place {
             meta: store.meta_url(set.kind as usize, &home),
-            home,
+            home: home.clone(),
             store: store.endpoint(),
             set: set.root.clone(),
-            prefix: format!("{name}-{}", set.name()),
+            prefix: format!("{objects}-{}", set.name()),
         };
-        let peer: Result<Box<dyn Peer>> = match name.as_str() {
-            "native" => Ok(Box::new(Native { root: set.root.clone() })),
-            "larder" => Larder::prepare(place).map(|peer| Box::new(peer) as _),
-            "juicefs" => Rival::prepare(place, JUICEFS).map(|peer| Box::new(peer) as _),
-            "rclone" => Rival::prepare(place, RCLONE).map(|peer| Box::new(peer) as _),
-            "s3fs" => Rival::prepare(place, S3FS).map(|peer| Box::new(peer) as _),
-            other => {
-                bail!("no such peer: {other}; there are native, larder, juicefs, rclone, s3fs")
+        let recipe = match name.as_str() {
+            "native" => {
+                field.push(Box::new(Native { root: set.root.clone() }));
+                continue;
             }
+            "larder" => {
+                std::fs::create_dir_all(&home)?;
+                let place = place("larder");
+                field.push(Box::new(Larder { endpoint: place.store.clone(), place, mounted: false }));
+                continue;
+            }
+            "juicefs" => JUICEFS,
+            "rclone" => RCLONE,
+            "s3fs" => S3FS,
+            other => bail!("no such peer: {other}; there are native, larder, juicefs, rclone, s3fs"),
         };
-        match peer {
-            Ok(peer) => field.push(peer),
-            Err(error) => eprintln!("{name} is left out: {error:#}"),
+        if !installed(recipe.program) {
+            eprintln!("{name} is left out: it is not installed (benches/e2e/rivals.sh installs it)");
+            continue;
         }
+        std::fs::create_dir_all(&home)?;
+        field.push(Box::new(Rival { place: place(recipe.objects), recipe, process: None }));
     }
     Ok(field)
 }
@@ -79,9 +100,9 @@ impl Place {
     fn cache(&self) -> PathBuf {
         self.home.join("cache")
     }
-    /// A marker says that the data was loaded into this store's directory before.
+    /// A marker beside the peers' directories says that the objects are in the store.
     fn loaded(&self) -> PathBuf {
-        self.home.join("loaded")
+        self.home.ancestors().nth(2).unwrap_or(&self.home).join(format!("loaded-{}", self.prefix))
     }
 }
 
@@ -115,17 +136,6 @@ struct Larder {
 }
 
 impl Larder {
-    fn prepare(place: Place) -> Result<Self> {
-        let endpoint = place.store.clone();
-        let peer = Self { place, mounted: false, endpoint };
-        if !peer.place.loaded().exists() {
-            let set = peer.place.set.display().to_string();
-            peer.run(&["push", &set, "bench"])?;
-            std::fs::write(peer.place.loaded(), b"")?;
-        }
-        Ok(peer)
-    }
-
     fn run(&self, words: &[&str]) -> Result<()> {
         let mut command = Command::new(larder()?);
         command
@@ -138,13 +148,28 @@ impl Larder {
             .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
             .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
             .env("AWS_REGION", "us-east-1");
-        run(command)
+        run(command, &self.place.home.join("command.log"))
     }
 }
 
 impl Peer for Larder {
     fn name(&self) -> &str {
         "larder"
+    }
+    fn objects(&self) -> Option<&str> {
+        Some(&self.place.prefix)
+    }
+    fn load(&mut self) -> Result<Option<f64>> {
+        if self.place.loaded().exists() {
+            return Ok(None);
+        }
+        self.endpoint.clone_from(&self.place.store);
+        let set = self.place.set.display().to_string();
+        let begin = Instant::now();
+        self.run(&["push", &set, "bench"])?;
+        let secs = begin.elapsed().as_secs_f64();
+        std::fs::write(self.place.loaded(), b"")?;
+        Ok(Some(secs))
     }
     fn reset(&mut self) -> Result<()> {
         self.unmount()?;
@@ -158,8 +183,8 @@ impl Peer for Larder {
         if !self.mounted {
             self.endpoint = endpoint;
             std::fs::create_dir_all(&target)?;
-            self.run(&["mount", "bench", &target.display().to_string()])?;
             self.mounted = true;
+            self.run(&["mount", "bench", &target.display().to_string()])?;
         }
         Ok(target)
     }
@@ -167,180 +192,16 @@ impl Peer for Larder {
         self.run(&["cache", "bench"])
     }
     fn unmount(&mut self) -> Result<()> {
-        if self.mounted {
-            self.run(&["umount", &self.place.mount_point().display().to_string()])?;
+        if std::mem::take(&mut self.mounted) {
+            let target = self.place.mount_point().display().to_string();
+            let done = self.run(&["umount", &target]);
+            // The daemon has to go even where the mount did not.
             self.run(&["daemon", "stop"])?;
-            self.mounted = false;
+            done?;
         }
         Ok(())
     }
 }
-
-/// How one rival is driven. Words in braces are replaced: {cache} {mnt} {set} {store} {bucket} {prefix} {home}.
-struct Recipe {
-    name: &'static str,
-    program: &'static str,
-    /// Loads the data once.
-    load: &'static [&'static [&'static str]],
-    mount: &'static [&'static str],
-    /// Where the data lies below the mount point.
-    below: &'static str,
-    environment: &'static [(&'static str, &'static str)],
-}
-
-const JUICEFS: Recipe = Recipe {
-    name: "juicefs",
-    program: "juicefs",
-    load: &[
-        &[
-            "format",
-            "--storage",
-            "s3",
-            "--bucket",
-            "{store}/{bucket}",
-            "--access-key",
-            "{access}",
-            "--secret-key",
-            "{secret}",
-            "--compress",
-            "none",
-            "--trash-days",
-            "0",
-            "{meta}",
-            "{prefix}",
-        ],
-        &["sync", "{set}/", "jfs://META/data/", "--threads", "8"],
-    ],
-    mount: &[
-        "mount",
-        "--read-only",
-        "--no-usage-report",
-        "--backup-meta",
-        "0",
-        "--no-bgjob",
-        "--attr-cache",
-        "86400",
-        "--entry-cache",
-        "86400",
-        "--dir-entry-cache",
-        "86400",
-        "--open-cache",
-        "86400",
-        "--open-cache-limit",
-        "0",
-        "--readdir-cache",
-        "--max-fuse-io",
-        "1M",
-        "--buffer-size",
-        "1024",
-        "--prefetch",
-        "1",
-        "--cache-size",
-        "40960",
-        "--free-space-ratio",
-        "0.02",
-        "--cache-dir",
-        "{cache}",
-        "--bucket",
-        "{endpoint}/{bucket}",
-        "{meta}",
-        "{mnt}",
-    ],
-    below: "data",
-    environment: &[("META", "{meta}")],
-};
-
-const RCLONE: Recipe = Recipe {
-    name: "rclone",
-    program: "rclone",
-    load: &[&["copy", "--transfers", "8", "--s3-no-check-bucket", "{set}", "bench:{bucket}/{prefix}"]],
-    mount: &[
-        "mount2",
-        "--read-only",
-        "--vfs-cache-mode",
-        "full",
-        "--vfs-cache-max-age",
-        "8760h",
-        "--dir-cache-time",
-        "8760h",
-        "--attr-timeout",
-        "8760h",
-        "--poll-interval",
-        "0",
-        "--no-modtime",
-        "--no-checksum",
-        "--vfs-fast-fingerprint",
-        "--use-server-modtime",
-        "--s3-no-head-object",
-        "--s3-list-version",
-        "2",
-        "--buffer-size",
-        "16M",
-        "--vfs-read-ahead",
-        "64M",
-        "--vfs-read-chunk-size",
-        "16M",
-        "--vfs-read-chunk-streams",
-        "4",
-        "--max-read-ahead",
-        "1M",
-        "--cache-dir",
-        "{cache}",
-        "bench:{bucket}/{prefix}",
-        "{mnt}",
-    ],
-    below: "",
-    environment: &[
-        ("RCLONE_CONFIG_BENCH_TYPE", "s3"),
-        ("RCLONE_CONFIG_BENCH_PROVIDER", "Other"),
-        ("RCLONE_CONFIG_BENCH_ENDPOINT", "{endpoint}"),
-        ("RCLONE_CONFIG_BENCH_ACCESS_KEY_ID", "{access}"),
-        ("RCLONE_CONFIG_BENCH_SECRET_ACCESS_KEY", "{secret}"),
-        ("RCLONE_CONFIG_BENCH_REGION", "us-east-1"),
-        ("RCLONE_CONFIG", "{home}/rclone.conf"),
-    ],
-};
-
-const S3FS: Recipe = Recipe {
-    name: "s3fs",
-    program: "s3fs",
-    // The same objects as rclone's, in a prefix of its own.
-    load: &[&[
-        "!rclone",
-        "copy",
-        "--transfers",
-        "8",
-        "--s3-no-check-bucket",
-        "--s3-directory-markers",
-        "{set}",
-        "bench:{bucket}/{prefix}",
-    ]],
-    mount: &[
-        "{bucket}:/{prefix}",
-        "{mnt}",
-        "-f",
-        "-o",
-        "url={endpoint},use_path_request_style,ro,kernel_cache",
-        "-o",
-        "use_cache={cache},entry_timeout=86400,attr_timeout=86400,negative_timeout=86400",
-        "-o",
-        "max_stat_cache_size=1000000,stat_cache_expire=86400,enable_noobj_cache,listobjectsv2,sigv4",
-        "-o",
-        "parallel_count=16,multipart_size=16,multireq_max=64,max_background=128",
-    ],
-    below: "",
-    environment: &[
-        ("AWSACCESSKEYID", "{access}"),
-        ("AWSSECRETACCESSKEY", "{secret}"),
-        ("RCLONE_CONFIG_BENCH_TYPE", "s3"),
-        ("RCLONE_CONFIG_BENCH_PROVIDER", "Other"),
-        ("RCLONE_CONFIG_BENCH_ENDPOINT", "{endpoint}"),
-        ("RCLONE_CONFIG_BENCH_ACCESS_KEY_ID", "{access}"),
-        ("RCLONE_CONFIG_BENCH_SECRET_ACCESS_KEY", "{secret}"),
-        ("RCLONE_CONFIG_BENCH_REGION", "us-east-1"),
-        ("RCLONE_CONFIG", "{home}/rclone.conf"),
-    ],
-};
 
 /// A rival: one process per mount.
 struct Rival {
@@ -350,20 +211,6 @@ struct Rival {
 }
 
 impl Rival {
-    fn prepare(place: Place, recipe: Recipe) -> Result<Self> {
-        if !installed(recipe.program) {
-            bail!("{} is not installed (benches/e2e/rivals.sh installs it)", recipe.program);
-        }
-        let peer = Self { place, recipe, process: None };
-        if !peer.place.loaded().exists() {
-            for words in peer.recipe.load {
-                run(peer.command(words, &peer.place.store)).with_context(|| format!("load {}", peer.recipe.name))?;
-            }
-            std::fs::write(peer.place.loaded(), b"")?;
-        }
-        Ok(peer)
-    }
-
     fn fill(&self, word: &str, endpoint: &str) -> String {
         word.replace("{cache}", &self.place.cache().display().to_string())
             .replace("{mnt}", &self.place.mount_point().display().to_string())
@@ -396,6 +243,25 @@ impl Peer for Rival {
         self.recipe.name
     }
 
+    fn is_rival(&self) -> bool {
+        true
+    }
+
+    fn objects(&self) -> Option<&str> {
+        Some(&self.place.prefix)
+    }
+
+    fn load(&mut self) -> Result<Option<f64>> {
+        if !self.place.loaded().exists() {
+            for words in self.recipe.load {
+                run(self.command(words, &self.place.store), &self.place.home.join("load.log"))
+                    .with_context(|| format!("load {}", self.recipe.name))?;
+            }
+            std::fs::write(self.place.loaded(), b"")?;
+        }
+        Ok(None)
+    }
+
     fn reset(&mut self) -> Result<()> {
         self.unmount()?;
         clear(&self.place.cache())
@@ -407,7 +273,7 @@ impl Peer for Rival {
             std::fs::create_dir_all(&target)?;
             std::fs::create_dir_all(self.place.cache())?;
             let log = std::fs::File::create(self.place.home.join("mount.log"))?;
-            let mut command = self.command(self.recipe.mount, &endpoint);
+            let mut command = own_group(self.command(self.recipe.mount, &endpoint));
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
             self.process = Some(command.spawn()?);
             wait_for_mount(&target, true)?;
@@ -416,64 +282,38 @@ impl Peer for Rival {
     }
 
     fn unmount(&mut self) -> Result<()> {
-        if let Some(mut process) = self.process.take() {
-            let target = self.place.mount_point();
-            let mut command = Command::new("umount");
-            command.arg(&target);
-            run(command)?;
-            wait_for_mount(&target, false)?;
-            process.wait()?;
+        let Some(mut process) = self.process.take() else {
+            return Ok(());
+        };
+        let done = unmount(&self.place.mount_point());
+        let begin = Instant::now();
+        while process.try_wait()?.is_none() {
+            if done.is_err() || begin.elapsed() > Duration::from_secs(60) {
+                process.kill()?;
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(())
+        done
     }
 }
 
 impl Drop for Rival {
     fn drop(&mut self) {
-        let _ = self.unmount();
+        if let Err(error) = self.unmount() {
+            eprintln!("{} is not unmounted: {error:#}", self.recipe.name);
+        }
     }
 }
 
 impl Drop for Larder {
     fn drop(&mut self) {
-        let _ = self.unmount();
+        if let Err(error) = self.unmount() {
+            eprintln!("larder is not unmounted: {error:#}");
+        }
     }
 }
 
 fn installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
-}
-
-fn clear(dir: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("clear {}", dir.display()))
-        }
-        _ => std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display())),
-    }
-}
-
-fn run(mut command: Command) -> Result<()> {
-    let done = command.stdin(Stdio::null()).output().with_context(|| format!("run {command:?}"))?;
-    if !done.status.success() {
-        let said = String::from_utf8_lossy(&done.stderr);
-        bail!("{command:?} ended with {}: {}", done.status, said.lines().last().unwrap_or(""));
-    }
-    Ok(())
-}
-
-fn wait_for_mount(target: &Path, mounted: bool) -> Result<()> {
-    let begin = Instant::now();
-    let wanted = target.canonicalize()?.display().to_string();
-    loop {
-        let table = std::fs::read_to_string("/proc/self/mounts")?;
-        if table.lines().any(|line| line.split(' ').nth(1) == Some(wanted.as_str())) == mounted {
-            return Ok(());
-        }
-        if begin.elapsed() > Duration::from_secs(30) {
-            bail!("{wanted} is {} after 30 s", if mounted { "not mounted" } else { "still mounted" });
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }

@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::data::{File, Set};
+use crate::place::go_on;
 
 /// A checksum that is cheap beside a read: 8-byte words, position-dependent.
 #[derive(Debug, Default)]
@@ -70,6 +71,7 @@ pub fn epoch(root: &Path, set: &Set, limit: Option<usize>, threads: usize) -> Re
     for result in results {
         bytes += result?;
     }
+    go_on()?;
     Ok(Epoch { files: files.len(), bytes, secs })
 }
 
@@ -92,6 +94,7 @@ fn read_file(path: &Path, buffer: &mut [u8]) -> Result<(u64, u64)> {
     let mut sum = Checksum::default();
     let mut size = 0;
     loop {
+        go_on()?;
         let len = file.read(buffer)?;
         if len == 0 {
             return Ok((size, sum.finish()));
@@ -114,6 +117,7 @@ pub fn walk(root: &Path) -> Result<Walk> {
     let mut entries = 0;
     let mut open = vec![root.to_path_buf()];
     while let Some(dir) = open.pop() {
+        go_on()?;
         for entry in fs::read_dir(&dir).with_context(|| format!("list {}", dir.display()))? {
             let entry = entry?;
             entries += 1;

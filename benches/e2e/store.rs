@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::place::{go_on, own_group};
+
 /// The key pair of the bench's store.
 pub const ACCESS_KEY: &str = "bench";
 /// Its secret.
@@ -21,6 +23,7 @@ pub const BUCKET: &str = "bench";
 /// The running server and its proxy; both end with it.
 #[derive(Debug)]
 pub struct Store {
+    dir: PathBuf,
     server: Child,
     /// JuiceFS's metadata engine, where installed: its fastest, with its files kept between runs.
     redis: Option<(Child, u16)>,
@@ -33,7 +36,8 @@ impl Store {
     /// Starts the server over `dir/store` and the proxy.
     pub fn start(dir: &Path) -> Result<Self> {
         let port = free_port()?;
-        let server = Command::new(larder()?)
+        let mut server = own_group(Command::new(larder()?));
+        let server = server
             .args(["lake", "serve"])
             .arg(dir.join("store"))
             .args(["--listen", &format!("127.0.0.1:{port}")])
@@ -53,7 +57,7 @@ impl Store {
         let delay_ms = Arc::new(AtomicU64::new(0));
         let proxy_port = start_proxy(port, delay_ms.clone())?;
         let redis = start_redis(dir)?;
-        Ok(Self { server, redis, port, proxy_port, delay_ms })
+        Ok(Self { dir: dir.join("store"), server, redis, port, proxy_port, delay_ms })
     }
 
     pub fn endpoint(&self) -> String {
@@ -70,6 +74,46 @@ impl Store {
             Some((_, port)) => format!("redis://127.0.0.1:{port}/{number}"),
             None => format!("sqlite3://{}/meta.db", home.display()),
         }
+    }
+
+    /// Reads the files below every object that begins with `objects/`, so that they are in the page cache.
+    pub fn read_once(&self, objects: &str) -> Result<()> {
+        let mut open = vec![self.objects(objects)];
+        let mut buffer = vec![0; 1 << 20];
+        while let Some(dir) = open.pop() {
+            go_on()?;
+            for entry in std::fs::read_dir(&dir).with_context(|| format!("list {}", dir.display()))? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    open.push(entry.path());
+                    continue;
+                }
+                let mut file = std::fs::File::open(entry.path())?;
+                while file.read(&mut buffer)? > 0 {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes all objects of one data set.
+    pub fn remove_all(&self, set: &str) -> Result<()> {
+        let below = self.dir.parent().unwrap_or(&self.dir);
+        for peer in ["larder", "juicefs", "objects"] {
+            let objects = format!("{peer}-{set}");
+            let _ = std::fs::remove_file(below.join(format!("loaded-{objects}")));
+            match std::fs::remove_dir_all(self.objects(&objects)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("remove {objects} from the store"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the embedded lake has the objects whose keys begin with `objects/`.
+    fn objects(&self, objects: &str) -> PathBuf {
+        self.dir.join(BUCKET).join("objects").join(format!("{objects}.d"))
     }
 
     pub fn set_delay(&self, delay_ms: u64) {
@@ -96,7 +140,7 @@ fn start_redis(dir: &Path) -> Result<Option<(Child, u16)>> {
     let home = dir.join("redis");
     std::fs::create_dir_all(&home)?;
     let port = free_port()?;
-    let spawned = Command::new("redis-server")
+    let spawned = own_group(Command::new("redis-server"))
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--appendonly", "yes", "--save", "", "--dir"])
         .arg(&home)
         .stdin(Stdio::null())

@@ -73,6 +73,21 @@ fn kind_of(status: u16, code: &str) -> Kind {
     }
 }
 
+/// Turns the SDK's errors into ours.
+pub trait About<T> {
+    /// Says which key, prefix or bucket the request was about.
+    fn about(self, key: &str) -> Result<T, LakeError>;
+}
+
+impl<T, E> About<T> for Result<T, SdkError<E, HttpResponse>>
+where
+    E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+{
+    fn about(self, key: &str) -> Result<T, LakeError> {
+        self.map_err(|error| lake_error(key, error))
+    }
+}
+
 /// Turns an SDK error into ours.
 pub fn lake_error<E>(key: &str, error: SdkError<E, HttpResponse>) -> LakeError
 where

@@ -30,7 +30,7 @@ mod errors;
 pub use config::{Checksums, LakeOpenError, LakeUrlError, S3Config, SecretKey, Sse, StaticKeys};
 pub use errors::S3Failure;
 
-use errors::lake_error;
+use errors::{About, lake_error};
 
 /// The slowest upload that is not taken for a dead one.
 const UPLOAD_BYTES_PER_SEC_MIN: u64 = 64 * 1024;
@@ -154,7 +154,7 @@ impl S3Lake {
         let setting = VersioningConfiguration::builder().status(status).build();
         let bucket = &self.config.bucket;
         let set = self.client.put_bucket_versioning().bucket(bucket).versioning_configuration(setting);
-        set.send().await.map(drop).map_err(|error| lake_error(bucket, error))
+        set.send().await.map(drop).about(bucket)
     }
 
     fn full(&self, key: &str) -> String {
@@ -225,7 +225,7 @@ impl S3Lake {
             .encoding_type(EncodingType::Url)
             .send()
             .await
-            .map_err(|error| lake_error(prefix, error))?;
+            .about(prefix)?;
         let encoded = answer.encoding_type() == Some(&EncodingType::Url);
         let objects = answer.contents().iter().map(|object| meta_of(object, encoded)).collect();
         let next = answer.next_continuation_token().filter(|_| answer.is_truncated() == Some(true));
@@ -244,7 +244,7 @@ impl S3Lake {
             .encoding_type(EncodingType::Url)
             .send()
             .await
-            .map_err(|error| lake_error(prefix, error))?;
+            .about(prefix)?;
         let encoded = answer.encoding_type() == Some(&EncodingType::Url);
         let latest = answer.versions().iter().filter(|version| version.is_latest() == Some(true));
         let objects = latest.map(|version| version_meta_of(version, encoded)).collect();
@@ -393,7 +393,7 @@ impl Lake for S3Lake {
             .set_sse_customer_key_md5(self.sse.key_md5())
             .send()
             .await
-            .map_err(|error| lake_error(key, error))?;
+            .about(key)?;
         self.body(key, answer, range.as_ref())
     }
 
@@ -411,7 +411,7 @@ impl Lake for S3Lake {
             .set_range(range_header(range.as_ref()))
             .send()
             .await
-            .map_err(|error| lake_error(&pin.key, error))?;
+            .about(&pin.key)?;
         // A store that ignores If-Match must not slip other bytes in.
         if answer.e_tag().is_none_or(|etag| !same_etag(etag, &pin.etag)) {
             return Err(LakeError::Precondition { key: pin.key.clone() });
@@ -430,7 +430,7 @@ impl Lake for S3Lake {
             .set_sse_customer_key_md5(self.sse.key_md5())
             .send()
             .await
-            .map_err(|error| lake_error(key, error))?;
+            .about(key)?;
         Ok(ObjectMeta {
             key: key.to_owned(),
             size: answer.content_length().and_then(|len| u64::try_from(len).ok()).unwrap_or(0),
@@ -475,7 +475,7 @@ impl Lake for S3Lake {
 
     async fn delete(&self, key: &str) -> Result<(), LakeError> {
         let gone = self.client.delete_object().bucket(&self.config.bucket).key(self.full(key)).send().await;
-        match gone.map_err(|error| lake_error(key, error)) {
+        match gone.about(key) {
             Ok(_) | Err(LakeError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error),
         }
@@ -499,7 +499,7 @@ impl Lake for S3Lake {
                 .encoding_type(EncodingType::Url)
                 .send()
                 .await
-                .map_err(|error| lake_error(prefix, error))?;
+                .about(prefix)?;
             let encoded = answer.encoding_type() == Some(&EncodingType::Url);
             for common in answer.common_prefixes() {
                 let common = decoded(common.prefix().unwrap_or_default(), encoded);
@@ -542,7 +542,7 @@ impl Lake for S3Lake {
                 .set_upload_id_marker(id_marker)
                 .send()
                 .await
-                .map_err(|error| lake_error(prefix, error))?;
+                .about(prefix)?;
             for upload in answer.uploads() {
                 let key = upload.key().and_then(|key| self.relative(key));
                 let (Some(key), Some(id)) = (key, upload.upload_id()) else {
@@ -572,7 +572,7 @@ impl Lake for S3Lake {
             .set_sse_customer_key_md5(self.sse.key_md5())
             .send()
             .await
-            .map_err(|error| lake_error(key, error))?;
+            .about(key)?;
         Ok(UploadId { key: key.to_owned(), id: answer.upload_id().unwrap_or_default().to_owned() })
     }
 
@@ -593,7 +593,7 @@ impl Lake for S3Lake {
             .config_override(self.upload_patience(usize::try_from(size).unwrap_or(usize::MAX)))
             .send()
             .await
-            .map_err(|error| lake_error(&upload.key, error))?;
+            .about(&upload.key)?;
         Ok(UploadedPart { number, etag: answer.e_tag().unwrap_or_default().to_owned(), size })
     }
 
@@ -609,7 +609,7 @@ impl Lake for S3Lake {
                 .set_part_number_marker(marker)
                 .send()
                 .await
-                .map_err(|error| lake_error(&upload.key, error))?;
+                .about(&upload.key)?;
             parts.extend(answer.parts().iter().map(|part| UploadedPart {
                 number: part.part_number().and_then(|number| u32::try_from(number).ok()).unwrap_or(0),
                 etag: part.e_tag().unwrap_or_default().to_owned(),
@@ -644,7 +644,7 @@ impl Lake for S3Lake {
             .config_override(self.patience(JOIN_TIMEOUT))
             .send()
             .await;
-        match answer.map_err(|error| lake_error(&upload.key, error)) {
+        match answer.about(&upload.key) {
             Ok(answer) => Ok(answer.e_tag().unwrap_or_default().to_owned()),
             // Finished already: the answer was lost and the SDK asked again, or a run before this one
             // was killed. The keys of uploads are random, so an object there is this one.
@@ -665,7 +665,7 @@ impl Lake for S3Lake {
             .upload_id(&upload.id)
             .send()
             .await;
-        match gone.map_err(|error| lake_error(&upload.key, error)) {
+        match gone.about(&upload.key) {
             Ok(_) | Err(LakeError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error),
         }
