@@ -153,6 +153,11 @@ impl S3Config {
         Ok(Self::new(bucket, prefix))
     }
 
+    /// Says whether requests go through TLS, which keeps their bodies as they are.
+    pub fn has_tls(&self) -> bool {
+        self.endpoint.as_deref().is_none_or(|endpoint| endpoint.starts_with("https://"))
+    }
+
     /// Gives `s3://bucket/prefix`.
     pub fn url(&self) -> String {
         if self.prefix.is_empty() {

@@ -5,7 +5,9 @@
 //! * [`S3Lake`]: the operations.
 //!
 //! Each body is checked for its length and may not be silent for longer than the read timeout, so
-//! that a reader has all bytes or an error. An upload's try has more time the larger it is.
+//! that a reader has all bytes or an error. An upload's try has more time the larger it is. A body's
+//! SHA-256 is signed only over plain http: TLS guards it already, and the digest costs more than
+//! any other part of a push.
 
 use std::ops::Range;
 use std::path::Path;
@@ -448,7 +450,7 @@ impl Lake for S3Lake {
         };
         let conditional = same.is_some();
         let len = body.len();
-        let answer = self
+        let call = self
             .client
             .put_object()
             .bucket(&self.config.bucket)
@@ -462,14 +464,14 @@ impl Lake for S3Lake {
             .set_sse_customer_key(self.sse.key())
             .set_sse_customer_key_md5(self.sse.key_md5())
             .customize()
-            .config_override(self.upload_patience(len))
-            .send()
-            .await
-            .map_err(|error| match lake_error(key, error) {
-                // The object that had to be there unchanged is not there at all.
-                LakeError::NotFound { key } if conditional => LakeError::Precondition { key },
-                error => error,
-            })?;
+            .config_override(self.upload_patience(len));
+        let call = if self.config.has_tls() { call.disable_payload_signing() } else { call };
+        let answer = call.send().await;
+        let answer = answer.map_err(|error| match lake_error(key, error) {
+            // The object that had to be there unchanged is not there at all.
+            LakeError::NotFound { key } if conditional => LakeError::Precondition { key },
+            error => error,
+        })?;
         Ok(answer.e_tag().unwrap_or_default().to_owned())
     }
 
@@ -578,7 +580,7 @@ impl Lake for S3Lake {
 
     async fn upload_part(&self, upload: &UploadId, number: u32, body: Bytes) -> Result<UploadedPart, LakeError> {
         let size = body.len() as u64;
-        let answer = self
+        let call = self
             .client
             .upload_part()
             .bucket(&self.config.bucket)
@@ -590,10 +592,9 @@ impl Lake for S3Lake {
             .set_sse_customer_key(self.sse.key())
             .set_sse_customer_key_md5(self.sse.key_md5())
             .customize()
-            .config_override(self.upload_patience(usize::try_from(size).unwrap_or(usize::MAX)))
-            .send()
-            .await
-            .about(&upload.key)?;
+            .config_override(self.upload_patience(usize::try_from(size).unwrap_or(usize::MAX)));
+        let call = if self.config.has_tls() { call.disable_payload_signing() } else { call };
+        let answer = call.send().await.about(&upload.key)?;
         Ok(UploadedPart { number, etag: answer.e_tag().unwrap_or_default().to_owned(), size })
     }
 
@@ -679,6 +680,11 @@ fn same_etag(a: &str, b: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use aws_smithy_runtime_api::client::http::{
+        HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
+    };
+    use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+
     use super::*;
 
     #[test]
@@ -703,5 +709,41 @@ mod tests {
         let back = VersionsPage::decode(&page.encode()).unwrap();
         assert_eq!((back.key, back.version), (page.key, page.version));
         assert!(VersionsPage::decode("k6162").is_none());
+    }
+
+    /// Notes what requests say about their bodies, and answers with success.
+    #[derive(Debug, Clone, Default)]
+    struct Notes(Arc<parking_lot::Mutex<Vec<String>>>);
+
+    impl HttpConnector for Notes {
+        fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+            let said = request.headers().get("x-amz-content-sha256").unwrap_or("nothing");
+            self.0.lock().push(said.to_owned());
+            HttpConnectorFuture::ready(Ok(HttpResponse::new(200.try_into().unwrap(), "".into())))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_is_signed_where_no_tls_guards_it() {
+        let keys = aws_credential_types::Credentials::from_keys("key", "secret", None);
+        for (endpoint, signed) in [(Some("http://store"), true), (Some("https://store"), false), (None, false)] {
+            let (notes, config) = (Notes::default(), S3Config::new("bucket", ""));
+            let config = S3Config { endpoint: endpoint.map(str::to_owned), ..config };
+            let connector = notes.clone();
+            let mut client = aws_sdk_s3::Config::builder()
+                .behavior_version(aws_sdk_s3::config::BehaviorVersion::latest())
+                .region(aws_sdk_s3::config::Region::new("us-east-1"))
+                .credentials_provider(keys.clone())
+                .http_client(http_client_fn(move |_, _| SharedHttpConnector::new(connector.clone())));
+            client.set_endpoint_url(config.endpoint.clone());
+            let lake = S3Lake::new(aws_sdk_s3::Client::from_conf(client.build()), config);
+            lake.put("key", Bytes::from_static(b"body"), PutIf::Always).await.unwrap();
+            let upload = UploadId { key: "key".into(), id: "id".into() };
+            lake.upload_part(&upload, 1, Bytes::from_static(b"body")).await.unwrap();
+            for said in notes.0.lock().iter() {
+                assert_eq!(said != "UNSIGNED-PAYLOAD", signed, "{endpoint:?}: {said}");
+            }
+            assert_eq!(notes.0.lock().len(), 2);
+        }
     }
 }
