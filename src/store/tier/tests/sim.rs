@@ -223,13 +223,24 @@ const STEPS: u64 = 3_000;
 /// Runs seeds until the first that breaks a promise.
 fn find(base: &SimWorld, seeds: std::ops::Range<u64>, steps: u64, counts: &mut Counts) -> Option<(u64, String)> {
     for seed in seeds {
-        let outcome = simulate(base, Params::of(seed), steps, false);
+        let outcome = simulate(base, asked(seed), steps, false);
         counts.add(&outcome.counts);
         if let Some(violation) = outcome.violation {
             return Some((seed, violation));
         }
     }
     None
+}
+
+/// A seed's run; LARDER_SIM_CROWDED=1..4 makes calls overlap more, in each of the mixes.
+fn asked(seed: u64) -> Params {
+    let mut params = Params::of(seed);
+    let mixes = [params::Mix::All, params::Mix::Evicting, params::Mix::Filling, params::Mix::Damage];
+    let crowded = usize::try_from(number("LARDER_SIM_CROWDED", 0)).ok().and_then(|n| n.checked_sub(1));
+    if let Some(mix) = crowded.and_then(|at| mixes.get(at)) {
+        params.crowd(*mix);
+    }
+    params
 }
 
 fn number(name: &str, otherwise: u64) -> u64 {
@@ -281,8 +292,7 @@ fn campaign_of_random_schedules() {
 #[test]
 #[ignore = "for people: LARDER_SIM_SEED=n"]
 fn replays_a_seed() {
-    let outcome =
-        simulate(&new_world(), Params::of(number("LARDER_SIM_SEED", 1)), number("LARDER_SIM_STEPS", STEPS), true);
+    let outcome = simulate(&new_world(), asked(number("LARDER_SIM_SEED", 1)), number("LARDER_SIM_STEPS", STEPS), true);
     for line in &outcome.trace {
         println!("{line}");
     }

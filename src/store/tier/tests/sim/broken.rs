@@ -64,25 +64,26 @@ impl Broken {
             Self::BytesNotSynced | Self::NamesNotSynced => {
                 (params.power_cuts, params.crash_one_in) = (true, 300);
             }
-            Self::SetAsideByName => params.damage = true,
+            Self::SetAsideByName => {
+                params.damage = true;
+                params.crowd(Mix::Damage);
+            }
+            Self::NoGenerations => params.crowd(Mix::Filling),
             Self::LeasesSeenOnce
             | Self::RecordsSeenOnce
             | Self::RecordSeenOnceByKeep
             | Self::NotPutBack
             | Self::TakenOverUnseen
-            | Self::TrashEmptiedBlindly => {
-                // Nobody fails or dies; calls overlap, and whoever has moved something stops for a while.
-                (params.mix, params.nodes, params.switch_one_in, params.pause_one_in) = (Mix::Evicting, 3, 4, 60);
-                (params.crash_one_in, params.fault_one_in, params.power_cuts, params.full) = (0, 0, false, false);
-                params.idle_ms_max = params.operation_ms_max * 40;
-            }
+            | Self::NoRefresh
+            | Self::HoldUntold
+            | Self::TrashEmptiedBlindly => params.crowd(Mix::Evicting),
             _ => {}
         }
     }
 }
 
 /// Seeds that are tried for each.
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 400;
 
 /// The simulation reports that this promise is broken; gives the seed.
 #[track_caller]

@@ -338,8 +338,8 @@ impl Oracle {
             }
         }
         for event in &events {
-            if let Event::Named { was: Some(ino), .. } = event {
-                self.check_removed_turn(world, client, *ino);
+            if let Event::Named { was: Some(ino), is, .. } = event {
+                self.check_removed_turn(world, client, *ino, is.is_some());
             }
         }
         if moved {
@@ -515,14 +515,15 @@ impl Oracle {
     }
 
     /// A file that somebody keeps alive is removed by its owner only.
-    fn check_removed_turn(&mut self, world: &World, client: u64, ino: u32) {
+    fn check_removed_turn(&mut self, world: &World, client: u64, ino: u32, replaced: bool) {
         let Some(turn) = self.turns.get(&ino).cloned().filter(|_| world.links(ino) == 0) else {
             return;
         };
         let fresh = world.now_ns - world.mtime_ns(ino) <= self.ttl_ns(turn.is_lease);
         let published = turn.pack.is_some_and(|pack| self.object(pack).is_some());
         // Who gives a claim up after a silence may remove its successor's: a third fetch at most.
-        let given_up = !turn.is_lease && matches!(self.call().name, "mark" | "abandon" | "claim" | "publish");
+        let given_up =
+            !turn.is_lease && !replaced && matches!(self.call().name, "mark" | "abandon" | "claim" | "publish");
         let taken_over = self.turns.values().any(|own| own.client == client && own.owner == turn.owner);
         let explained = turn.client == client
             || (given_up && taken_over)

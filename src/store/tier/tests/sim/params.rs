@@ -69,6 +69,13 @@ impl Params {
         params
     }
 
+    /// Nobody fails or dies; calls overlap, and whoever has moved something stops for a while.
+    pub(super) fn crowd(&mut self, mix: Mix) {
+        (self.mix, self.nodes, self.switch_one_in, self.pause_one_in) = (mix, 3, 4, 60);
+        (self.crash_one_in, self.fault_one_in, self.power_cuts, self.full) = (0, 0, false, false);
+        self.idle_ms_max = self.operation_ms_max * 40;
+    }
+
     pub(super) fn config(&self) -> TierConfig {
         TierConfig { ttl_ms: Some(self.ttl_ms), capacity_bytes: self.capacity_bytes, ..kit::config() }
     }
