@@ -556,14 +556,18 @@ impl Worker<'_> {
     fn keep(&self, tier: &SimTier, commit: u8) -> Result<(), TierError> {
         self.call("keep");
         tier.keep(&commit_key(commit))?;
-        self.stage.baton.tell(|oracle, world| oracle.guard(Protection::Keep, commit, 0, world));
+        let actor = self.node * 2 + 1;
+        self.stage.baton.tell(|oracle, world| oracle.guard_keep(commit, actor, world));
         Ok(())
     }
 
     fn unkeep(&self, tier: &SimTier, commit: u8) -> Result<(), TierError> {
-        self.stage.baton.tell(|oracle, _| oracle.end_keep(commit));
+        let actor = self.node * 2 + 1;
+        self.stage.baton.tell(|oracle, _| oracle.end_keep(commit, actor));
         self.call("unkeep");
-        tier.unkeep(&commit_key(commit))
+        let done = tier.unkeep(&commit_key(commit));
+        self.stage.baton.tell(|oracle, _| oracle.unkept(actor));
+        done
     }
 
     fn uncache(&self, tier: &SimTier, commit: u8) -> Result<(), TierError> {

@@ -85,6 +85,10 @@ pub(super) struct Oracle {
     evicting: BTreeSet<usize>,
     /// One of them died or failed half-way: the next sweep mends it.
     leftover: bool,
+    /// When a commit was last let go again.
+    unkept: BTreeMap<u8, u64>,
+    /// Actors that let a commit go just now.
+    unkeeping: BTreeMap<usize, u8>,
     pub(super) violation: Option<String>,
     step: u64,
 }
@@ -116,6 +120,8 @@ impl Oracle {
             damaged: BTreeSet::new(),
             evicting: BTreeSet::new(),
             leftover: false,
+            unkept: BTreeMap::new(),
+            unkeeping: BTreeMap::new(),
             violation: None,
             step: 0,
         }
@@ -199,7 +205,22 @@ impl Oracle {
         self.guards.remove(&guard);
     }
 
-    pub(super) fn end_keep(&mut self, commit: u8) {
+    /// A commit is kept, unless somebody let it go again while the call ran: either order is right.
+    pub(super) fn guard_keep(&mut self, commit: u8, actor: usize, world: &World) {
+        let before = self.unkept.get(&commit).is_none_or(|step| *step < self.call_since(actor));
+        if before && !self.unkeeping.values().any(|other| *other == commit) {
+            self.guard(Protection::Keep, commit, 0, world);
+        }
+    }
+
+    pub(super) fn unkept(&mut self, actor: usize) {
+        if let Some(commit) = self.unkeeping.remove(&actor) {
+            self.unkept.insert(commit, self.step);
+        }
+    }
+
+    pub(super) fn end_keep(&mut self, commit: u8, actor: usize) {
+        self.unkeeping.insert(actor, commit);
         self.guards.retain(|_, guard| guard.kind != Protection::Keep || guard.commit != commit);
     }
 
@@ -238,6 +259,7 @@ impl Oracle {
         self.guards.retain(|_, guard| guard.kind != Protection::Lease { node });
         for actor in [2 * node, 2 * node + 1] {
             self.leftover |= self.evicting.remove(&actor);
+            self.unkept(actor);
         }
     }
 
