@@ -6,12 +6,12 @@
 //!
 //! ```text
 //! cli -> node -> fs -> store -> format
-//! cli -> quota
+//! cli -> scheduler -> quota
 //! ```
 //!
 //! Arrows point down only: `format` and `quota` are pure (no I/O, no clock, no async, no logging); `store`
 //! owns the lake, the tier, fetching and the catalog; `fs` owns the mounted view; `node` owns the
-//! mount table and the control API; `quota` decides who computes; `cli` owns the command line. `docs/architecture.md` has the
+//! mount table and the control API; `quota` decides who computes, `scheduler` acts on it; `cli` owns the command line. `docs/architecture.md` has the
 //! whole picture, `tests/tidy.rs` keeps it true.
 
 // What serves must not panic: tests may.
@@ -23,6 +23,7 @@ pub mod format;
 pub mod fs;
 pub mod node;
 pub mod quota;
+pub mod scheduler;
 pub mod store;
 
 #[cfg(test)]

@@ -15,7 +15,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("fs", &["fs", "store", "format", "testkit"]),
     ("node", &["node", "fs", "store", "format", "config", "testkit"]),
     ("quota", &["quota"]),
-    ("cli", &["cli", "node", "fs", "store", "format", "config", "quota"]),
+    ("scheduler", &["scheduler", "quota"]),
+    ("cli", &["cli", "node", "fs", "store", "format", "config", "scheduler", "quota"]),
     ("testkit", &["testkit", "fs", "store", "format"]),
 ];
 
@@ -30,6 +31,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("clap", &["cli/", "config/"]),
     ("anyhow", &["cli/", "main.rs"]),
     ("indicatif", &["cli/"]),
+    ("serde_saphyr", &["scheduler/simulate/scenario.rs"]),
 ];
 
 /// The pure modules do not know the world.

@@ -38,6 +38,7 @@ pub mod output;
 pub mod push;
 pub mod report;
 pub mod rm;
+pub mod scheduler;
 pub mod show;
 pub mod status;
 pub mod tag;
@@ -133,6 +134,8 @@ pub enum Command {
     Lake(lake::Args),
     /// Runs, stops and asks the daemon that serves the mounts
     Daemon(daemon::Args),
+    /// Shares GPUs among projects
+    Scheduler(scheduler::Args),
     /// Prints a shell's completions
     Completions(completions::Args),
     /// Writes the manual pages into a directory
@@ -145,7 +148,7 @@ pub enum Command {
 impl Command {
     /// Says whether the command needs a valid configuration before it starts.
     fn needs_config(&self) -> bool {
-        !matches!(self, Self::Config(_) | Self::Completions(_) | Self::Man(_) | Self::Keeper(_))
+        !matches!(self, Self::Config(_) | Self::Scheduler(_) | Self::Completions(_) | Self::Man(_) | Self::Keeper(_))
     }
 
     fn run(self, ctx: &Context) -> anyhow::Result<()> {
@@ -174,6 +177,7 @@ impl Command {
             Self::Tier(args) => tier::run(ctx, args),
             Self::Lake(args) => lake::run(ctx, args),
             Self::Daemon(args) => daemon::run(ctx, args),
+            Self::Scheduler(args) => scheduler::run(ctx, args),
             Self::Completions(args) => completions::run(ctx, args),
             Self::Man(args) => man::run(ctx, args),
             Self::Keeper(args) => keeper::run(ctx, args),

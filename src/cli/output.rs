@@ -48,17 +48,17 @@ impl Write for Out {
 /// A text table: columns as wide as their widest cell, two spaces between.
 #[derive(Debug)]
 pub struct Table {
-    headers: Vec<&'static str>,
+    headers: Vec<String>,
     right: Vec<bool>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// Begins a table; a header that begins with `>` makes its column right-aligned.
-    pub fn new(headers: &[&'static str]) -> Self {
+    pub fn new(headers: &[&str]) -> Self {
         Self {
             right: headers.iter().map(|h| h.starts_with('>')).collect(),
-            headers: headers.iter().map(|h| h.trim_start_matches('>')).collect(),
+            headers: headers.iter().map(|h| h.trim_start_matches('>').to_owned()).collect(),
             rows: Vec::new(),
         }
     }
@@ -99,7 +99,7 @@ impl Table {
             text.push_str(out.trim_end());
             text.push('\n');
         };
-        line(&mut self.headers.iter().copied());
+        line(&mut self.headers.iter().map(String::as_str));
         for row in &self.rows {
             line(&mut row.iter().map(String::as_str));
         }

@@ -19,5 +19,6 @@ mod mount_rootless;
 mod mount_trees;
 mod nodes;
 mod push;
+mod scheduler;
 mod tier;
 mod tiers;
