@@ -28,7 +28,7 @@ lint:            ## Format, clippy, docs, licences.
 campaign: deps   ## Long tests: PART=kill|damage|fault|nodes|shape|import|trees|sched|soak|nfs|sim|fuzz MINUTES=20 SEED=1.
 	PART=$(PART) MINUTES=$(MINUTES) SEED=$(SEED) scripts/campaign
 
-bench: deps build ## Us, the plain file system and the rivals on the same work (an hour; WORKS= ROUNDS= RIVAL_ROUNDS= SCALE= PEERS= DIR= JSON= KEEP=1).
+bench: deps build ## Us, the plain file system and the rivals on the same work (over an hour; WORKS= ROUNDS= RIVAL_ROUNDS= SCALE= PEERS= DIR= JSON= KEEP=1).
 	PATH="$$(benches/e2e/rivals.sh):$$PATH" LARDER_BIN=$(LARDER) $(CARGO) bench --locked --bench e2e -- \
 	    $(if $(WORKS),--work $(WORKS)) $(if $(PEERS),--peers $(PEERS)) $(if $(SCALE),--scale $(SCALE)) \
 	    $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RIVAL_ROUNDS),--rival-rounds $(RIVAL_ROUNDS)) \
