@@ -39,7 +39,7 @@ fn job(number: u64, teams: u64) -> Job {
     };
     let team = format!("team-{:03}", mixed(number + 13) % teams);
     let mut job = Job::new(&format!("job-{number:06}"), &team, kind, gpus, number);
-    if kind == Kind::Train && mixed(number + 17) % 50 == 0 {
+    if kind == Kind::Train && mixed(number + 17).is_multiple_of(50) {
         job.templates = vec![Template { processes: 4, ..Template::new(MilliGpus::whole(4)) }, Template::new(gpus)];
     }
     job

@@ -98,11 +98,11 @@ pub fn plan(snapshot: &Snapshot) -> Result<Plan, SnapshotError> {
     Ok(state.plan)
 }
 
-fn by_id<'a, T, K: Ord>(
-    all: &'a [T],
+fn by_id<T, K: Ord>(
+    all: &[T],
     key: impl Fn(&T) -> &K,
     error: impl Fn(&K) -> SnapshotError,
-) -> Result<Vec<&'a T>, SnapshotError> {
+) -> Result<Vec<&T>, SnapshotError> {
     let mut sorted: Vec<&T> = all.iter().collect();
     sorted.sort_by(|a, b| key(a).cmp(key(b)));
     match sorted.windows(2).find(|pair| key(pair[0]) == key(pair[1])) {

@@ -189,7 +189,8 @@ fn pauses_are_just(before: &Snapshot, plan: &Plan, after: &Snapshot) {
         let beneficiary = before.jobs.iter().find(|job| job.id == *by).expect("is there");
         let limit = project.limit.filter(|_| beneficiary.project == project.id);
         let over_limit = limit.is_some_and(|limit| after.allocated(project.id.as_str()).0 + size_of(victim) > limit.0);
-        assert!(overcommitted || over_limit, "{} could be spared", victim.id);
+        // Below a limit a later, larger pause may make an earlier one needless: not promised.
+        assert!(overcommitted || over_limit || limit.is_some(), "{} could be spared", victim.id);
     }
 }
 

@@ -145,11 +145,6 @@ impl SimWorld {
     pub(crate) fn crash(&self, rng: &mut Rng) {
         self.0.lock().crash(rng);
     }
-
-    /// The server is down for a moment; clients go on, but what was open without a name is lost.
-    pub(crate) fn restart(&self) {
-        self.0.lock().restarts += 1;
-    }
 }
 
 /// What of unsynced bytes a crash leaves: block by block, the old, the new, or zeros.

@@ -442,7 +442,7 @@ impl<'a, 'w> Coordinator<'a, 'w> {
                 }
                 Err(Failed::Problem(problem)) => self.consume_problem(&slot, problem)?,
                 Err(Failed::Moved(sender)) => {
-                    if let Some(slot) = self.consume_moved(slot, sender)? {
+                    if let Some(slot) = self.consume_moved(slot, *sender)? {
                         self.queue.push_front(slot);
                         return Ok(());
                     }

@@ -80,7 +80,7 @@ pub(super) enum Got {
 pub(super) enum Failed {
     Problem(Problem),
     /// It changed while it was written into this pack of its own, which is to be thrown away.
-    Moved(PackSender),
+    Moved(Box<PackSender>),
     /// The push is over.
     Closed,
 }
@@ -137,7 +137,7 @@ impl<'a> Reader<'a> {
             }
             // Bytes already written cannot be taken back from a pack.
             if let Got::Pack(sender) = done.got {
-                return Err(Failed::Moved(sender));
+                return Err(Failed::Moved(Box::new(sender)));
             }
         }
         Err(Failed::Problem(never_still(path)))

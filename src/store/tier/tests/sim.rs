@@ -106,7 +106,7 @@ impl Run {
 
     fn actor(&self, actor: usize, mut rng: Rng) {
         let node = actor / 2;
-        if actor % 2 == 0 {
+        if actor.is_multiple_of(2) {
             self.stage.upkeep(node, &mut rng);
         } else {
             let hands = &mut *self.hands[node].lock();

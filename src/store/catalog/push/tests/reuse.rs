@@ -76,7 +76,8 @@ fn whatever_changes_in_a_directory_makes_another_tree() {
     let bench = Bench::new();
     hostile(bench.source.path());
     let link = |from: &str, to: &str| std::os::unix::fs::symlink(from, bench.path(to)).unwrap();
-    let changes: Vec<(&str, Box<dyn Fn()>)> = vec![
+    type Change<'a> = Box<dyn Fn() + 'a>;
+    let changes: Vec<(&str, Change)> = vec![
         ("a mode", Box::new(|| std::fs::set_permissions(bench.path("old"), PermissionsExt::from_mode(0o600)).unwrap())),
         ("a file's time", Box::new(|| set_mtime(&bench.path("old"), 77, 7))),
         ("a directory's time", Box::new(|| set_mtime(&bench.path("void/void"), 78, 7))),

@@ -390,7 +390,8 @@ impl Worker<'_> {
             return Ok(());
         }
         let mut waited_ms = 0;
-        while shares {
+        // Who does not share brings what others bring, too.
+        while shares && waited_ms <= 3 * 60_000 {
             self.call("claim");
             let baton = &self.stage.baton;
             let before = baton.tell(|oracle, world| oracle.claim_of(at, span, world));
@@ -405,9 +406,6 @@ impl Worker<'_> {
                         baton.tell(|oracle, _| oracle.violate("P4", "a dead owner's claim is respected for ever"));
                     }
                 }
-            }
-            if waited_ms > 3 * 60_000 {
-                break;
             }
             let wait_ms = 500 + self.rng.below(20_000);
             waited_ms += wait_ms;

@@ -388,11 +388,8 @@ impl Oracle {
         let parts: Vec<&str> = path.split('/').collect();
         match (parts.first().copied(), parts.len()) {
             (Some("objects"), 2) => return self.object_named(world, name, is),
-            (Some("trash"), 2) if name.starts_with("staging.") => {
-                if is.is_some() {
-                    self.check_given_up(world, name);
-                }
-            }
+            (Some("trash"), 2) if name.starts_with("staging.") && is.is_some() => self.check_given_up(world, name),
+            (Some("trash"), 2) if name.starts_with("staging.") => {}
             (Some("trash"), 2) => return self.copy_named(name, (was, is), false),
             (Some("quarantine"), 1) if !name.ends_with(".json") && !name.ends_with(".claim") => {
                 return self.copy_named(name, (was, is), true);
