@@ -116,7 +116,10 @@ impl Bench {
                 self.write_json()?;
             }
             let last_of_rivals = self.options.rival_rounds.is_some_and(|rounds| round + 1 >= rounds);
-            field.retain(|peer| !failed.iter().any(|name| name == peer.name()) && !(last_of_rivals && peer.is_rival()));
+            field.retain(|peer| {
+                let is_over = last_of_rivals && peer.is_rival();
+                !is_over && !failed.iter().any(|name| name == peer.name())
+            });
         }
         drop(field);
         if self.options.keep { Ok(()) } else { data::remove(&set).and_then(|()| self.store.remove_all(set.name())) }

@@ -119,7 +119,9 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.get(middle) {
-        Some(upper) if values.len() % 2 == 0 => values.get(middle - 1).map_or(*upper, |lower| (lower + upper) / 2.0),
+        Some(upper) if values.len().is_multiple_of(2) => {
+            values.get(middle - 1).map_or(*upper, |lower| (lower + upper) / 2.0)
+        }
         Some(middle) => *middle,
         None => 0.0,
     }
