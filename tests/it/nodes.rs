@@ -28,16 +28,16 @@ fn four_nodes_that_read_the_same_cold_commit_cost_the_lake_one_copy() {
             scope.spawn(move || read_and_compare(source, mount, files, 4, node as u64));
         }
     });
-    // The readers are done before the fills may be.
-    wait_for("the fills' end", || {
-        std::fs::read_dir(cluster.tier().join("staging")).is_ok_and(|mut left| left.next().is_none())
-    });
+    // The readers are done before the fills may be. A folder of staging may be left: the steward's work.
+    wait_for("the fills' end", || cluster.total("larder_packs_published_total", "") >= 2);
     cluster.print_sources();
     let copy = one_copy(&files);
     let sent = cluster.proxy.counters().data_down;
     let ahead = cluster.total("larder_lake_bytes_total", "lane=\"demand\"");
     println!("one copy {copy}, sent {sent}, of these asked ahead by readers {ahead}");
-    assert!(ahead <= 4 * 2 * AHEAD_BYTES, "{ahead} bytes asked ahead of two packs by four nodes");
+    // And a little more where a fill ends under a reader that was about to join it.
+    let ahead_max = 4 * 2 * AHEAD_BYTES + copy / 50;
+    assert!(ahead <= ahead_max, "{ahead} bytes asked ahead of two packs by four nodes");
     assert!(sent - ahead <= copy + copy / 50, "{} bytes sent for one copy of {copy}", sent - ahead);
     assert_eq!(cluster.total("larder_fetch_read_errors_total", ""), 0);
     assert_eq!(cluster.total("larder_packs_published_total", ""), 2, "read back and published once each");

@@ -15,6 +15,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
 use uuid::Uuid;
 
@@ -87,7 +88,8 @@ pub struct Stage<I: TierIo = RealIo> {
 type OpenStaging<I> = (<I as TierIo>::File, Vec<bool>);
 
 impl<I: TierIo> Tier<I> {
-    /// Opens a pack's staging file, or makes it; what arrived in an earlier run is kept.
+    /// Opens a pack's staging file, or makes it; what arrived in an earlier run is kept. Gone: the pack
+    /// was published meanwhile.
     pub fn stage(&self, pack: &PackId, len: u64) -> Result<Stage<I>, TierError> {
         let core = &self.core;
         let dir = layout::staging_dir(pack);
@@ -103,14 +105,18 @@ impl<I: TierIo> Tier<I> {
                 Ok(()) => {}
                 Err(error) => return Err(TierError::io("extend", &dir, error)),
             }
-            return Ok(Stage {
+            let stage = Stage {
                 tier: self.clone(),
                 pack: *pack,
                 dir,
                 generation,
                 file: RwLock::new(Arc::new(file)),
                 done: Mutex::new(done),
-            });
+            };
+            return match stage.is_overtaken()? {
+                true => Err(TierError::io("stage", &stage.dir, Errno::ENOENT.into())),
+                false => Ok(stage),
+            };
         }
         Err(TierError::Contended { path: dir, times: TRIES })
     }
@@ -380,6 +386,23 @@ impl<I: TierIo> Stage<I> {
             self.tier.quarantine(&self.pack, &published.identity, &why)?;
         }
         Err(TierError::Contended { path: object, times: TRIES })
+    }
+
+    /// Says whether the pack was published before this folder was whole. A publisher links the object
+    /// before it clears its folder: so who finds the folder cleared, or clears it with us, has the
+    /// object to be found, and would bring all of it for nothing. What was made anew goes at once.
+    fn is_overtaken(&self) -> Result<bool, TierError> {
+        let object = layout::object(&self.pack);
+        let Some(published) = self.tier.pack(&self.pack)? else {
+            return Ok(false);
+        };
+        if published.len != self.generation.len_bytes {
+            // Not ours to decide: it is set aside when ours is published.
+            return Ok(false);
+        }
+        self.rest_on(&object);
+        let _ = self.clean();
+        Ok(true)
     }
 
     fn file(&self) -> Arc<I::File> {

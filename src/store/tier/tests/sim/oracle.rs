@@ -166,7 +166,12 @@ impl Oracle {
                 .next_back(),
             _ => None,
         };
-        let guard = Guard { kind, commit, since: self.step, present: 0, lapsed: false, lease };
+        // A heartbeat that runs beside it may just be writing anew what expired while the call slept.
+        let lapsed = match kind {
+            Protection::Lease { node } => self.calls.get(&(2 * node)).is_some_and(|call| call.name == "heartbeat"),
+            _ => false,
+        };
+        let guard = Guard { kind, commit, since: self.step, present: 0, lapsed, lease };
         let id = self.next_guard;
         self.next_guard += 1;
         self.guards.insert(id, guard);
@@ -276,10 +281,11 @@ impl Oracle {
 
     /// Nobody is evicting, and nobody died at it: what is protected is where it belongs.
     fn check_in_place(&mut self, world: &World) {
+        // Also where nothing is checked: a lease that is written again later protects anew, not still.
+        self.see_lapses(world);
         if self.leftover || !self.evicting.is_empty() {
             return;
         }
-        self.see_lapses(world);
         let guards: Vec<Guard> = self.guards.values().filter(|guard| !guard.lapsed).cloned().collect();
         for guard in guards {
             let (commit, kind) = (guard.commit, guard.kind);
