@@ -165,7 +165,8 @@ async fn a_fill_that_was_killed_goes_on_from_its_marks() {
     world.lake.heal();
     let fetcher = world.fetcher_on(Some(tier.clone()), cfg);
     fetcher.fill(vec![pack.uses()]).wait().await.expect("filled");
-    let marked = 2 * FAKE_SPAN_LEN;
+    // Of the two marked spans the later one may be fetched again where its claim was still being given up.
+    let marked = FAKE_SPAN_LEN;
     let fetched = fetcher.stats().lake_prefetch.bytes;
     assert!(fetched <= pack.len - marked + 2 * BLOCK_LEN, "fetched {fetched} of {}", pack.len);
     assert_reads(&fetcher, &pack, Verify::Always).await;
