@@ -5,10 +5,15 @@
 //! under the same pin is an error, and such a pack is not published.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::timeout;
 
 use crate::format::ids::ContentDigest;
 use crate::format::pack::{PackOutboard, Proof};
 use crate::format::paths::{PackPart, pack_key};
+use crate::store::lake::retry::{RetryPolicy, with_retry};
 use crate::store::lake::{LakeError, PutIf};
 use crate::store::tier::Sidecar;
 
@@ -52,8 +57,8 @@ impl Inner {
         let pack = fill.pack;
         let key = pack_key(&pack, PackPart::Proof);
         let bytes = ours.encode();
-        match self.lake.put(&key, bytes.clone().into(), PutIf::Absent).await {
-            Ok(_) => Ok(ours),
+        match self.put_proof(&key, bytes.clone().into()).await {
+            Ok(()) => Ok(ours),
             Err(LakeError::Precondition { .. }) => {
                 self.metas
                     .look_for_proof(&fill.meta, self.deadline())
@@ -71,6 +76,20 @@ impl Inner {
                 proof_of(&there, &pack, count).ok_or(PackFillError::Damaged { pack })
             }
         }
+    }
+
+    /// Puts the proof where none is. A try whose answer was lost may have put it: the next finds it there.
+    async fn put_proof(&self, key: &str, bytes: Bytes) -> Result<(), LakeError> {
+        let patience = Duration::from_millis(self.cfg.prefetch_timeout_ms);
+        let policy = RetryPolicy { total_max: patience / 2, ..RetryPolicy::default() };
+        let put = || async {
+            let put = self.lake.put(key, bytes.clone(), PutIf::Absent);
+            match timeout(patience / 4, put).await {
+                Ok(answer) => answer.map(drop),
+                Err(_) => Err(LakeError::Passing { key: key.to_owned(), source: "no answer".into() }),
+            }
+        };
+        with_retry(&policy, put).await
     }
 
     /// Keeps proof and learned chaining values beside the object, for scrubbing and for other nodes.

@@ -106,6 +106,9 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// No step takes that long, whatever the lake does.
+const LONGEST: Duration = Duration::from_secs(100);
+
 struct Run {
     world: World,
     packs: Vec<TestPack>,
@@ -239,7 +242,8 @@ async fn run(natives: Vec<Vec<TestFile>>, pinned: Vec<TestFile>, ops: Vec<Op>, k
     let (damaged, damaged_after_check) = (HashSet::new(), HashSet::new());
     let mut run = Run { world, packs, keep_memory, fetcher: None, damaged, damaged_after_check, faults: false };
     for op in &ops {
-        run.step(op).await;
+        let ended = tokio::time::timeout(LONGEST, run.step(op)).await;
+        assert!(ended.is_ok(), "{op:?} does not end; faults {}", run.faults);
     }
     // However it went: with a good lake everything is readable in the end.
     run.world.lake.heal();

@@ -112,6 +112,22 @@ async fn with_read_only_credentials_the_proof_lies_beside_the_object() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_does_not_answer_to_the_proof_is_asked_again_and_not_for_ever() {
+    let world = World::new();
+    let pack = imported(&world.memory, "user", &files());
+    let fetcher = world.fetcher(no_memory());
+    world.lake.rule(Rule::every(Op::Put, Fault::Hang).times(1));
+    fetcher.fill(vec![pack.uses()]).wait().await.expect("the second put is answered");
+    assert!(proof(&world, &pack).is_some());
+
+    let other = imported(&world.memory, "other", &files());
+    world.lake.rule(Rule::every(Op::Put, Fault::Hang));
+    let error = fetcher.fill(vec![other.uses()]).wait().await.expect_err("no put is answered");
+    assert!(matches!(error, FillError::Failed { first: PackFillError::Lake { .. }, .. }), "{error:?}");
+    assert_reads(&fetcher, &other, Verify::Node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_byte_flipped_in_the_tier_heals_from_the_users_objects() {
     for content in 0..4 {
         let world = World::new();
