@@ -79,18 +79,24 @@ pub fn plan(snapshot: &Snapshot) -> Result<Plan, SnapshotError> {
     state.drain();
     state.divide();
     let mut queues = state.queues();
-    for grounds in [Grounds::Quota, Grounds::Share, Grounds::Idle] {
-        state.draw_all();
-        // Again after starts: they may have brought others so near to a line that somebody who was
-        // refused can push them over it now.
-        loop {
-            let starts = state.plan.starts.len();
-            state.serve(grounds, &mut queues);
-            if grounds == Grounds::Idle || state.plan.starts.len() == starts {
-                break;
-            }
+    // Each step may move the lines that the other looks at: a pause for a share leaves room that a quota
+    // is entitled to, a job that is given back pushes another over a line.
+    let (mut first, mut share_is_done) = (true, false);
+    while state.serve_all(Grounds::Quota, &mut queues, first) || !share_is_done {
+        let started = state.serve_all(Grounds::Share, &mut queues, first);
+        let spared = state.spare_needless();
+        if !started && !spared {
+            break;
         }
+        if spared {
+            // Starts may be undone.
+            queues = state.queues();
+        }
+        // The last pass found nothing: it looks again only if something changes before.
+        (first, share_is_done) = (false, !spared);
     }
+    state.draw_all();
+    state.serve(Grounds::Idle, &mut queues);
     state.draw_all();
     state.name_what_goes_before();
     state.plan.waiting = explain::waiting(&mut state);
@@ -215,6 +221,9 @@ impl<'a> State<'a> {
             let taken = self.cluster.take(spot);
             debug_assert!(taken.is_ok(), "what was released a moment ago is free");
         }
+        // As its account has it until the lines are drawn: they may have moved meanwhile.
+        work.standing = Standing::Lent;
+        self.lowered += 1;
         let (project, level, started, size) = (work.project, work.level, work.started, work.size);
         self.accounts[project as usize].insert(number, level, started, size);
         self.seat(number);
@@ -231,6 +240,16 @@ impl<'a> State<'a> {
             *lowered += 1;
             work.spots.iter().for_each(|spot| nodes[spot.node as usize].version += 1);
         });
+        debug_assert!(self.standings_agree(project));
+    }
+
+    /// Says whether the running jobs stand where their project's account has them.
+    fn standings_agree(&self, project: u32) -> bool {
+        let mut running = self.accounts[project as usize].entries.iter().map(|entry| {
+            let work = &self.jobs[entry.job as usize];
+            work.phase != Phase::Running || work.standing == entry.standing
+        });
+        running.all(|agrees| agrees)
     }
 
     fn draw_all(&mut self) {
@@ -329,6 +348,45 @@ impl<'a> State<'a> {
         queues
     }
 
+    /// Serves until nothing starts: starts may have brought others so near to a line that somebody who
+    /// was refused can push them over it now. Says whether something started.
+    fn serve_all(&mut self, grounds: Grounds, queues: &mut [Vec<u32>], first: bool) -> bool {
+        self.draw_all();
+        let before = self.plan.starts.len();
+        if first {
+            self.serve(grounds, queues);
+        }
+        let mut again = !first || self.plan.starts.len() > before;
+        while again {
+            let starts = self.plan.starts.len();
+            // Few: nobody else has a turn to wait for.
+            let mut entitled = self.entitled(grounds, queues);
+            self.serve(grounds, &mut entitled);
+            again = self.plan.starts.len() > starts;
+        }
+        self.leave_queues(queues);
+        self.plan.starts.len() > before
+    }
+
+    /// Those of the queues that could start on these grounds, were there room.
+    fn entitled(&self, grounds: Grounds, queues: &[Vec<u32>]) -> Vec<Vec<u32>> {
+        let could = |number: &&u32| {
+            let work = &self.jobs[**number as usize];
+            let mut sizes = work.requests.iter().flatten().map(|request| request.size());
+            work.phase == Phase::Waiting && sizes.any(|size| self.is_entitled(work, size, grounds))
+        };
+        queues.iter().map(|queue| queue.iter().filter(could).copied().collect()).collect()
+    }
+
+    fn is_entitled(&self, work: &Work<'_>, size: u64, grounds: Grounds) -> bool {
+        let account = &self.accounts[work.project as usize];
+        match grounds {
+            Grounds::Quota => account.in_quota(work.level, size),
+            Grounds::Share => work.job.preemptible && account.in_share(work.level, size),
+            Grounds::Idle => work.job.preemptible,
+        }
+    }
+
     /// Goes once through all waiting jobs, the projects in turn; started ones leave the queues.
     fn serve(&mut self, grounds: Grounds, queues: &mut [Vec<u32>]) {
         let mut turns: BinaryHeap<Reverse<Turn>> = BinaryHeap::new();
@@ -345,6 +403,10 @@ impl<'a> State<'a> {
             next[project] += 1;
             turns.extend(queue.get(next[project]).map(|number| Reverse(self.turn(grounds, turn.project, *number))));
         }
+        self.leave_queues(queues);
+    }
+
+    fn leave_queues(&self, queues: &mut [Vec<u32>]) {
         for queue in queues {
             queue.retain(|number| self.jobs[*number as usize].phase == Phase::Waiting);
         }
@@ -373,12 +435,7 @@ impl<'a> State<'a> {
                 continue;
             };
             let (account, size) = (&self.accounts[work.project as usize], request.size());
-            let entitled = match grounds {
-                Grounds::Quota => account.in_quota(work.level, size),
-                Grounds::Share => work.job.preemptible && account.in_share(work.level, size),
-                Grounds::Idle => work.job.preemptible,
-            };
-            if !entitled || !self.classes.possible(&request, false) {
+            if !self.is_entitled(work, size, grounds) || !self.classes.possible(&request, false) {
                 continue;
             }
             let within_limit = account.allocated.saturating_add(size) <= account.limit;

@@ -4,7 +4,8 @@
 //! * [`plan`](mod@plan): what shall be done: starts, pauses, and [`why`] each other job waits.
 //! * `share`: how much each project deserves. `ledger`: which running jobs stand on which line.
 //! * `cluster`: the GPUs, who takes which. `demands`: where a request may go at all.
-//! * `cycle`: the steps of one decision. `victims`: whom to pause. `explain`: why the others wait.
+//! * `cycle`: the steps of one decision. `victims`: whom to pause. `spare`: which pauses to take back.
+//! * `explain`: why the others wait.
 //! * `after`: the snapshot once a plan is carried out.
 //!
 //! Invariants: pure (no I/O, no clock, no randomness, no floating point), so a snapshot gives one
@@ -26,6 +27,7 @@ mod ledger;
 pub mod plan;
 mod share;
 pub mod snapshot;
+mod spare;
 mod victims;
 pub mod why;
 

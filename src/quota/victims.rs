@@ -33,7 +33,10 @@ impl State<'_> {
         let account = &self.accounts[project as usize];
         let displaces = match grounds {
             Grounds::Quota => account.displaces(size),
-            Grounds::Share | Grounds::Idle => account.displaces_fair(size),
+            // One that is in quota, too, stands before lower ones that are kept.
+            Grounds::Share | Grounds::Idle => {
+                account.displaces_fair(size) || (account.in_quota(level, size) && account.displaces(size))
+            }
         };
         let alone = !displaces && account.allocated.saturating_add(size) <= account.limit;
         let key = (*request, grounds, (!alone).then_some((project, level)));
@@ -48,14 +51,8 @@ impl State<'_> {
         if displaces {
             self.draw(project);
         }
-        let victims =
-            if self.possible(request, grounds, project) { self.choose(request, grounds, project) } else { None };
-        let spots = victims.and_then(|victims| {
-            let victims = self.spare(victims, request, project);
-            let spots = self.take_free(number, request);
-            self.record(&victims, number, grounds);
-            spots
-        });
+        let possible = self.possible(request, grounds, project);
+        let spots = if possible { self.make_room(number, request, grounds) } else { None };
         // Whoever starts the job counts it again.
         self.accounts[project as usize].remove(number);
         if displaces || spots.is_some() {
@@ -66,6 +63,22 @@ impl State<'_> {
             self.lowered = lowered;
             self.hopeless.insert(key, now);
         }
+        spots
+    }
+
+    /// Pauses jobs and takes GPUs. Where only the limit is in the way, the free GPUs: then a victim that
+    /// a later pause makes needless finds its own again.
+    fn make_room(&mut self, number: u32, request: &Request, grounds: Grounds) -> Option<Vec<Spot>> {
+        let project = self.jobs[number as usize].project;
+        let free = self.take_free(number, request);
+        let wanted = if free.is_some() { None } else { Some(request) };
+        let Some(victims) = self.choose(wanted, grounds, project) else {
+            free.iter().flatten().for_each(|spot| self.cluster.release(spot));
+            return None;
+        };
+        let victims = self.spare(victims, wanted, project);
+        let spots = free.or_else(|| self.take_free(number, request));
+        self.record(&victims, number, grounds);
         spots
     }
 
@@ -116,22 +129,26 @@ impl State<'_> {
             && self.slots_possible(request, grounds) >= request.processes
     }
 
-    /// Says whether the job, which is counted already, has room now.
-    fn has_room(&self, request: &Request, project: u32) -> bool {
-        let (account, class) = (&self.accounts[project as usize], self.classes.class(request.class));
-        account.allocated <= account.limit && self.cluster.fits(request, &|node| class.has(node))
+    /// Says whether the job, which is counted already, has room now. `wanted`: unless it has its GPUs.
+    fn has_room(&self, wanted: Option<&Request>, project: u32) -> bool {
+        let account = &self.accounts[project as usize];
+        let fits = |request: &Request| {
+            let class = self.classes.class(request.class);
+            self.cluster.fits(request, &|node| class.has(node))
+        };
+        account.allocated <= account.limit && wanted.is_none_or(fits)
     }
 
     /// Pauses jobs until there is room.
-    fn choose(&mut self, request: &Request, grounds: Grounds, project: u32) -> Option<Vec<u32>> {
+    fn choose(&mut self, wanted: Option<&Request>, grounds: Grounds, project: u32) -> Option<Vec<u32>> {
         let mut victims = Vec::new();
-        while !self.has_room(request, project) {
+        while !self.has_room(wanted, project) {
             let account = &self.accounts[project as usize];
             let found = if account.allocated > account.limit {
                 let own = account.entries.iter().rev().map(|entry| entry.job);
                 own.into_iter().find(|job| self.may_pause(*job, grounds)).map(|job| vec![job])
             } else {
-                self.single(request, grounds).or_else(|| self.cheapest(request, grounds))
+                wanted.and_then(|request| self.single(request, grounds).or_else(|| self.cheapest(request, grounds)))
             };
             let Some(found) = found else {
                 debug_assert!(false, "what is possible is found");
@@ -145,7 +162,7 @@ impl State<'_> {
     }
 
     /// Gives back each victim that the job does not need, the worthiest first.
-    fn spare(&mut self, mut victims: Vec<u32>, request: &Request, project: u32) -> Vec<u32> {
+    fn spare(&mut self, mut victims: Vec<u32>, wanted: Option<&Request>, project: u32) -> Vec<u32> {
         if victims.len() < 2 {
             return victims;
         }
@@ -153,7 +170,7 @@ impl State<'_> {
         let mut needed = Vec::with_capacity(victims.len());
         for victim in victims {
             self.unpause(victim);
-            if !self.has_room(request, project) {
+            if !self.has_room(wanted, project) {
                 self.pause(victim);
                 needed.push(victim);
             }
@@ -162,7 +179,7 @@ impl State<'_> {
     }
 
     /// Orders victims: who is paused rather comes first. `paused`: GPUs that the projects lose already.
-    fn rather(&self, a: u32, b: u32, paused: &HashMap<u32, u64>) -> Ordering {
+    pub fn rather(&self, a: u32, b: u32, paused: &HashMap<u32, u64>) -> Ordering {
         let (one, other) = (&self.jobs[a as usize], &self.jobs[b as usize]);
         let minus = |project: u32| paused.get(&project).copied().unwrap_or(0);
         let (left, right) = (&self.accounts[one.project as usize], &self.accounts[other.project as usize]);

@@ -233,6 +233,28 @@ fn the_limit_holds_and_a_higher_job_makes_room_below_it() {
 }
 
 #[test]
+fn a_pause_that_a_later_one_makes_needless_is_taken_back() {
+    let mut s = cluster(&[("n1", 8)], &[("a", "4")]);
+    s.projects[0].limit = Some(gpus("5.5"));
+    for (id, amount, priority) in
+        [("i", "1i", 100), ("large", "2", 100), ("half", "0.5", 60), ("one", "1", 50), ("two", "1", 50)]
+    {
+        s.submit(id, "a", amount).priority = priority;
+        s.cycle();
+    }
+    // The gang pauses `two` and `one` for the limit; then `high` needs `large` to go, which is more than enough.
+    s.submit("gang", "a", "0.5i").templates[0].processes = 4;
+    s.submit("high", "a", "1").priority = 100;
+    let plan = s.cycle();
+    let room = gpus("5.5").saturating_sub(s.allocated("a"));
+    assert!(
+        plan.paused().iter().all(|id| *id == "large" || room < gpus("1")),
+        "{:?} with room for {room}",
+        plan.paused()
+    );
+}
+
+#[test]
 fn where_scattering_forbids_a_guarantee_why_says_so() {
     let mut s = cluster(&[("n1", 2), ("n2", 2)], &[("a", "2"), ("b", "2")]);
     for (id, node) in [("a1", "x"), ("a2", "y")] {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::{Cause, Grounds, Job, JobState, Node, NodeState, Plan, Project, Snapshot, Template};
+use super::super::{Cause, Grounds, Job, JobId, JobState, Node, NodeState, Plan, Project, Snapshot, Template};
 
 fn seats_of(job: &Job) -> Vec<(&str, u32, u64)> {
     match &job.state {
@@ -81,15 +81,8 @@ fn allowed(project: &Project, job: &Job, template: &Template, node: &Node) -> bo
         && template.labels.iter().all(|(name, value)| node.labels.get(name) == Some(value))
 }
 
-/// Processes of the template that fit beside `staying`.
-fn room<'a>(
-    s: &Snapshot,
-    project: &Project,
-    job: &Job,
-    template: &Template,
-    staying: impl Iterator<Item = &'a Job>,
-) -> u64 {
-    let used = used(staying);
+/// Processes of the template that fit beside what is used.
+fn room(s: &Snapshot, project: &Project, job: &Job, template: &Template, used: &BTreeMap<(&str, u32), u64>) -> u64 {
     let nodes = s.nodes.iter().filter(|node| node.state == NodeState::Ready && allowed(project, job, template, node));
     nodes
         .map(|node| {
@@ -102,17 +95,46 @@ fn room<'a>(
         .sum()
 }
 
+/// What a plan starts, what is used after it, and the lines of all projects before it lends.
+struct Drawn<'a> {
+    used: BTreeMap<(&'a str, u32), u64>,
+    world: &'a Snapshot,
+    kept: BTreeSet<Option<&'a str>>,
+    fair: BTreeSet<Option<&'a str>>,
+    new: BTreeSet<Option<&'a str>>,
+}
+
+impl<'a> Drawn<'a> {
+    fn of(after: &'a Snapshot, world: &'a Snapshot, plan: &'a Plan) -> Self {
+        let new = plan.started().into_iter().map(Some).collect();
+        let used = used(after.jobs.iter());
+        let mut drawn = Self { used, world, kept: BTreeSet::new(), fair: BTreeSet::new(), new };
+        for project in &world.projects {
+            let share = plan.shares.iter().find(|share| share.project == project.id).expect("each has a share");
+            let (kept, fair) = lines(world, project, share.fair_share.0, None);
+            drawn.kept.extend(kept);
+            drawn.fair.extend(fair);
+        }
+        drawn
+    }
+}
+
 /// Checks all promises of one plan.
 pub fn check(before: &Snapshot, plan: &Plan, after: &Snapshot) {
     no_gpu_is_overcommitted_and_gangs_are_whole(before, plan, after);
     everybody_is_told(before, plan, after);
     pauses_are_just(before, plan, after);
     limits_hold(plan, after);
+    let lent = |id: &JobId| plan.starts.iter().any(|start| start.job == *id && start.grounds == Grounds::Idle);
+    let mut without_lent = after.clone();
+    without_lent.jobs.iter_mut().filter(|job| lent(&job.id)).for_each(|job| job.state = JobState::Waiting);
+    nobody_could_be_spared(before, plan, &without_lent);
+    let drawn = Drawn::of(after, &without_lent, plan);
     for project in &after.projects {
         let share = plan.shares.iter().find(|share| share.project == project.id).expect("each project has a share");
         assert_eq!(share.allocated.0, after.allocated(project.id.as_str()).0, "{}", project.id);
         for job in after.jobs.iter().filter(|job| job.project == project.id && job.state == JobState::Waiting) {
-            nothing_is_withheld(after, plan, project, share.fair_share.0, job);
+            nothing_is_withheld(after, plan, &drawn, project, job);
         }
     }
 }
@@ -156,42 +178,71 @@ fn everybody_is_told(before: &Snapshot, plan: &Plan, after: &Snapshot) {
     assert!(started.is_subset(&waited), "only waiting jobs are started");
 }
 
+/// Plays the plan again, start by start: who starts is entitled to it, and who is paused for it stands
+/// beyond the line at that moment.
 fn pauses_are_just(before: &Snapshot, plan: &Plan, after: &Snapshot) {
+    let mut world = before.clone();
+    let mut needed: BTreeMap<&JobId, Vec<&JobId>> = BTreeMap::new();
     for preemption in &plan.preemptions {
-        let victim = before.jobs.iter().find(|job| job.id == preemption.job).expect("the victim is there");
-        assert!(victim.preemptible, "{} can't be paused", victim.id);
-        let Cause::Needed { by, grounds, .. } = &preemption.cause else {
-            continue;
-        };
-        let project = before.projects.iter().find(|project| project.id == victim.project).expect("is there");
-        let share = plan.shares.iter().find(|share| share.project == project.id).expect("is there");
-        let (kept, fair) = lines(before, project, share.fair_share.0, None);
-        let id = Some(victim.id.as_str());
-        // A job of the same project and a higher rank may have pushed it over the line.
-        let pushed = plan.starts.iter().any(|start| {
-            after
-                .jobs
-                .iter()
-                .any(|job| job.id == start.job && job.project == victim.project && level(job) > level(victim))
-        });
-        assert!(!kept.contains(&id) || pushed, "{} was within its quota", victim.id);
-        // Within the share, but beyond the quota: a start within the quota pushes as well.
-        let pushed = pushed
-            || plan.starts.iter().any(|start| {
-                start.grounds == Grounds::Quota
-                    && after.jobs.iter().any(|job| job.id == start.job && job.project == victim.project)
-            });
-        assert!(!fair.contains(&id) || *grounds == Grounds::Quota || pushed, "{} was within its share", victim.id);
-        // It can't be spared: somebody has its GPUs now, or the limit is full without it.
-        let mut with: Vec<&Job> = after.jobs.iter().filter(|job| job.id != victim.id).collect();
-        with.push(victim);
-        let overcommitted = used(with.into_iter()).values().any(|milli| *milli > 1000);
-        let beneficiary = before.jobs.iter().find(|job| job.id == *by).expect("is there");
-        let limit = project.limit.filter(|_| beneficiary.project == project.id);
-        let over_limit = limit.is_some_and(|limit| after.allocated(project.id.as_str()).0 + size_of(victim) > limit.0);
-        // Below a limit a later, larger pause may make an earlier one needless: not promised.
-        assert!(overcommitted || over_limit || limit.is_some(), "{} could be spared", victim.id);
+        let victim = world.jobs.iter_mut().find(|job| job.id == preemption.job).expect("the victim is there");
+        assert!(victim.preemptible && started(victim).is_some(), "{} can't be paused", victim.id);
+        match &preemption.cause {
+            Cause::Needed { by, .. } => needed.entry(by).or_default().push(&preemption.job),
+            // The first step.
+            Cause::Draining { .. } => victim.state = JobState::Waiting,
+        }
     }
+    let project_of = |job: &Job| {
+        let project = before.projects.iter().find(|project| project.id == job.project).expect("is there");
+        let share = plan.shares.iter().find(|share| share.project == project.id).expect("is there");
+        (project, share.fair_share.0)
+    };
+    for start in &plan.starts {
+        let job = after.jobs.iter().find(|job| job.id == start.job).expect("is there");
+        let (project, fair_share) = project_of(job);
+        let (in_quota, in_share) = entitled(&world, project, fair_share, job, size_of(job));
+        let victims = needed.remove(&start.job).unwrap_or_default();
+        match start.grounds {
+            Grounds::Quota => assert!(in_quota, "{} is not in quota", job.id),
+            Grounds::Share => assert!(in_share, "{} is not in share", job.id),
+            Grounds::Idle => assert!(job.preemptible && victims.is_empty(), "{} was only lent to", job.id),
+        }
+        world.jobs.iter_mut().filter(|other| other.id == job.id).for_each(|other| other.state = job.state.clone());
+        for victim in &victims {
+            let (project, fair_share) = project_of(world.jobs.iter().find(|job| job.id == **victim).expect("is there"));
+            let (kept, fair) = lines(&world, project, fair_share, None);
+            let id = Some(victim.as_str());
+            assert!(!kept.contains(&id), "{victim} was within its quota");
+            assert!(!fair.contains(&id) || start.grounds == Grounds::Quota, "{victim} was within its share");
+        }
+        world.jobs.iter_mut().filter(|job| victims.contains(&&job.id)).for_each(|job| job.state = JobState::Waiting);
+    }
+    assert!(needed.is_empty(), "{needed:?} are paused for nobody");
+}
+
+/// None of those who were paused for others could simply go on: its GPUs are used, or its limit is.
+/// What was lent afterwards doesn't count.
+fn nobody_could_be_spared(before: &Snapshot, plan: &Plan, without_lent: &Snapshot) {
+    for preemption in plan.preemptions.iter().filter(|preemption| matches!(preemption.cause, Cause::Needed { .. })) {
+        let victim = before.jobs.iter().find(|job| job.id == preemption.job).expect("the victim is there");
+        let project = before.projects.iter().find(|project| project.id == victim.project).expect("is there");
+        let with = without_lent.jobs.iter().filter(|job| job.id != victim.id).chain([victim]);
+        let overcommitted = used(with).values().any(|milli| *milli > 1000);
+        let allocated = without_lent.allocated(project.id.as_str()).0 + size_of(victim);
+        let over_limit = project.limit.is_some_and(|limit| allocated > limit.0);
+        assert!(overcommitted || over_limit, "{} could be spared", victim.id);
+    }
+}
+
+/// Whether a job of that size is in quota, and in share.
+fn entitled(s: &Snapshot, project: &Project, fair_share: u64, job: &Job, size: u64) -> (bool, bool) {
+    let (kept, fair) = lines(s, project, fair_share, None);
+    let sum = |ids: &BTreeSet<Option<&str>>, least: u64| -> u64 {
+        let of_rank = s.jobs.iter().filter(|other| ids.contains(&Some(other.id.as_str())) && level(other) >= least);
+        of_rank.map(size_of).sum()
+    };
+    let in_quota = sum(&kept, level(job)) + size <= project.quota.0;
+    (in_quota, job.preemptible && sum(&kept, 0) + sum(&fair, level(job)) + size <= fair_share)
 }
 
 fn limits_hold(plan: &Plan, after: &Snapshot) {
@@ -208,65 +259,42 @@ fn limits_hold(plan: &Plan, after: &Snapshot) {
     }
 }
 
-/// A waiting job is entitled to nothing that it could have.
-fn nothing_is_withheld(after: &Snapshot, plan: &Plan, project: &Project, fair_share: u64, job: &Job) {
+/// A waiting job is entitled to nothing that it could have. The lines are those before anything was
+/// lent: whom that pushes over a line is looked at in the next cycle.
+fn nothing_is_withheld(after: &Snapshot, plan: &Plan, drawn: &Drawn<'_>, project: &Project, job: &Job) {
     let why = plan.why(job.id.as_str());
     let paused = plan.paused().contains(&job.id.as_str());
+    let fair_share = plan.shares.iter().find(|share| share.project == project.id).expect("is there").fair_share.0;
     for template in job.templates.iter().filter(|template| template.is_sound()) {
         let size = template.size().0;
         let allocated = after.allocated(project.id.as_str()).0;
         let limit = project.limit.map_or(u64::MAX, |limit| limit.0);
-        let (kept, fair) = lines(after, project, fair_share, Some((level(job), size)));
-        // Within the quota, nobody of at least its rank displaced: the promise is kept or impossible.
-        let (kept_now, fair_now) = lines(after, project, fair_share, None);
-        let of_rank = |ids: &BTreeSet<Option<&str>>| -> u64 {
-            after
-                .jobs
-                .iter()
-                .filter(|other| ids.contains(&Some(other.id.as_str())) && level(other) >= level(job))
-                .map(size_of)
-                .sum()
-        };
-        let all_kept: u64 =
-            after.jobs.iter().filter(|other| kept_now.contains(&Some(other.id.as_str()))).map(size_of).sum();
-        let in_quota = of_rank(&kept_now) + size <= project.quota.0;
-        let in_share = job.preemptible && all_kept + of_rank(&fair_now) + size <= fair_share;
+        let (kept, fair) = lines(drawn.world, project, fair_share, Some((level(job), size)));
+        let (in_quota, in_share) = entitled(drawn.world, project, fair_share, job, size);
         for (entitled, with_fair) in [(in_quota, false), (in_share, true)] {
             // A job paused in this plan comes back in the next one at the earliest.
             if !entitled || paused {
                 continue;
             }
-            let line = |other: &&Job| {
+            let stays = |other: &&Job| {
                 let id = Some(other.id.as_str());
-                let new = plan.starts.iter().any(|start| start.job == other.id);
-                let stands = new || kept.contains(&id) || (with_fair && fair.contains(&id));
-                let stays = match other.project == job.project {
-                    true => stands,
-                    false => new || protected(after, plan, other, with_fair),
+                let within = match other.project == job.project {
+                    true => kept.contains(&id) || (with_fair && fair.contains(&id)),
+                    false => drawn.kept.contains(&id) || (with_fair && drawn.fair.contains(&id)),
                 };
-                started(other).is_some() && (!other.preemptible || stays)
+                started(other).is_some() && (!other.preemptible || within || drawn.new.contains(&id))
             };
             let own: u64 =
-                after.jobs.iter().filter(|other| other.project == job.project).filter(line).map(size_of).sum();
-            let room = room(after, project, job, template, after.jobs.iter().filter(line));
+                after.jobs.iter().filter(|other| other.project == job.project).filter(stays).map(size_of).sum();
+            let room = room(after, project, job, template, &used(after.jobs.iter().filter(stays)));
             let possible = room >= u64::from(template.processes) && own + size <= limit;
             assert!(!possible, "{} is entitled (quota {in_quota}, share {in_share}) and would fit: {why}", job.id);
         }
-        let idle = room(after, project, job, template, after.jobs.iter().filter(|job| started(job).is_some()));
+        let idle = room(after, project, job, template, &drawn.used);
         let lendable = job.preemptible && !paused && allocated + size <= limit;
         assert!(!lendable || idle < u64::from(template.processes), "{} would fit on idle GPUs: {why}", job.id);
     }
     let sound = job.templates.iter().filter(|template| template.is_sound());
-    let possible =
-        sound.into_iter().any(|t| room(after, project, job, t, std::iter::empty()) >= u64::from(t.processes));
+    let possible = sound.into_iter().any(|t| room(after, project, job, t, &BTreeMap::new()) >= u64::from(t.processes));
     assert_eq!(!possible && !paused, matches!(why.kind(), "no-candidate" | "unsound"), "{}: {why}", job.id);
-}
-
-/// Whether a running job of another project stands within its line.
-fn protected(after: &Snapshot, plan: &Plan, job: &Job, with_fair: bool) -> bool {
-    let project = after.projects.iter().find(|project| project.id == job.project).expect("is there");
-    let share = plan.shares.iter().find(|share| share.project == project.id).expect("is there");
-    let (kept, fair) = lines(after, project, share.fair_share.0, None);
-    let id = Some(job.id.as_str());
-    kept.contains(&id) || (with_fair && fair.contains(&id))
 }

@@ -157,6 +157,26 @@ fn stream_of_seed(seed: u64, events: u64) {
     });
 }
 
+/// Streams that once broke a promise.
+#[test]
+fn streams_that_found_something_are_played_for_ever() {
+    for (seed, events) in [
+        (4025279909654133536, 6),
+        (7070285715475419177, 5),
+        (15076278035032813302, 2),
+        (2778173804772845154, 9),
+        (9298975159983064671, 6),
+        (12346804368551203043, 7),
+        (612155285929712335, 7),
+        (8594718796505535257, 8),
+        (4249370207309581059, 8),
+        (11248633077210496283, 4),
+        (4362214848504622841, 11),
+    ] {
+        stream_of_seed(seed, events);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
