@@ -90,6 +90,10 @@ impl Daemon {
             if look_after(tier, opened.name.clone(), extras, kv).await {
                 opened.fetcher.resume_filling();
             }
+            let fetcher = opened.fetcher;
+            if blocking("closing idle files", move || fetcher.close_idle_files()).await.is_err() {
+                tracing::warn!(tier = opened.name, "idle files could not be closed");
+            }
             busy.lock().remove(&opened.name);
         });
         true

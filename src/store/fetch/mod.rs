@@ -199,6 +199,12 @@ impl Fetcher {
         self.inner.resume_filling();
     }
 
+    /// Closes files of the tier that nobody reads: those of evicted packs hold their space. To be called
+    /// about once a minute, on a thread that may wait for the tier.
+    pub fn close_idle_files(&self) {
+        self.inner.packs.close_idle(self.inner.packs.now_ms());
+    }
+
     /// Copies the counters.
     pub fn stats(&self) -> FetchStats {
         self.inner.stats()

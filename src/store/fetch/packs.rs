@@ -2,11 +2,12 @@
 //! the staging file that is being filled here.
 //!
 //! The tables are sharded and their locks are never held across I/O. Open files are bounded: opening
-//! one more closes those that were not used for longest (who reads one keeps it open until done).
+//! one more closes those that were not used for longest (who reads one keeps it open until done). Idle
+//! ones are closed too: the space of an evicted pack is free only when nobody has it open.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -29,6 +30,8 @@ use super::types::ContentRef;
 const SHARDS: usize = 16;
 /// Packs that are remembered; the longest unused ones without an open file go first.
 const PACKS_PER_SHARD_MAX: usize = 1024;
+/// A file that nobody used for so long is closed.
+const IDLE_MS: u64 = 5 * 60_000;
 /// What one bit of a unit map covers: contents start on multiples of it.
 const SLOT_LEN: u64 = 4096;
 /// Slots of one leaf of a unit map.
@@ -147,6 +150,8 @@ pub(super) struct Packs {
     absent_recheck_ms: u64,
     started: Instant,
     tick: AtomicU64,
+    /// When idle files were looked for, milliseconds, and the tick then.
+    looks: Mutex<VecDeque<(u64, u64)>>,
     pub(super) answers: Answers,
 }
 
@@ -168,6 +173,7 @@ impl Packs {
             absent_recheck_ms,
             started: Instant::now(),
             tick: AtomicU64::new(1),
+            looks: Mutex::default(),
             answers: Answers::default(),
         }
     }
@@ -311,17 +317,49 @@ impl Packs {
         state.absent_until_ms.store(0, Ordering::Relaxed);
     }
 
+    fn open_states(&self) -> Vec<Arc<PackState>> {
+        let mut open = Vec::new();
+        for shard in &self.shards {
+            let states: Vec<_> = shard.lock().values().cloned().collect();
+            open.extend(states.into_iter().filter(|state| state.open.read().is_some()));
+        }
+        open
+    }
+
+    /// Closes the files that nobody used for [`IDLE_MS`], and those of evicted packs that nobody used
+    /// since the last call: an open file holds its space. `now_ms` as of [`Packs::now_ms`].
+    pub(super) fn close_idle(&self, now_ms: u64) {
+        let (last, long_ago) = self.note_look(now_ms);
+        for state in self.open_states() {
+            let used = state.used.load(Ordering::Relaxed);
+            let open = state.open.read().clone();
+            if let Some(open) = open.filter(|open| used < long_ago || (used < last && is_deleted(&open.file))) {
+                self.forget(&state, &open);
+            }
+        }
+    }
+
+    /// Gives the ticks of the last look and of one that is long ago; 0: there was none.
+    fn note_look(&self, now_ms: u64) -> (u64, u64) {
+        let tick = self.tick.fetch_add(1, Ordering::Relaxed);
+        let mut looks = self.looks.lock();
+        let is_long_ago = |look: Option<&(u64, u64)>| look.is_some_and(|(at, _)| now_ms.saturating_sub(*at) >= IDLE_MS);
+        while is_long_ago(looks.get(1)) {
+            looks.pop_front();
+        }
+        let last = looks.back().map_or(0, |(_, tick)| *tick);
+        let long_ago = looks.front().filter(|look| is_long_ago(Some(look))).map_or(0, |(_, tick)| *tick);
+        looks.push_back((now_ms, tick));
+        (last, long_ago)
+    }
+
     /// Closes the files used longest ago until the bound holds. A sixteenth goes at once, so that the
     /// search is rare.
     fn close_unused(&self) {
         if self.open_files() <= self.open_files_max {
             return;
         }
-        let mut open = Vec::new();
-        for shard in &self.shards {
-            let states: Vec<_> = shard.lock().values().cloned().collect();
-            open.extend(states.into_iter().filter(|state| state.open.read().is_some()));
-        }
+        let mut open = self.open_states();
         open.sort_unstable_by_key(|state| state.used.load(Ordering::Relaxed));
         let keep = self.open_files_max - self.open_files_max / 16;
         let close = open.len().saturating_sub(keep);
@@ -332,6 +370,11 @@ impl Packs {
             }
         }
     }
+}
+
+/// Says whether the file was deleted since it was opened, or its server does not know it any more.
+fn is_deleted(file: &File) -> bool {
+    file.metadata().map_or(true, |meta| meta.nlink() == 0)
 }
 
 impl PackState {
@@ -395,6 +438,59 @@ fn drop_unused(shard: &mut HashMap<PackId, Arc<PackState>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn packs() -> (Packs, tempfile::TempDir) {
+        let dir = tempfile::tempdir().expect("a directory");
+        (Packs::new(None, Kv::in_memory(), Arc::default(), 8, 0), dir)
+    }
+
+    fn opened(packs: &Packs, dir: &tempfile::TempDir, number: u8) -> (Arc<PackState>, std::path::PathBuf) {
+        let path = dir.path().join(number.to_string());
+        std::fs::write(&path, b"bytes").expect("written");
+        let state = packs.state(&PackId([number; 32]));
+        packs.install(
+            &state,
+            File::open(&path).expect("opens"),
+            5,
+            FileIdentity { file_id: 1, size_bytes: 5, mtime_ns: 0 },
+        );
+        (state, path)
+    }
+
+    fn is_open(state: &PackState) -> bool {
+        state.open.read().is_some()
+    }
+
+    fn use_now(packs: &Packs, state: &PackState) {
+        state.used.store(packs.tick.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    #[test]
+    fn the_file_of_an_evicted_pack_is_closed_when_nobody_uses_it() {
+        let (packs, dir) = packs();
+        let ((gone, path), (there, _)) = (opened(&packs, &dir, 1), opened(&packs, &dir, 2));
+        packs.close_idle(0);
+        std::fs::remove_file(path).expect("evicted");
+        use_now(&packs, &gone);
+        packs.close_idle(1);
+        assert!(is_open(&gone), "somebody reads it");
+        packs.close_idle(2);
+        assert!(!is_open(&gone) && is_open(&there));
+        assert_eq!(packs.open_files(), 1);
+    }
+
+    #[test]
+    fn a_file_that_nobody_used_for_long_is_closed() {
+        let (packs, dir) = packs();
+        let ((idle, _), (busy, _)) = (opened(&packs, &dir, 1), opened(&packs, &dir, 2));
+        for at in [0, IDLE_MS / 2, IDLE_MS - 1] {
+            packs.close_idle(at);
+            assert!(is_open(&idle));
+            use_now(&packs, &busy);
+        }
+        packs.close_idle(IDLE_MS);
+        assert!(!is_open(&idle) && is_open(&busy));
+    }
 
     #[test]
     fn a_unit_map_knows_exactly_what_was_set() {
