@@ -159,7 +159,7 @@ impl Mount {
 
     /// Waits until a counter is what a test waits for. The kernel sends releases when it likes.
     pub fn wait_for(&self, what: &str, holds: impl Fn(&crate::fs::session::MountStats) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !holds(&self.mounted.stats()) {
             assert!(Instant::now() < deadline, "{what} did not come: {:?}", self.mounted.stats());
             std::thread::sleep(Duration::from_millis(2));
