@@ -124,10 +124,11 @@ fn a_push_that_is_killed_at_random_moments_is_finished_by_running_it_again() {
         change(&source, &mut version, &mut random);
         let mut kills = 0;
         loop {
+            let said = world.path("said");
             let mut child = world
                 .command(["push", text(&source), "photos"])
                 .stdout(Stdio::null())
-                .stderr(Stdio::null())
+                .stderr(std::fs::File::create(&said).unwrap())
                 .spawn()
                 .unwrap();
             let patience = Duration::from_millis(random.random_range(5..900));
@@ -145,7 +146,8 @@ fn a_push_that_is_killed_at_random_moments_is_finished_by_running_it_again() {
             };
             match ended {
                 Some(status) => {
-                    assert!(status.success(), "round {round}, seed {seed}, after {kills} kills");
+                    let said = std::fs::read_to_string(&said).unwrap();
+                    assert!(status.success(), "round {round}, seed {seed}, after {kills} kills: {said}");
                     break;
                 }
                 None => kills += 1,
