@@ -94,13 +94,28 @@ fn verified_key(tier: &TierId, pack: &PackId) -> Vec<u8> {
     key
 }
 
+/// Opens a redb file, or makes an empty one: under another name first, for redb never opens a file again
+/// whose maker was killed before it was whole.
+pub(crate) fn open_database(path: &Path, builder: &redb::Builder) -> Result<Database, DatabaseError> {
+    if !path.exists() {
+        let mut fresh = path.as_os_str().to_owned();
+        fresh.push(format!(".{:016x}.new", rand::random::<u64>()));
+        drop(builder.create(&fresh)?);
+        let named = std::fs::hard_link(&fresh, path);
+        std::fs::remove_file(&fresh).map_err(redb::StorageError::from)?;
+        // Another process may have been faster.
+        named.or_else(|error| if path.exists() { Ok(()) } else { Err(error) }).map_err(redb::StorageError::from)?;
+    }
+    builder.create(path)
+}
+
 impl Kv {
     /// Opens `<state>/node.redb`, creating it.
     pub fn open(state_dir: &Path) -> Result<Self, KvError> {
         let path = state_dir.join(KV_FILE);
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| KvError::Failed { path: path.clone(), source };
         std::fs::create_dir_all(state_dir).map_err(|e| failed(e.into()))?;
-        match Database::create(&path) {
+        match open_database(&path, &Database::builder()) {
             Ok(db) => Ok(Self { db: Arc::new(db), path: Arc::new(path), in_memory: false }),
             Err(DatabaseError::DatabaseAlreadyOpen) => Err(KvError::Busy { path }),
             Err(e) => Err(failed(e.into())),
@@ -227,6 +242,19 @@ mod tests {
 
     fn file(n: u64) -> VerifiedFile {
         VerifiedFile { file_id: n, size: n + 1, mtime_ns: -5, when_ms: 7 }
+    }
+
+    #[test]
+    fn of_many_who_make_a_database_at_once_one_has_it_and_nothing_else_is_left() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("one.redb");
+        let opened = std::thread::scope(|scope| {
+            let open = || open_database(&path, &Database::builder());
+            let threads: Vec<_> = (0..6).map(|_| scope.spawn(open)).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<_>>()
+        });
+        assert_eq!(opened.iter().filter(|opened| opened.is_ok()).count(), 1, "{opened:?}");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 1);
     }
 
     #[test]

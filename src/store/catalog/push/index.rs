@@ -25,6 +25,7 @@ use crate::format::digest::Outboard;
 use crate::format::ids::{BlockId, CommitId, ContentDigest, PackId, TreeId};
 use crate::format::pack::Place;
 use crate::format::tree::build::BlockOf;
+use crate::store::kv::open_database;
 use crate::store::lake::UploadedPart;
 
 use super::codec::{Put, Take};
@@ -180,7 +181,7 @@ impl Index {
         let damaged = |source: redb::Error| {
             OpenError::Other(PushError::Index { path: path.to_owned(), source: Box::new(source) })
         };
-        let database = match Database::builder().set_cache_size(CACHE_BYTES).create(path) {
+        let database = match open_database(path, Database::builder().set_cache_size(CACHE_BYTES)) {
             Ok(database) => database,
             Err(DatabaseError::DatabaseAlreadyOpen) => return Err(OpenError::Busy),
             Err(error) => return Err(damaged(error.into())),
