@@ -91,6 +91,19 @@ const COPY: &[&[&str]] = &[&[
     "bench:{bucket}/{prefix}",
 ]];
 
+/// For rclone, which copies the data of s3fs too; the first two are s3fs's own.
+const COPY_ENVIRONMENT: &[(&str, &str)] = &[
+    ("AWSACCESSKEYID", "{access}"),
+    ("AWSSECRETACCESSKEY", "{secret}"),
+    ("RCLONE_CONFIG_BENCH_TYPE", "s3"),
+    ("RCLONE_CONFIG_BENCH_PROVIDER", "Other"),
+    ("RCLONE_CONFIG_BENCH_ENDPOINT", "{endpoint}"),
+    ("RCLONE_CONFIG_BENCH_ACCESS_KEY_ID", "{access}"),
+    ("RCLONE_CONFIG_BENCH_SECRET_ACCESS_KEY", "{secret}"),
+    ("RCLONE_CONFIG_BENCH_REGION", "us-east-1"),
+    ("RCLONE_CONFIG", "{home}/rclone.conf"),
+];
+
 pub const RCLONE: Recipe = Recipe {
     name: "rclone",
     program: "rclone",
@@ -132,15 +145,7 @@ pub const RCLONE: Recipe = Recipe {
         "{mnt}",
     ],
     below: "",
-    environment: &[
-        ("RCLONE_CONFIG_BENCH_TYPE", "s3"),
-        ("RCLONE_CONFIG_BENCH_PROVIDER", "Other"),
-        ("RCLONE_CONFIG_BENCH_ENDPOINT", "{endpoint}"),
-        ("RCLONE_CONFIG_BENCH_ACCESS_KEY_ID", "{access}"),
-        ("RCLONE_CONFIG_BENCH_SECRET_ACCESS_KEY", "{secret}"),
-        ("RCLONE_CONFIG_BENCH_REGION", "us-east-1"),
-        ("RCLONE_CONFIG", "{home}/rclone.conf"),
-    ],
+    environment: COPY_ENVIRONMENT,
 };
 
 pub const S3FS: Recipe = Recipe {
@@ -162,15 +167,5 @@ pub const S3FS: Recipe = Recipe {
         "parallel_count=16,multipart_size=16,multireq_max=64,max_background=128",
     ],
     below: "",
-    environment: &[
-        ("AWSACCESSKEYID", "{access}"),
-        ("AWSSECRETACCESSKEY", "{secret}"),
-        ("RCLONE_CONFIG_BENCH_TYPE", "s3"),
-        ("RCLONE_CONFIG_BENCH_PROVIDER", "Other"),
-        ("RCLONE_CONFIG_BENCH_ENDPOINT", "{endpoint}"),
-        ("RCLONE_CONFIG_BENCH_ACCESS_KEY_ID", "{access}"),
-        ("RCLONE_CONFIG_BENCH_SECRET_ACCESS_KEY", "{secret}"),
-        ("RCLONE_CONFIG_BENCH_REGION", "us-east-1"),
-        ("RCLONE_CONFIG", "{home}/rclone.conf"),
-    ],
+    environment: COPY_ENVIRONMENT,
 };

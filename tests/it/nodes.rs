@@ -2,7 +2,7 @@
 //!
 //! The long ones are `campaign::nodes`.
 
-use crate::kit::cluster::{AHEAD_BYTES, Cluster, one_copy, read_and_compare, write_source};
+use crate::kit::cluster::{AHEAD_BYTES, Cluster, one_copy};
 use crate::kit::wait_for;
 
 #[test]
@@ -16,18 +16,7 @@ fn four_nodes_that_read_the_same_cold_commit_cost_the_lake_one_copy() {
     // Small files that are one pack, and a large one of its own that has two spans.
     let mut sizes: Vec<u64> = (0..160).map(|n| 90_000 + 500 * n).collect();
     sizes.push(66 << 20);
-    let source = cluster.nodes[0].path("source");
-    let files = write_source(&source, &sizes, 1);
-    cluster.nodes[0].push(&source, "data");
-    cluster.renew_tier();
-    let mounts: Vec<_> = cluster.nodes.iter().map(|node| node.mount("data", "m", &[])).collect();
-    cluster.proxy.reset_counters();
-    std::thread::scope(|scope| {
-        for (node, mount) in mounts.iter().enumerate() {
-            let (source, files) = (&source, &files);
-            scope.spawn(move || read_and_compare(source, mount, files, 4, node as u64));
-        }
-    });
+    let files = cluster.read_cold_on_all(&sizes, 4);
     // The readers are done before the fills may be. A folder of staging may be left: the steward's work.
     wait_for("the fills' end", || cluster.total("larder_packs_published_total", "") >= 2);
     cluster.print_sources();
@@ -50,19 +39,7 @@ fn a_node_without_peers_serves_its_readers_from_the_shared_staging() {
         node.set("LARDER_PEER_LISTEN", "");
         node.set("LARDER_FETCH_CLAIM_WAIT", "25s");
     }
-    let sizes = vec![100_000; 60];
-    let source = cluster.nodes[0].path("source");
-    let files = write_source(&source, &sizes, 2);
-    cluster.nodes[0].push(&source, "data");
-    cluster.renew_tier();
-    let mounts: Vec<_> = cluster.nodes.iter().map(|node| node.mount("data", "m", &[])).collect();
-    cluster.proxy.reset_counters();
-    std::thread::scope(|scope| {
-        for (node, mount) in mounts.iter().enumerate() {
-            let (source, files) = (&source, &files);
-            scope.spawn(move || read_and_compare(source, mount, files, 2, node as u64));
-        }
-    });
+    cluster.read_cold_on_all(&[100_000; 60], 2);
     assert_eq!(cluster.total("larder_fetch_read_bytes_total", "source=\"peer\""), 0);
     assert!(!cluster.tier().join("peer-key").exists(), "nobody listens");
     let ahead = cluster.total("larder_lake_bytes_total", "lane=\"demand\"");

@@ -69,6 +69,24 @@ impl Cluster {
         self.proxy.reset_counters();
     }
 
+    /// Pushes a dataset of such sizes, mounts it cold on every node and reads it whole on all at once, with so
+    /// many threads each. Gives the files; the mounts stay.
+    pub fn read_cold_on_all(&self, sizes: &[u64], threads: u64) -> Vec<SourceFile> {
+        let source = self.nodes[0].path("source");
+        let files = write_source(&source, sizes, 1);
+        self.nodes[0].push(&source, "data");
+        self.renew_tier();
+        let mounts: Vec<_> = self.nodes.iter().map(|node| node.mount("data", "m", &[])).collect();
+        self.proxy.reset_counters();
+        std::thread::scope(|scope| {
+            for (node, mount) in mounts.iter().enumerate() {
+                let (source, files) = (&source, &files);
+                scope.spawn(move || read_and_compare(source, mount, files, threads, node as u64));
+            }
+        });
+        files
+    }
+
     /// Asks a daemon for one of its counters, summed over what matches the text.
     pub fn counter(&self, node: usize, name: &str, label: &str) -> u64 {
         let text = self.nodes[node].run(["daemon", "metrics"]).stdout;

@@ -128,22 +128,22 @@ rules! {
     publishing_by_copy_is_found: PublishedByCopy breaks "P2";
     truncating_a_staging_file_is_found: Truncated breaks "P2";
     looking_before_the_lease_is_found: LookedBeforeLease breaks "P5";
-    #[ignore = "not found by 400 seeds, or late"]
+    #[ignore = "not found by 400 seeds, or late: docs/design/tier-simulation.md"]
     evicting_without_a_second_look_at_leases_is_found: LeasesSeenOnce breaks "P5";
-    #[ignore = "not found by 400 seeds, or late"]
+    #[ignore = "not found by 400 seeds, or late: docs/design/tier-simulation.md"]
     evicting_without_a_second_look_at_records_is_found: RecordsSeenOnce breaks "P5";
     moving_what_others_need_is_found: SharedObjectsMoved breaks "P5";
-    #[ignore = "not found by 400 seeds, or late"]
+    #[ignore = "not found by 400 seeds, or late: docs/design/tier-simulation.md"]
     not_putting_back_is_found: NotPutBack breaks "P5";
-    #[ignore = "not found by 400 seeds, or late"]
+    #[ignore = "not found by 400 seeds, or late: docs/design/tier-simulation.md"]
     emptying_the_trash_blindly_is_found: TrashEmptiedBlindly breaks "P5";
-    #[ignore = "not found by 400 seeds, or late"]
+    #[ignore = "not found by 400 seeds, or late: docs/design/tier-simulation.md"]
     taking_over_without_a_second_look_is_found: TakenOverUnseen breaks "P";
     ages_by_the_hosts_clock_are_found: HostsClock breaks "P";
     claims_that_replace_are_found: ClaimsReplace breaks "P4";
-    #[ignore = "not found by 400 seeds, or late"]
+    #[ignore = "not found by 400 seeds, or late: docs/design/tier-simulation.md"]
     believing_remembered_names_is_found: NoRefresh breaks "P5";
-    #[ignore = "not found by 400 seeds, or late"]
+    #[ignore = "not found by 400 seeds, or late: docs/design/tier-simulation.md"]
     keeping_without_a_second_look_is_found: RecordSeenOnceByKeep breaks "P5";
     a_hold_that_says_nothing_is_found: HoldUntold breaks "P5";
     setting_aside_by_name_is_found: SetAsideByName breaks "P2";
