@@ -57,6 +57,12 @@ impl Set {
         }
     }
 
+    /// About what a cold epoch takes of memory: the store's files, the peer's cache and the mount each once in
+    /// the page cache, and the processes.
+    pub fn memory_bytes(&self) -> u64 {
+        3 * self.order.iter().map(|file| file.size).sum::<u64>() + (1 << 30)
+    }
+
     /// The walk is measured on SMALL.
     pub fn walks(&self) -> bool {
         self.kind == Kind::Small

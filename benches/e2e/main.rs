@@ -10,7 +10,8 @@
 //! shared machine hits all; medians over the rounds; every epoch's checksum must be the data's.
 //! `cold` starts with an empty cache, a fresh mount and a dropped page cache, and then reads the
 //! peer's objects once in the store's own files, so that the store does not wait for the disk; walk
-//! and epoch have a mount each, so that neither warms the other. `warm` keeps the peer's cache and
+//! and epoch have a mount each, so that neither warms the other. Where the page cache is dropped, free
+//! memory is touched once, so that nobody pays for pages that the machine's host took back. `warm` keeps the peer's cache and
 //! drops the page cache; `hot` drops nothing; `rewarm` is `warm` after an unmount and a mount. Ratios
 //! are to the plain file system: cold and warm to its warm, hot to its hot.
 //!
@@ -143,7 +144,7 @@ impl Bench {
         for phase in ["warm", "hot"] {
             for part in ["walk", "epoch"] {
                 if phase == "warm" {
-                    reader::drop_page_cache()?;
+                    place::level_memory(set.memory_bytes())?;
                 }
                 match part {
                     "walk" => self.walk(peer.name(), set, &root, phase, round)?,
@@ -154,7 +155,7 @@ impl Bench {
         peer.unmount()?;
         if peer.has_cache() {
             let root = peer.mount(self.store.endpoint())?;
-            reader::drop_page_cache()?;
+            place::level_memory(set.memory_bytes())?;
             self.epoch(peer, set, &root, "rewarm", round)?;
             peer.reset()?;
         }
@@ -170,7 +171,7 @@ impl Bench {
                 continue;
             }
             peer.reset()?;
-            reader::drop_page_cache()?;
+            place::level_memory(set.memory_bytes())?;
             if let Some(objects) = peer.objects() {
                 self.store.read_once(objects)?;
             }

@@ -106,6 +106,29 @@ impl Drop for Workplace {
     }
 }
 
+/// Drops the page cache, dentries and inodes (needs root), and touches so much free memory, half of it at most.
+///
+/// A virtual machine's host takes freed memory back; whoever writes first to such a page pays for it many
+/// times what the write costs. Without this the first to read after a pause, or the one after a peer with
+/// a small cache, is measured with that cost and the others are not.
+pub fn level_memory(bytes: u64) -> Result<()> {
+    nix::unistd::sync();
+    std::fs::write("/proc/sys/vm/drop_caches", b"3").context("drop the page cache (root is needed)")?;
+    let table = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
+    let free = table.lines().find_map(|line| line.strip_prefix("MemFree:")?.trim().strip_suffix(" kB"));
+    let free_bytes = free.and_then(|kib| kib.parse::<u64>().ok()).context("no MemFree in /proc/meminfo")? << 10;
+    let mut scratch = Vec::new();
+    for _ in 0..bytes.min(free_bytes / 2) / PIECE {
+        go_on()?;
+        scratch.push(vec![1_u8; PIECE as usize]);
+    }
+    std::hint::black_box(&scratch);
+    Ok(())
+}
+
+/// What [`level_memory`] takes at a time.
+const PIECE: u64 = 64 << 20;
+
 /// Puts a command into a process group of its own, where no Ctrl-C of the terminal reaches it.
 pub fn own_group(mut command: Command) -> Command {
     command.process_group(0);

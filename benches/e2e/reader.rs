@@ -128,9 +128,3 @@ pub fn walk(root: &Path) -> Result<Walk> {
     }
     Ok(Walk { entries, secs: begin.elapsed().as_secs_f64() })
 }
-
-/// Drops the page cache, dentries and inodes (needs root).
-pub fn drop_page_cache() -> Result<()> {
-    nix::unistd::sync();
-    fs::write("/proc/sys/vm/drop_caches", b"3").context("drop the page cache (root is needed)")
-}
