@@ -21,6 +21,7 @@ use super::config::FetchConfig;
 use super::fill_run::Fills;
 use super::flight::Flights;
 use super::holes::Holes;
+use super::kept::Kept;
 use super::lanes::Lanes;
 use super::memory::Memory;
 use super::pack_meta::{MetaError, PackMetas};
@@ -45,6 +46,7 @@ pub(super) struct Inner {
     pub counters: Arc<Counters>,
     pub lanes: Arc<Lanes>,
     pub memory: Memory,
+    pub kept: Kept,
     pub flights: Arc<Flights>,
     pub metas: PackMetas,
     pub packs: Packs,
@@ -79,7 +81,8 @@ impl Inner {
         let contents_max = std::num::NonZeroUsize::new(READAHEAD_CONTENTS_MAX).expect("a constant above 0");
         Arc::new(Self {
             lanes: Lanes::new(cfg.in_flight_bytes_max),
-            memory: Memory::new(cfg.memory_bytes_max),
+            memory: Memory::new(cfg.memory_bytes_max / 2),
+            kept: Kept::new(cfg.memory_bytes_max / 2),
             flights: Arc::default(),
             metas: PackMetas::new(reader.clone(), tier.clone(), cfg.pack_meta_bytes_max, cfg.damaged_tries_max),
             packs: Packs::new(tier, kv, counters.clone(), cfg.open_files_max, cfg.absent_recheck_ms),
@@ -134,7 +137,7 @@ impl Inner {
         FetchStats {
             in_flight_bytes,
             in_flight_bytes_peak,
-            memory_bytes: self.memory.bytes(),
+            memory_bytes: self.memory.bytes() + self.kept.bytes(),
             open_files: self.packs.open_files() as u64,
             filling_paused: self.paused(),
             ..self.counters.snapshot()

@@ -26,10 +26,12 @@ use tokio::time::Instant;
 use crate::format::digest::{BLOCK_LEN, ChainingValue, ContentHasher, Outboard, block_count, block_cv};
 use crate::format::ids::{ContentDigest, PackId};
 use crate::format::pack::{Piece, Place};
+use crate::format::placement::Location;
 
 use super::pack_meta::PackMeta;
 use super::port::FetchStage;
 use super::spans::{SpanState, Spans};
+use super::types::ContentRef;
 
 /// What came of a piece that a reader waited for: its bytes, or none.
 type Arrival = Option<Option<Bytes>>;
@@ -38,9 +40,11 @@ type Arrival = Option<Option<Bytes>>;
 enum PieceStatus {
     Todo,
     Flying(watch::Receiver<Arrival>),
-    /// In the staging file; `ours`: this process checked it and wrote it.
+    /// In the staging file; `ours`: this process checked it and wrote it. `kept`: the checked bytes, for
+    /// those who read just behind the fill.
     Done {
         ours: bool,
+        kept: Option<Bytes>,
     },
 }
 
@@ -162,6 +166,40 @@ impl FillState {
         (range.end <= self.pieces.get(index)?.end()).then_some(index)
     }
 
+    /// Gives where a range of a content lies in the pack, if the pack's own index says that too.
+    pub(super) fn place_of(&self, c: &ContentRef, range: &Range<u64>) -> Option<Range<u64>> {
+        let Location::Run { offset, .. } = c.location else {
+            return None;
+        };
+        self.meta.position(&c.content, c.size, &c.location)?;
+        Some(offset.checked_add(range.start)?..offset.checked_add(range.end)?)
+    }
+
+    /// Gives a range of the pack out of a piece whose checked bytes are still in memory.
+    pub(super) fn kept(&self, range: &Range<u64>) -> Option<Bytes> {
+        let index = self.piece_of(range)?;
+        let piece = match self.status.lock().get(index)? {
+            PieceStatus::Done { kept: Some(bytes), .. } => bytes.clone(),
+            _ => return None,
+        };
+        self.cut(index, range, &piece)
+    }
+
+    /// Lets the bytes of a piece go; they are in the staging file.
+    pub(super) fn let_go(&self, index: usize) {
+        if let Some(PieceStatus::Done { kept, .. }) = self.status.lock().get_mut(index) {
+            *kept = None;
+        }
+    }
+
+    /// Cuts a range of the pack out of a piece that has arrived.
+    pub(super) fn cut(&self, index: usize, range: &Range<u64>, piece: &Bytes) -> Option<Bytes> {
+        let start = self.pieces.get(index)?.offset;
+        let (from, to) = (range.start.checked_sub(start)?, range.end.checked_sub(start)?);
+        let (from, to) = (usize::try_from(from).ok()?, usize::try_from(to).ok()?);
+        (from <= to && to <= piece.len()).then(|| piece.slice(from..to))
+    }
+
     pub(super) fn piece_at(&self, index: usize) -> PieceAt {
         match self.status.lock().get(index) {
             Some(PieceStatus::Done { .. }) => PieceAt::Staged,
@@ -205,11 +243,15 @@ impl FillState {
 
     /// Says whether this process checked the piece and wrote it.
     pub(super) fn is_ours(&self, index: usize) -> bool {
-        matches!(self.status.lock().get(index), Some(PieceStatus::Done { ours: true }))
+        matches!(self.status.lock().get(index), Some(PieceStatus::Done { ours: true, .. }))
     }
 
     /// Counts a piece in when it was written, here or by another.
     pub(super) fn set_done(&self, index: usize, ours: bool) {
+        self.set_done_and_keep(index, ours, None);
+    }
+
+    fn set_done_and_keep(&self, index: usize, ours: bool, kept: Option<Bytes>) {
         let Some(piece) = self.pieces.get(index) else {
             return;
         };
@@ -218,7 +260,7 @@ impl FillState {
                 PieceStatus::Done { .. } => return,
                 // The bytes that are on their way here are the same; who waits for them gets them.
                 PieceStatus::Flying(_) if !ours => return,
-                slot => *slot = PieceStatus::Done { ours },
+                slot => *slot = PieceStatus::Done { ours, kept },
             }
         }
         self.bytes_done.fetch_add(piece.len, Ordering::Relaxed);
@@ -323,9 +365,11 @@ impl PieceFlight {
         *self.fill.pieces.get(self.index).expect("a flight is begun for a piece that exists")
     }
 
-    /// Says that the bytes are verified and written.
+    /// Says that the bytes are verified and written. Those of an imported pack are not kept: without a
+    /// proof nothing says that all nodes got the same.
     pub(super) fn land(mut self, bytes: Bytes) {
-        self.fill.set_done(self.index, true);
+        let kept = (!self.fill.is_exclusive()).then(|| bytes.clone());
+        self.fill.set_done_and_keep(self.index, true, kept);
         if let Some(arrival) = self.arrival.take() {
             arrival.send_replace(Some(Some(bytes)));
         }

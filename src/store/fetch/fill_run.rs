@@ -379,7 +379,9 @@ impl Inner {
                 return Err(PackFillError::Damaged { pack: fill.pack });
             }
         };
+        let (index, len) = (flight.index, piece.len);
         flight.land(bytes);
+        self.kept.note(&fill, index, len);
         self.mark_if_complete(&fill, fill.spans.of(piece.offset)).await
     }
 

@@ -63,6 +63,12 @@ impl Inner {
             }
             return Fast::Ask;
         }
+        if let Some(bytes) = kept_range(&state, c, &range) {
+            buf.copy_from_slice(&bytes);
+            self.counters.memory.add(bytes.len() as u64);
+            self.read_ahead(c, &units_of(&range), verify);
+            return Fast::Filled;
+        }
         self.read_units(&state, c, &range, buf, verify)
     }
 
@@ -119,7 +125,7 @@ impl Inner {
         Fast::Filled
     }
 
-    /// Looks for one unit in the tier's object, then in the staging file.
+    /// Looks for one unit among what has just arrived, in the tier's object, then in the staging file.
     pub(super) fn local_unit(
         self: &Arc<Self>,
         state: &Arc<PackState>,
@@ -128,6 +134,10 @@ impl Inner {
         verify: Verify,
         meta: Option<&PackMeta>,
     ) -> Local {
+        if let Some(unit) = kept_range(state, c, &unit_range(c.size, block)) {
+            self.counters.memory.add(unit.len() as u64);
+            return Local::Unit(unit);
+        }
         let Some(proof) = unit_proof(c, block, meta) else {
             return Local::NeedMeta;
         };
@@ -249,6 +259,13 @@ impl Inner {
         self.note_verify_time(begun.elapsed());
         Some(good)
     }
+}
+
+/// Gives a range out of a piece that has just arrived. The whole piece was checked, so what it has is what
+/// the pack's index says; and this content must be there by that index, not by the placement alone.
+fn kept_range(state: &PackState, c: &ContentRef, range: &Range<u64>) -> Option<Bytes> {
+    let fill = state.filling()?;
+    fill.kept(&fill.place_of(c, range)?)
 }
 
 /// Says what proves a unit. None: that takes the pack's description.

@@ -16,7 +16,7 @@
 //! * [`spans`], [`gather`]: who of several nodes brings what. * [`read_fill`]: reads through a fill.
 //! * [`peers`]: bytes that another node is bringing.
 //! * [`check`]: digesting whole objects. * [`packs`], [`pack_meta`], [`contents`], [`memory`],
-//!   [`holes`]: what is known.
+//!   [`kept`], [`holes`]: what is known.
 //! * [`lanes`], [`flight`], [`plan`], [`hang`]: the rules. * [`port`]: what is asked of a tier.
 //!
 //! Lock order: none of the locks is held while another is taken, but for a mount's `State`, under
@@ -46,6 +46,7 @@ mod gather;
 mod hang;
 mod holes;
 mod job;
+mod kept;
 mod lanes;
 mod local;
 mod memory;

@@ -88,10 +88,13 @@ impl Inner {
             PieceAt::Flying(mut arrival) => match timeout_at(until, arrival.wait_for(Option::is_some)).await {
                 Err(_) => return Given::Coming,
                 Ok(landed) => {
-                    landed.ok().and_then(|landed| landed.clone()?).and_then(|bytes| cut(&fill, index, &range, &bytes))
+                    landed.ok().and_then(|landed| landed.clone()?).and_then(|bytes| fill.cut(index, &range, &bytes))
                 }
             },
-            PieceAt::Staged if fill.is_ours(index) => self.read_own(fill, range).await,
+            PieceAt::Staged if fill.is_ours(index) => match fill.kept(&range) {
+                Some(bytes) => Some(bytes),
+                None => self.read_own(fill, range).await,
+            },
             // Another wrote it: who asks finds it where we would. Or another brings it.
             PieceAt::Staged | PieceAt::Todo => None,
         };
@@ -110,12 +113,4 @@ impl Inner {
         };
         self.look_at_tier(read).await?
     }
-}
-
-/// Cuts a range of the pack out of a piece that has arrived.
-fn cut(fill: &FillState, index: usize, range: &Range<u64>, piece: &Bytes) -> Option<Bytes> {
-    let start = fill.pieces.get(index)?.offset;
-    let (from, to) = (range.start.checked_sub(start)?, range.end.checked_sub(start)?);
-    let (from, to) = (usize::try_from(from).ok()?, usize::try_from(to).ok()?);
-    (from <= to && to <= piece.len()).then(|| piece.slice(from..to))
 }

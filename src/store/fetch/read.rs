@@ -72,11 +72,33 @@ impl Inner {
         verify: Verify,
         deadline: Instant,
     ) -> Result<Bytes, FetchError> {
+        if let Some(bytes) = self.arriving(c, range, verify).await {
+            return Ok(bytes);
+        }
         if unit_count(c.size) == 1 {
             let unit = self.unit(c, 0, verify, deadline).await?;
             return slice_unit(c, &unit, range);
         }
         self.read_blocks(c, range, verify, deadline).await
+    }
+
+    /// Waits for a piece that a fill brings, where it has all of the range: its bytes need no copy.
+    async fn arriving(self: &Arc<Self>, c: &ContentRef, range: &Range<u64>, verify: Verify) -> Option<Bytes> {
+        let fill = self.packs.filling(&pack_of(c)?).filter(|fill| !fill.is_exclusive())?;
+        let place = fill.place_of(c, range)?;
+        let index = fill.piece_of(&place)?;
+        self.read_ahead(c, &units_of(range), verify);
+        if self.is_sequential(&c.content) && matches!(fill.piece_at(index), PieceAt::Todo) && fill.is_mine(index) {
+            self.bring_now(&fill, index);
+        }
+        let PieceAt::Flying(mut arrival) = fill.piece_at(index) else {
+            return fill.kept(&place);
+        };
+        let arrived =
+            timeout(self.cfg.stall_timeout(), arrival.wait_for(Option::is_some)).await.ok()?.ok()?.clone()??;
+        let bytes = fill.cut(index, &place, &arrived)?;
+        self.counters.in_flight.add(bytes.len() as u64);
+        Some(bytes)
     }
 
     async fn unit(
@@ -200,9 +222,32 @@ impl Inner {
             table.get_or_insert_mut(c.content, Default::default).note(wanted, count, window_max)
         };
         if !ahead.is_empty() {
-            for run in self.board(c, ahead, verify, drop) {
+            let fill = pack_of(c).and_then(|pack| self.packs.filling(&pack));
+            let fill = fill.filter(|fill| !fill.is_exclusive());
+            let comes = |block| fill.as_ref().is_some_and(|fill| self.brings(fill, c, unit_range(c.size, block)));
+            let begin = ahead.clone().find(|block| !comes(*block)).unwrap_or(ahead.end);
+            for run in self.board(c, begin..ahead.end, verify, drop) {
                 self.launch(c, run, verify, self.deadline());
             }
+        }
+    }
+
+    /// Says whether a fill has a range in memory or brings it; makes it bring what is this node's.
+    fn brings(self: &Arc<Self>, fill: &Arc<FillState>, c: &ContentRef, range: Range<u64>) -> bool {
+        let Some(place) = fill.place_of(c, &range) else {
+            return false;
+        };
+        let Some(index) = fill.piece_of(&place) else {
+            return false;
+        };
+        match fill.piece_at(index) {
+            PieceAt::Flying(_) => true,
+            PieceAt::Staged => fill.kept(&place).is_some(),
+            PieceAt::Todo if fill.is_mine(index) => {
+                self.bring_now(fill, index);
+                true
+            }
+            PieceAt::Todo => false,
         }
     }
 
@@ -369,6 +414,8 @@ impl Run<'_> {
         sequential: bool,
         patience: Duration,
     ) -> Option<Bytes> {
+        // A piece that has arrived is what the pack's index says, not what a placement says.
+        fill.meta.position(&self.c.content, self.c.size, &self.c.location)?;
         let range = unit_range(self.c.size, block);
         let wanted = parts(&self.c.location, range.clone())?;
         let mut unit = BytesMut::with_capacity((range.end - range.start) as usize);
