@@ -15,6 +15,7 @@ mod fault;
 mod import;
 mod kill;
 mod nodes;
+mod pressure;
 mod sched;
 mod shape;
 mod soak;
