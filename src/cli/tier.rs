@@ -470,7 +470,7 @@ fn sweep(ctx: &Context, args: &SweepArgs) -> anyhow::Result<()> {
         return Err(anyhow::anyhow!("tier {name}: nothing was swept: {who} is sweeping it"))
             .hint("wait longer with --wait; a steward that died is replaced two minutes after its last sign of life");
     }
-    if report.frees_nothing {
+    if report.freed_nothing_bytes.is_some() {
         ctx.say(format_args!("tier {name}: deleting freed nothing; do snapshots hold the space?"));
     }
     if let Some(first) = report.failed.first() {

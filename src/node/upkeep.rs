@@ -217,10 +217,10 @@ fn tell(name: &str, report: &StewardReport) {
     for failed in &report.failed {
         tracing::warn!(tier = name, failed, "a step of the sweep failed; the next one tries again");
     }
-    if report.frees_nothing {
+    if let Some(deleted_bytes) = report.freed_nothing_bytes {
         tracing::error!(
             tier = name,
-            deleted_bytes = report.deleted_bytes,
+            deleted_bytes,
             "deleting freed nothing on the file system (snapshots?): evictions for room are suspended for an hour"
         );
     }

@@ -1,6 +1,7 @@
 //! Several tiers on one node, moving between them, a configured capacity, and a medium that frees nothing.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -109,8 +110,8 @@ fn what_does_not_fit_into_the_capacity_gets_room_at_once_and_not_at_the_next_per
     assert_eq!(world.json(&["tier", "why", "a"])["last"]["reason"], "least_recently_used");
 }
 
-#[test]
-fn an_eviction_that_frees_nothing_stops_and_says_so() {
+/// A node whose tier lies on a small medium of its own and holds `old`, 72 MB, and `new`, 4 MB. Gives the medium.
+fn world_with_a_small_medium() -> (World, PathBuf) {
     let mut world = World::new();
     world.set("LARDER_STEWARD_PERIOD", "1h");
     let dir = world.make_dir("medium");
@@ -126,18 +127,51 @@ fn an_eviction_that_frees_nothing_stops_and_says_so() {
         world.push(&world.path(name), name);
         world.ok(["cache", name]);
     }
+    (world, dir)
+}
+
+fn objects_of(tier: &Path) -> Vec<PathBuf> {
+    let fans = fs::read_dir(tier.join("objects")).expect("lists").flatten();
+    fans.flat_map(|fan| fs::read_dir(fan.path()).expect("lists").flatten()).map(|object| object.path()).collect()
+}
+
+#[test]
+fn an_eviction_whose_space_is_freed_late_is_no_reason_to_stop() {
+    let (world, dir) = world_with_a_small_medium();
+    let open: Vec<_> = objects_of(&dir.join("tier")).iter().map(|path| fs::File::open(path).expect("opens")).collect();
+    world.ok(["uncache", "old"]);
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let swept = world.json(&["tier", "sweep"]);
+    assert!(swept["deleted_bytes"].as_u64().is_some_and(|bytes| bytes > 70_000_000), "{swept}");
+    assert!(dir.join("tier/steward/suspicion").exists(), "nothing was free at once");
+    assert_eq!(world.json(&["tier", "sweep"])["freed_nothing_bytes"], Value::Null);
+    assert!(dir.join("tier/steward/suspicion").exists(), "still open");
+    drop(open);
+    // And somebody fills the tier again meanwhile.
+    world.ok(["cache", "old"]);
+    assert_eq!(world.json(&["tier", "sweep"])["freed_nothing_bytes"], Value::Null);
+    assert_eq!(world.json(&["status"])["tiers"][0]["evictions_free_nothing"], false);
+    assert!(!dir.join("tier/steward/suspicion").exists());
+    world.ok(["daemon", "stop"]);
+}
+
+#[test]
+fn an_eviction_that_frees_nothing_stops_and_says_so() {
+    let (mut world, dir) = world_with_a_small_medium();
     // A snapshot of the medium: whatever is deleted in the tier, its bytes stay.
     let snapshot = dir.join("snapshot");
     fs::create_dir(&snapshot).expect("makes it");
-    for fan in fs::read_dir(tier.join("objects")).expect("lists").flatten() {
-        for object in fs::read_dir(fan.path()).expect("lists").flatten() {
-            fs::hard_link(object.path(), snapshot.join(object.file_name())).expect("links");
-        }
+    for object in objects_of(&dir.join("tier")) {
+        fs::hard_link(&object, snapshot.join(object.file_name().expect("has one"))).expect("links");
     }
     world.ok(["uncache", "old"]);
     std::thread::sleep(std::time::Duration::from_millis(1100));
     let swept = world.json(&["tier", "sweep"]);
-    assert_eq!(swept["frees_nothing"], true, "{swept}");
+    assert!(swept["deleted_bytes"].as_u64().is_some_and(|bytes| bytes > 70_000_000), "{swept}");
+    assert_eq!(swept["freed_nothing_bytes"], Value::Null, "too early to tell: {swept}");
+    std::thread::sleep(std::time::Duration::from_millis(4100));
+    let swept = world.json(&["tier", "sweep"]);
+    assert!(swept["freed_nothing_bytes"].as_u64().is_some_and(|bytes| bytes > 70_000_000), "{swept}");
     assert_eq!(world.json(&["status"])["tiers"][0]["evictions_free_nothing"], true);
     assert!(world.ok(["status"]).contains("evicting frees nothing"));
     assert!(world.ok(["daemon", "metrics"]).contains("larder_tier_evictions_free_nothing{tier=\"default\"} 1"));

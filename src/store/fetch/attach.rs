@@ -153,10 +153,36 @@ pub(super) struct Attached {
     cancel: CancellationToken,
 }
 
-/// The mounts that want prefetch, by pack.
+/// The mounts, by pack.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
+    /// Those that want prefetch.
     by_pack: Mutex<HashMap<PackId, Vec<Weak<Attached>>>>,
+    /// How many there are, whatever they want.
+    mounts: Mutex<HashMap<PackId, usize>>,
+}
+
+impl Registry {
+    fn note_mounted(&self, packs: &[PackUse]) {
+        let mut mounts = self.mounts.lock();
+        packs.iter().for_each(|pack| *mounts.entry(pack.pack).or_insert(0) += 1);
+    }
+
+    /// Gives those of these packs that no mount has any more.
+    fn note_unmounted(&self, packs: &[PackUse]) -> Vec<PackId> {
+        let mut mounts = self.mounts.lock();
+        let mut left = Vec::new();
+        for PackUse { pack, .. } in packs {
+            if let Some(count) = mounts.get_mut(pack) {
+                *count -= 1;
+                if *count == 0 {
+                    mounts.remove(pack);
+                    left.push(*pack);
+                }
+            }
+        }
+        left
+    }
 }
 
 /// A mount's packs, known to the fetcher as long as this lives. Dropping it ends its prefetch.
@@ -177,6 +203,7 @@ impl Attachment {
             more: Notify::new(),
             cancel: inner.stopped.child_token(),
         });
+        inner.registry.note_mounted(&attached.packs);
         if prefetch != Prefetch::None && inner.packs.tier().is_some() {
             let mut by_pack = inner.registry.by_pack.lock();
             for pack in attached.packs.iter() {
@@ -236,6 +263,16 @@ impl Drop for TreeOrder {
 impl Drop for Attachment {
     fn drop(&mut self) {
         self.attached.cancel.cancel();
+        self.unregister();
+        // A pack that is evicted holds its space as long as anybody has it open. Not on this thread: the
+        // tier may hang.
+        let (inner, packs) = (self.inner.clone(), self.inner.registry.note_unmounted(&self.attached.packs));
+        self.inner.rt.spawn_blocking(move || packs.iter().for_each(|pack| inner.packs.close(pack)));
+    }
+}
+
+impl Attachment {
+    fn unregister(&self) {
         let mut by_pack = self.inner.registry.by_pack.lock();
         for pack in &self.attached.packs {
             if let Some(mounts) = by_pack.get_mut(&pack.pack) {

@@ -326,6 +326,15 @@ impl Packs {
         open
     }
 
+    /// Closes the file of a pack that no mount has any more.
+    pub(super) fn close(&self, pack: &PackId) {
+        let state = self.shard(pack).lock().get(pack).cloned();
+        let closed = state.and_then(|state| state.open.write().take());
+        if closed.is_some() {
+            self.open_files.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     /// Closes the files that nobody used for [`IDLE_MS`], and those of evicted packs that nobody used
     /// since the last call: an open file holds its space. `now_ms` as of [`Packs::now_ms`].
     pub(super) fn close_idle(&self, now_ms: u64) {

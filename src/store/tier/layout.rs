@@ -33,6 +33,7 @@ pub(crate) const CLOCK: &str = "steward/clock";
 pub(crate) const STEWARD_LEASE: &str = "steward/lease";
 pub(crate) const DECISIONS: &str = "steward/decisions";
 pub(crate) const STALL: &str = "steward/stall";
+pub(crate) const SUSPICION: &str = "steward/suspicion";
 pub(crate) const ROOM: &str = "steward/room";
 pub(crate) const SCRUB_CURSOR: &str = "steward/scrub";
 

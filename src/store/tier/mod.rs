@@ -14,6 +14,7 @@
 //! * `siblings`: what a process can prove about others of its node.
 //! * `room`: nothing is begun that would not fit.
 //! * [`scan`]: a snapshot of everything (`fans`: of the objects). [`plan`]: what to do about it (pure). [`sweep`]: doing it.
+//!   [`stall`]: whether that frees anything.
 //! * [`check`]: accounting against a full walk. `why`: what protects a commit, and what was decided.
 //!
 //! Invariants (`docs/formats/tier.md` has the order of writes and the crash table):
@@ -54,6 +55,7 @@ pub mod scan;
 pub mod secret;
 mod siblings;
 pub mod stage;
+mod stall;
 pub mod sweep;
 mod turns;
 mod why;

@@ -13,6 +13,7 @@ use crate::format::ids::PackId;
 use crate::store::tier::TierConfig;
 use crate::store::tier::layout::{CommitKey, Sidecar};
 use crate::store::tier::scan::{CommitScan, Scan, StagingScan, signed};
+use crate::store::tier::stall::Stall;
 
 /// What was refused for want of room within this time, or the grace time, is made room for.
 const LATELY_MS: u64 = 60_000;
@@ -222,6 +223,9 @@ fn for_room(scan: &Scan, policy: &Policy, plan: &mut SweepPlan) {
     if taken <= plan.high_bytes {
         return;
     }
+    // Where the file system is the limit, each eviction that frees nothing makes the next one necessary.
+    let medium_is_limit = policy.capacity_bytes.is_none_or(|configured| capacity < configured);
+    let rests = scan.stall == Stall::Found || (scan.stall == Stall::Suspected && medium_is_limit);
     let mut order: Vec<usize> = (0..scan.commits.len()).collect();
     order.sort_by_key(|at| scan.commits.get(*at).map(|c| (c.last_use_ms, c.key)));
     for at in order {
@@ -231,7 +235,7 @@ fn for_room(scan: &Scan, policy: &Policy, plan: &mut SweepPlan) {
         if taken <= plan.low_bytes || !matches!(decision.reason, Reason::Fresh { .. }) {
             continue;
         }
-        if scan.stalled {
+        if rests {
             decision.reason = Reason::EvictionsFreeNothing;
             continue;
         }

@@ -15,6 +15,7 @@ use crate::store::tier::objects::{FileIdentity, QuarantineReport};
 use crate::store::tier::plan::protection;
 use crate::store::tier::records::Record;
 use crate::store::tier::stage::Generation;
+use crate::store::tier::stall::Stall;
 use crate::store::tier::{Core, Tier, holds};
 use crate::store::usage::{CommitFacts, TierFacts, TierUsage, account};
 
@@ -36,8 +37,8 @@ pub struct Scan {
     pub temp: Vec<FileScan>,
     /// Names that are not ours, or that nobody can parse.
     pub strangers: Vec<String>,
-    /// The steward found that evictions free nothing.
-    pub stalled: bool,
+    /// Whether the steward found that evictions free nothing.
+    pub stall: Stall,
     /// Files that were counted: one with several names counts once.
     seen: BTreeSet<u64>,
 }
@@ -220,9 +221,17 @@ impl Scan {
             temp_bytes: self.temp.iter().map(|t| t.bytes).sum(),
             configured_capacity_bytes,
             fs_free_bytes: self.space.free_bytes,
-            evictions_free_nothing: self.stalled,
+            evictions_free_nothing: self.stall == Stall::Found,
             now_ms: self.now_ms,
         }
+    }
+
+    /// What everything in the tier takes together.
+    pub(super) fn on_medium_bytes(&self) -> u64 {
+        let facts = self.facts(None);
+        let others = [facts.loose_bytes, facts.staging_bytes, facts.trash_bytes, facts.quarantine_bytes];
+        let held = [facts.held_only_bytes, facts.temp_bytes];
+        facts.objects.values().sum::<u64>() + others.iter().chain(&held).sum::<u64>()
     }
 
     /// What a file takes, unless it was counted under another name.
@@ -266,7 +275,7 @@ impl<I: TierIo> Core<I> {
         let now_ms = self.now_ms()?;
         let mut scan = Scan { now_ms, ..Scan::default() };
         scan.space = self.io.space().map_err(|e| TierError::io("measure", ".", e))?;
-        scan.stalled = self.is_stalled(now_ms)?;
+        scan.stall = self.stall(now_ms)?;
         // In the direction in which things move, so that nothing is missed; what is seen under two
         // names counts once.
         self.scan_staging(&mut scan)?;

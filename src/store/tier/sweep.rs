@@ -17,14 +17,12 @@ use crate::store::tier::io::TierIo;
 use crate::store::tier::layout::{self, CommitKey, ObjectName, Sidecar, parse_object, parse_trashed_record};
 use crate::store::tier::plan::{Decision, Policy, Reason, SweepPlan, Verdict, plan, protection};
 use crate::store::tier::records::Record;
-use crate::store::tier::scan::{CommitScan, Scan, signed};
+use crate::store::tier::scan::{CommitScan, Scan};
 use crate::store::tier::turns::Turn;
 use crate::store::tier::{Core, Tier};
 
 /// Objects are moved, and the records looked at again, so many at a time.
 const MOVED_AT_ONCE: usize = 64;
-/// Deleting less says nothing about whether deletions free anything.
-const STALL_BYTES_MIN: u64 = 64 << 20;
 
 /// What one sweep did.
 #[derive(Debug, Clone, Default, serde::Serialize)]
@@ -44,8 +42,8 @@ pub struct StewardReport {
     pub restored: u64,
     pub orphans: u64,
     pub staging_given_up: u64,
-    /// Deleting freed nothing on the file system: evictions for room are suspended for an hour.
-    pub frees_nothing: bool,
+    /// Deleting so much freed nothing on the file system: evictions for room are suspended for an hour.
+    pub freed_nothing_bytes: Option<u64>,
     /// What could not be done, in words; the next sweep tries again.
     pub failed: Vec<String>,
 }
@@ -91,7 +89,12 @@ impl<I: TierIo> Tier<I> {
             Err(error) if error.is_full() => {}
             Err(error) => return Err(error),
         }
-        let report = core.scan().map(|scan| core.carry_out(&scan, plan(&scan, policy)));
+        let report = core.scan().map(|mut scan| {
+            let judged = core.judge_suspicion(&mut scan);
+            let mut report = core.carry_out(&scan, plan(&scan, policy));
+            report.freed_nothing_bytes = note(&mut report, judged).flatten();
+            report
+        });
         core.give_turn(layout::STEWARD_LEASE)?;
         report
     }
@@ -137,6 +140,7 @@ impl<I: TierIo> Core<I> {
 
     fn carry_out(&self, scan: &Scan, plan: SweepPlan) -> StewardReport {
         let mut report = StewardReport { decisions: plan.decisions.clone(), ..StewardReport::default() };
+        let before = self.before_deleting(scan);
         self.carry_out_restores(scan, &plan, &mut report);
         let mut renewed_ms = self.clock.monotonic_ms();
         for (path, seen) in &plan.expired_leases {
@@ -154,6 +158,10 @@ impl<I: TierIo> Core<I> {
         self.carry_out_leftovers(&plan, &mut report);
         self.still_sweeping(&mut renewed_ms);
         self.delete_trash(&plan.trash, &mut report);
+        if let Some(before) = before {
+            let noted = self.note_deleted(before, report.deleted_bytes);
+            note(&mut report, noted);
+        }
         // Only notes: a tier too full to take them is swept all the same.
         let _ = self.note_room(scan, &plan, evicted_bytes);
         let remembered = self.remember(&report.decisions);
@@ -390,28 +398,12 @@ impl<I: TierIo> Core<I> {
 
     /// Deletes old batches, after a last look at whether something in them is needed.
     fn delete_trash(&self, batches: &[String], report: &mut StewardReport) {
-        let before = self.io.space().ok();
-        let mut deleted = 0;
         for batch in batches {
             let done = self.delete_batch(batch);
             if let Some((bytes, restored)) = note(report, done) {
-                deleted += bytes;
+                report.deleted_bytes += bytes;
                 report.restored += restored;
             }
-        }
-        report.deleted_bytes = deleted;
-        let (Some(before), Ok(after)) = (before, self.io.space()) else {
-            return;
-        };
-        if deleted >= STALL_BYTES_MIN {
-            let freed = after.free_bytes.saturating_sub(before.free_bytes);
-            report.frees_nothing = freed < deleted / 10;
-            let noted = if report.frees_nothing {
-                self.replace(layout::STALL, b"{\"format\":1}").map(|()| true)
-            } else {
-                self.remove(layout::STALL)
-            };
-            note(report, noted);
         }
     }
 
@@ -456,12 +448,6 @@ impl<I: TierIo> Core<I> {
         }
         let _ = self.io.rmdir(path);
         Ok(())
-    }
-
-    /// Says whether evictions for room are suspended: they freed nothing within the last hour.
-    pub(super) fn is_stalled(&self, now_ms: i64) -> Result<bool, TierError> {
-        let seen = self.look(layout::STALL)?;
-        Ok(seen.is_some_and(|stat| now_ms - stat.mtime_ms() <= signed(3_600_000)))
     }
 }
 

@@ -214,6 +214,26 @@ async fn a_full_tier_stops_filling_and_no_read_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_last_mount_that_goes_leaves_no_file_of_its_packs_open() {
+    let world = World::new();
+    let (first, second) = (mixed(&world.memory, "a"), native(&world.memory, "b", &[TestFile::of(9000, 7)]));
+    let fetcher = world.fetcher(no_memory());
+    fetcher.fill(vec![first.uses(), second.uses()]).wait().await.expect("filled");
+    let one = fetcher.attach(vec![first.uses(), second.uses()], Prefetch::None);
+    let other = fetcher.attach(vec![first.uses()], Prefetch::All);
+    for pack in [&first, &second] {
+        assert_reads(&fetcher, pack, Verify::Node).await;
+    }
+    assert_eq!(fetcher.stats().open_files, 2);
+    drop(one);
+    until("one is closed", || fetcher.stats().open_files == 1).await;
+    assert_reads(&fetcher, &first, Verify::Node).await;
+    drop(other);
+    until("both are closed", || fetcher.stats().open_files == 0).await;
+    assert_reads(&fetcher, &first, Verify::Node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_tier_that_fails_never_fails_a_read() {
     let world = World::new();
     let tier = FakeTier::new();
