@@ -94,6 +94,8 @@ pub const KEYS: &[Key] = &[
         "Down to this part of the capacity"),
     key("tier.*.grace", Kind::Duration, Some("90s"), "LARDER_TIER_GRACE", "tier-grace",
         "How long removed objects stay in the trash: longer than any client's attribute cache"),
+    key("tier.*.space_wait", Kind::Duration, Some("6m"), "LARDER_TIER_SPACE_WAIT", "tier-space-wait",
+        "Deleted space that is not free after this time is held by something else (server snapshots): evictions for room rest"),
     key("tier.*.scrub_rate", Kind::Size, Some("16MiB"), "LARDER_TIER_SCRUB_RATE", "tier-scrub-rate",
         "Bytes of the tier that this node reads and digests again each second, to find damage; 0: none"),
     key("fetch.bytes_in_flight", Kind::Size, Some("256MiB"), "LARDER_FETCH_BYTES_IN_FLIGHT", "fetch-bytes-in-flight",

@@ -107,6 +107,8 @@ pub struct TierSection {
     pub low_watermark: Percent,
     /// How long removed objects stay in the trash.
     pub grace: Span,
+    /// How long deleted space may take to become free.
+    pub space_wait: Span,
     /// Bytes a second that are digested again; 0: none.
     pub scrub_rate: Size,
     /// The tier that is made where it is missing: only the laptop default.

@@ -161,6 +161,7 @@ pub fn tier_config(section: &TierSection) -> TierConfig {
         high_watermark_percent: section.high_watermark.0,
         low_watermark_percent: section.low_watermark.0,
         grace_ms: section.grace.as_ms(),
+        space_wait_ms: section.space_wait.as_ms(),
         ..TierConfig::default()
     }
 }

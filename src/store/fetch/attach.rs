@@ -168,6 +168,10 @@ impl Registry {
         packs.iter().for_each(|pack| *mounts.entry(pack.pack).or_insert(0) += 1);
     }
 
+    fn is_mounted(&self, pack: &PackId) -> bool {
+        self.mounts.lock().contains_key(pack)
+    }
+
     /// Gives those of these packs that no mount has any more.
     fn note_unmounted(&self, packs: &[PackUse]) -> Vec<PackId> {
         let mut mounts = self.mounts.lock();
@@ -267,7 +271,11 @@ impl Drop for Attachment {
         // A pack that is evicted holds its space as long as anybody has it open. Not on this thread: the
         // tier may hang.
         let (inner, packs) = (self.inner.clone(), self.inner.registry.note_unmounted(&self.attached.packs));
-        self.inner.rt.spawn_blocking(move || packs.iter().for_each(|pack| inner.packs.close(pack)));
+        self.inner.rt.spawn_blocking(move || {
+            // Unless somebody has mounted it again.
+            let unmounted = packs.iter().filter(|pack| !inner.registry.is_mounted(pack));
+            unmounted.for_each(|pack| inner.packs.close(pack));
+        });
     }
 }
 

@@ -5,8 +5,8 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
@@ -102,7 +102,8 @@ pub(super) fn digest_all(
 
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: VecDeque<(Arc<PackState>, Arc<OpenPack>)>,
+    /// Weak: what nobody has open any more need not be digested, and must not be held open for it.
+    waiting: VecDeque<(Arc<PackState>, Weak<OpenPack>)>,
     running: bool,
 }
 
@@ -119,7 +120,7 @@ impl Inner {
             return;
         }
         let mut queue = self.checks.queue.lock();
-        queue.waiting.push_back((state.clone(), open.clone()));
+        queue.waiting.push_back((state.clone(), Arc::downgrade(open)));
         if std::mem::replace(&mut queue.running, true) {
             return;
         }
@@ -143,7 +144,9 @@ impl Inner {
                 next
             };
             let Some((state, open)) = next else { return };
-            self.check_object(&state, open).await;
+            if let Some(open) = open.upgrade() {
+                self.check_object(&state, open).await;
+            }
             state.checking.store(false, Ordering::Release);
         }
     }

@@ -381,7 +381,9 @@ impl Inner {
         };
         let (index, len) = (flight.index, piece.len);
         flight.land(bytes);
-        self.kept.note(&fill, index, len);
+        if !fill.is_exclusive() {
+            self.kept.note(&fill, index, len);
+        }
         self.mark_if_complete(&fill, fill.spans.of(piece.offset)).await
     }
 

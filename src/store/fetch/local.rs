@@ -136,7 +136,8 @@ impl Inner {
     ) -> Local {
         if let Some(unit) = kept_range(state, c, &unit_range(c.size, block)) {
             self.counters.memory.add(unit.len() as u64);
-            return Local::Unit(unit);
+            // A copy: whoever keeps the unit must not keep the whole piece.
+            return Local::Unit(Bytes::copy_from_slice(&unit));
         }
         let Some(proof) = unit_proof(c, block, meta) else {
             return Local::NeedMeta;

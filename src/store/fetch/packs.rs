@@ -221,7 +221,8 @@ impl Packs {
 
     /// Gives the fill of a pack, where one runs.
     pub(super) fn filling(&self, pack: &PackId) -> Option<Arc<FillState>> {
-        self.shard(pack).lock().get(pack).cloned()?.filling()
+        let state = self.shard(pack).lock().get(pack).cloned();
+        state?.filling()
     }
 
     /// Gives the pack's open file, opening it where the tier has it. Errors of the tier are counted

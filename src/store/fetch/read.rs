@@ -415,7 +415,7 @@ impl Run<'_> {
         patience: Duration,
     ) -> Option<Bytes> {
         // A piece that has arrived is what the pack's index says, not what a placement says.
-        fill.meta.position(&self.c.content, self.c.size, &self.c.location)?;
+        let position = fill.meta.position(&self.c.content, self.c.size, &self.c.location)?;
         let range = unit_range(self.c.size, block);
         let wanted = parts(&self.c.location, range.clone())?;
         let mut unit = BytesMut::with_capacity((range.end - range.start) as usize);
@@ -437,6 +437,10 @@ impl Run<'_> {
                     unit.extend_from_slice(arrived.get(from..from + len as usize)?);
                 }
             }
+        }
+        if fill.is_gone(position) {
+            // Its source object is gone: there are zeros in its place, and no read may give them.
+            return None;
         }
         self.inner.counters.in_flight.add(unit.len() as u64);
         Some(unit.freeze())

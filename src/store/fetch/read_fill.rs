@@ -237,9 +237,10 @@ impl Run<'_> {
         Given::Bytes(unit.freeze())
     }
 
-    /// Half of what is left of the read's time: the other half is for the lake.
+    /// What is left of the first half of the read's time: the other half is for the lake.
     fn half_of_the_time(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now()) / 2
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        left.saturating_sub(self.inner.cfg.read_timeout() / 2)
     }
 
     /// Reads what another node may have written and not marked yet. Its digest decides.

@@ -93,6 +93,9 @@ pub struct TierConfig {
     pub low_watermark_percent: u8,
     /// How long what was moved away stays in the trash: longer than any client's attribute cache.
     pub grace_ms: u64,
+    /// Deleted space that is not free after so long is held by something else. Longer than a node keeps a file
+    /// of an evicted pack open.
+    pub space_wait_ms: u64,
     /// A lease that nobody renewed for so long belongs to a dead node.
     pub lease_ttl_ms: u64,
     /// The same for the steward's lease, and for the right to set an object aside.
@@ -120,6 +123,7 @@ impl Default for TierConfig {
             low_watermark_percent: 80,
             // Linux clients keep attributes of folders for at most 60 s.
             grace_ms: 90_000,
+            space_wait_ms: 6 * 60_000,
             lease_ttl_ms: 15 * 60_000,
             claim_ttl_ms: 2 * 60_000,
             span_claim_ttl_ms: 15_000,
@@ -176,6 +180,8 @@ struct State {
     /// Records that were read, by path: they never change.
     records: BTreeMap<String, Arc<Record>>,
     room: room::Room,
+    /// What could not be written down on a full medium.
+    stall: stall::Unwritten,
     /// What the fans of the objects held.
     listed: BTreeMap<u8, Arc<fans::Fan>>,
 }

@@ -78,6 +78,8 @@ pub enum Reason {
     },
     /// It would have to leave for room, but evictions free nothing (snapshots?).
     EvictionsFreeNothing,
+    /// It would have to leave for room, but what was deleted last is not free yet.
+    SpaceNotFreeYet,
     /// Its folder has no record: what is left of it leaves.
     Leftover,
     /// A user said `uncache`.
@@ -236,7 +238,10 @@ fn for_room(scan: &Scan, policy: &Policy, plan: &mut SweepPlan) {
             continue;
         }
         if rests {
-            decision.reason = Reason::EvictionsFreeNothing;
+            decision.reason = match scan.stall {
+                Stall::Suspected => Reason::SpaceNotFreeYet,
+                _ => Reason::EvictionsFreeNothing,
+            };
             continue;
         }
         taken = taken.saturating_sub(frees(commit));
@@ -331,6 +336,10 @@ impl Reason {
             ),
             Self::EvictionsFreeNothing => {
                 "the tier is above its high watermark, but evictions free nothing; do snapshots hold the space?"
+                    .to_owned()
+            }
+            Self::SpaceNotFreeYet => {
+                "the tier is above its high watermark, and the space of what was deleted last is not free yet"
                     .to_owned()
             }
             Self::Leftover => "it has no record here: leftovers".to_owned(),

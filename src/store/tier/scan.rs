@@ -39,6 +39,8 @@ pub struct Scan {
     pub strangers: Vec<String>,
     /// Whether the steward found that evictions free nothing.
     pub stall: Stall,
+    /// What published objects and sidecars take on the medium: less than their sizes where it compresses.
+    objects_medium_bytes: u64,
     /// Files that were counted: one with several names counts once.
     seen: BTreeSet<u64>,
 }
@@ -229,9 +231,9 @@ impl Scan {
     /// What everything in the tier takes together.
     pub(super) fn on_medium_bytes(&self) -> u64 {
         let facts = self.facts(None);
-        let others = [facts.loose_bytes, facts.staging_bytes, facts.trash_bytes, facts.quarantine_bytes];
+        let others = [facts.staging_bytes, facts.trash_bytes, facts.quarantine_bytes];
         let held = [facts.held_only_bytes, facts.temp_bytes];
-        facts.objects.values().sum::<u64>() + others.iter().chain(&held).sum::<u64>()
+        self.objects_medium_bytes + others.iter().chain(&held).sum::<u64>()
     }
 
     /// What a file takes, unless it was counted under another name.
@@ -306,7 +308,7 @@ impl<I: TierIo> Core<I> {
             let found = self.fan(fan, scan.now_ms, fresh)?;
             scan.strangers.extend(found.strangers.iter().cloned());
             for (name, stat) in &found.objects {
-                scan.seen.insert(stat.file_id);
+                scan.objects_medium_bytes += scan.weigh(*stat);
                 match *name {
                     ObjectName::Pack(pack) => {
                         let (len, identity) = (stat.size_bytes, (*stat).into());

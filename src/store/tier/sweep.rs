@@ -140,7 +140,7 @@ impl<I: TierIo> Core<I> {
 
     fn carry_out(&self, scan: &Scan, plan: SweepPlan) -> StewardReport {
         let mut report = StewardReport { decisions: plan.decisions.clone(), ..StewardReport::default() };
-        let before = self.before_deleting(scan);
+        let sum_bytes = self.sum_bytes(scan);
         self.carry_out_restores(scan, &plan, &mut report);
         let mut renewed_ms = self.clock.monotonic_ms();
         for (path, seen) in &plan.expired_leases {
@@ -157,9 +157,10 @@ impl<I: TierIo> Core<I> {
         let evicted_bytes = report.moved_bytes;
         self.carry_out_leftovers(&plan, &mut report);
         self.still_sweeping(&mut renewed_ms);
+        let free_bytes = self.free_bytes();
         self.delete_trash(&plan.trash, &mut report);
-        if let Some(before) = before {
-            let noted = self.note_deleted(before, report.deleted_bytes);
+        if let (Some(sum_bytes), Some(free_bytes)) = (sum_bytes, free_bytes) {
+            let noted = self.note_deleted(scan.now_ms, sum_bytes, free_bytes, report.deleted_bytes);
             note(&mut report, noted);
         }
         // Only notes: a tier too full to take them is swept all the same.

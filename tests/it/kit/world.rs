@@ -41,6 +41,7 @@ impl World {
         // Sweeps come often enough for tests that wait for one.
         world.set("LARDER_STEWARD_PERIOD", "300ms");
         world.set("LARDER_TIER_GRACE", "1s");
+        world.set("LARDER_TIER_SPACE_WAIT", "3s");
         world
     }
 

@@ -1,10 +1,13 @@
 //! Imported contents: pins, proofs, and source objects that changed or went.
 
+use std::time::Duration;
+
 use super::kit::{TestFile, TestPack, World, imported, no_memory, small_config};
+use super::tiers::until;
 use crate::format::digest::{BLOCK_LEN, digest};
 use crate::format::pack::Proof;
 use crate::format::paths::{PackPart, pack_key};
-use crate::store::fetch::{FetchError, Fetcher, FillError, PackFillError, Verify};
+use crate::store::fetch::{FetchConfig, FetchError, Fetcher, FillError, PackFillError, Verify};
 use crate::testkit::faulty_lake::{Fault, Op, Rule};
 
 const LEVELS: [Verify; 3] = [Verify::Tier, Verify::Node, Verify::Always];
@@ -78,6 +81,32 @@ async fn an_overwritten_object_is_an_error_for_its_own_file_only() {
     let other_node = World { kv: crate::store::kv::Kv::in_memory(), ..world };
     check(&other_node.fetcher(no_memory())).await;
     assert!(other_node.object_path(&pack.pack).exists(), "it is not set aside for what it cannot have");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_is_gone_is_an_error_also_while_its_pack_is_brought() {
+    for proven in [false, true] {
+        let world = World::new();
+        // All of them in one piece.
+        let files = [TestFile::of(50_000, 1), TestFile::of(60_000, 2), TestFile::of(70_000, 3)];
+        let pack = imported(&world.memory, "user", &files);
+        world.memory.set_foreign("user", "dir/2", vec![9; 70_000], false);
+        if proven {
+            // Brought before, without the object as well.
+            world.fetcher(no_memory()).fill(vec![pack.uses()]).wait().await.expect("filled");
+            std::fs::remove_file(world.object_path(&pack.pack)).expect("evicted");
+        }
+        world.lake.rule(Rule::every(Op::GetPinned, Fault::Delay(Duration::from_millis(60))));
+        let fetcher = world.fetcher(FetchConfig { memory_bytes_max: 64 << 20, ..no_memory() });
+        let fill = fetcher.fill(vec![pack.uses()]);
+        until("a piece is asked", || fetcher.stats().in_flight_bytes > 0).await;
+        let reads = (0..8).map(|_| fetcher.read(&pack.contents[2].c, 0, u32::MAX, Verify::Node));
+        for got in futures::future::join_all(reads).await {
+            assert!(matches!(got, Err(FetchError::Gone { .. })), "zeros in its place");
+        }
+        fill.wait().await.expect("the rest of the pack is usable");
+        assert_eq!(fetcher.stats().memory_bytes, 0, "pieces of imported packs are not kept");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
