@@ -93,7 +93,7 @@ fn check(ctx: &Context) -> anyhow::Result<()> {
     if ctx.json() {
         let told = |problem: Problem| Told { place: problem.origin.to_string(), problem };
         let problems = error.problems().into_iter().map(told).collect();
-        ctx.print_json(&Checked { ok: false, file: ctx.config_file().cloned(), problems })?;
+        ctx.print_json(&Checked { ok: false, file: ctx.config_file_looked_at(), problems })?;
     }
     Err(error.into())
 }

@@ -61,6 +61,12 @@ impl Context {
         self.global.config.as_ref()
     }
 
+    /// Gives the configuration file that was named, or is found where none is.
+    pub fn config_file_looked_at(&self) -> Option<PathBuf> {
+        let found = || config::load::usual_places(&Env::of_process()).into_iter().find(|path| path.exists());
+        self.global.config.clone().or_else(found)
+    }
+
     /// Gives the configuration flags of this command line, to hand them to a daemon.
     pub fn overrides(&self) -> &Overrides {
         &self.overrides

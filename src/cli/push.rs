@@ -76,7 +76,11 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
         Ok(outcome) => tell(ctx, &outcome),
         Err(error) => {
             if let PushError::Problems { problems } | PushError::Changed { problems } = &error {
-                list(problems);
+                if ctx.json() {
+                    ctx.print_json(&Refused { problems })?;
+                } else {
+                    list(problems).for_each(|line| eprintln!("{line}"));
+                }
             }
             let hint = "what was uploaded is kept: run the same push again to go on";
             if matches!(error, PushError::Lake(_)) { Err(error).hint(hint) } else { Err(error.into()) }
@@ -118,19 +122,24 @@ fn options_of(args: &Args) -> anyhow::Result<PushOptions> {
     Ok(options)
 }
 
-fn list(problems: &[Problem]) {
-    for problem in problems.iter().take(LISTED_MAX) {
-        eprintln!("  {}: {}", output::printable(problem.path.as_bytes()), problem.reason);
-    }
-    if let Some(more) = problems.len().checked_sub(LISTED_MAX).filter(|more| *more > 0) {
-        eprintln!("  and {more} more");
-    }
+/// What `--json` prints of a push that was refused: every name, however many.
+#[derive(serde::Serialize)]
+struct Refused<'a> {
+    problems: &'a [Problem],
+}
+
+/// Gives a line for each name, and how many more there are where they are too many to read.
+fn list(problems: &[Problem]) -> impl Iterator<Item = String> {
+    let line = |problem: &Problem| format!("  {}: {}", output::printable(problem.path.as_bytes()), problem.reason);
+    let more = problems.len().checked_sub(LISTED_MAX).filter(|more| *more > 0);
+    let rest = more.map(|more| format!("  and {more} more; `--json` lists all"));
+    problems.iter().take(LISTED_MAX).map(line).chain(rest)
 }
 
 fn tell(ctx: &Context, outcome: &PushOutcome) -> anyhow::Result<()> {
     if !outcome.skipped.is_empty() {
         ctx.say(format!("left out {} names:", outcome.skipped.len()));
-        list(&outcome.skipped);
+        list(&outcome.skipped).for_each(|line| ctx.say(line));
     }
     if outcome.xattrs_dropped > 0 {
         let count = outcome.xattrs_dropped;

@@ -1,12 +1,14 @@
 //! `larder umount`: takes a mount away.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use super::Context;
 use super::mount::{absolute, with_hint};
 use super::report::HintExt as _;
-use crate::node::api::UmountRequest;
-use crate::node::client::ClientError;
+use crate::fs::keeper::is_ours;
+use crate::node::api::{MountInfo, UmountRequest};
+use crate::node::client::{ClientError, NodeClient};
 
 /// Flags of `larder umount`.
 #[derive(Debug, clap::Args)]
@@ -22,6 +24,23 @@ pub struct Args {
     force: bool,
 }
 
+/// Asks a daemon that was just started: it makes its mounts again before it can take one away.
+fn umount_when_made_again(
+    ctx: &Context,
+    client: &NodeClient,
+    request: &UmountRequest,
+) -> Result<MountInfo, ClientError> {
+    let until = Instant::now() + ctx.config().daemon.start_timeout.0;
+    loop {
+        match ctx.block_on(client.umount(request)) {
+            Err(ClientError::Refused { status: 404 | 409, .. }) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            asked => return asked,
+        }
+    }
+}
+
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     let client = ctx.node_client_at_rest();
@@ -34,11 +53,20 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
             _ => path,
         };
         let request = UmountRequest { dir: dir.clone(), force: args.force };
-        match ctx.block_on(client.umount(&request)) {
+        let asked = match ctx.block_on(client.umount(&request)) {
+            // A daemon that was killed knows its mounts again when it starts; else they would come back.
+            Err(error) if error.is_absent() && is_ours(&dir).unwrap_or(false) => {
+                ctx.block_on(ctx.node_client())?;
+                umount_when_made_again(ctx, &client, &request)
+            }
+            asked => asked,
+        };
+        match asked {
             Ok(info) => ended.push(info),
-            Err(error @ ClientError::Absent { .. }) => {
+            Err(error @ ClientError::Absent { .. }) => return Err(error).hint("nothing is mounted there"),
+            Err(error) if is_ours(&dir).unwrap_or(false) => {
                 let hint = format!("if a dead mount is left there, clear it with `fusermount3 -uz {}`", dir.display());
-                return Err(error).hint(hint);
+                return Err(with_hint(error)).hint(hint);
             }
             Err(error) => return Err(with_hint(error)),
         }

@@ -19,7 +19,7 @@ pub(crate) fn errno_of(error: &ViewError) -> Errno {
         ViewError::ReadOnly => Errno::EROFS,
         ViewError::TooManyOpen => Errno::ENFILE,
         // Passing or not: a read gives the right bytes or EIO. What could pass was tried again
-        // already, for as long as `fetch.read_timeout_ms` allows.
+        // already, for as long as `fetch.give_up` allows.
         ViewError::Damaged(_) | ViewError::Meta(_) | ViewError::Fetch(_) => Errno::EIO,
     }
 }

@@ -75,6 +75,7 @@ impl Daemon {
         let record = record_of(&snapshot);
         let key = record.key;
         let (keep, ttl_ms) = (request.keep, request.ttl.map(|ttl| ttl.as_ms()));
+        let dataset_ttl = self.dataset_ttl(&record.dataset);
         if request.only_settings {
             blocking("changing the record", move || set(&tier, &key, keep, ttl_ms)).await??;
             fill.ended = Some(Ok(()));
@@ -87,6 +88,9 @@ impl Daemon {
             if ttl_ms.is_none() && tier.own_ttl(&key)? == Some(0) {
                 // It was to leave with its last user: it is wanted again.
                 tier.set_ttl(&key, None)?;
+            }
+            if dataset_ttl.is_some() {
+                tier.set_dataset_ttl(&key.lake, &record.dataset, dataset_ttl)?;
             }
             set(&tier, &key, keep, ttl_ms)?;
             Ok::<_, TierError>(lease)

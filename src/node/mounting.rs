@@ -278,25 +278,31 @@ impl Daemon {
         }
     }
 
+    /// Gives the time to live, milliseconds, that this node's configuration names for a dataset. Where it names none,
+    /// what another node said stays.
+    pub(super) fn dataset_ttl(&self, dataset: &str) -> Option<u64> {
+        self.inner.config.dataset.get(dataset)?.ttl.map(|ttl| ttl.as_ms())
+    }
+
     /// Writes lease and record. A tier that does not take them serves reads all the same.
     async fn lease(&self, tier: Arc<Tier>, snapshot: &Snapshot, row: &MountRow) -> Result<Option<Lease>, NodeError> {
         let record = record_of(snapshot);
         let ttl_ms = row.options.ttl.map(|ttl| ttl.as_ms());
-        let dataset_ttl = self.inner.config.dataset.get(&row.dataset).and_then(|section| section.ttl);
+        let dataset_ttl = self.dataset_ttl(&row.dataset);
         let made = blocking("writing the lease", move || {
             let lease = tier.lease(&record)?;
             if ttl_ms.is_some() {
                 tier.set_ttl(&record.key, ttl_ms)?;
             }
-            if let Some(ttl) = dataset_ttl {
-                tier.set_dataset_ttl(&record.key.lake, &record.dataset, Some(ttl.as_ms()))?;
+            if dataset_ttl.is_some() {
+                tier.set_dataset_ttl(&record.key.lake, &record.dataset, dataset_ttl)?;
             }
             Ok::<_, crate::store::tier::TierError>(lease)
         });
         match made.await? {
             Ok(lease) => Ok(Some(lease)),
             Err(error) => {
-                tracing::warn!(%error, revision = row.revision, "the tier did not take the lease; it is tried again");
+                tracing::warn!(%error, revision = row.revision, "the tier did not take the lease: its steward may let the commit go under the mount, which is then read from the lake");
                 Ok(None)
             }
         }

@@ -49,6 +49,24 @@ fn options_of_a_mount_are_what_the_reader_sees() {
 }
 
 #[test]
+fn modes_of_directories_and_prefetch_are_what_the_options_say() {
+    let world = World::new();
+    let source = world.files("source", FILES);
+    world.push(&source, "photos");
+    let mounted = world.mount("photos", "m", &["--dir-mode", "0510", "--prefetch", "none", "--verify", "always"]);
+    let mode = |path: &str| fs::metadata(mounted.join(path)).expect("stat").permissions().mode() & 0o7777;
+    assert_eq!((mode(""), mode("dir")), (0o510, 0o510));
+    let options = world.json(&["mounts"])[0]["options"].clone();
+    assert_eq!((&options["prefetch"], &options["verify"]), (&"none".into(), &"always".into()), "{options}");
+    read_all(&mounted);
+    assert_eq!(
+        world.json(&["status"])["tiers"][0]["commits"][0]["percent_cached"],
+        0,
+        "nothing was brought behind the reads"
+    );
+}
+
+#[test]
 fn a_directory_that_cannot_be_mounted_on_is_refused_with_the_next_step() {
     let world = World::new();
     let source = world.files("source", FILES);
@@ -204,6 +222,28 @@ fn an_unmount_by_somebody_else_is_noticed() {
     world.ok(["daemon", "stop"]);
     world.ok(["daemon"]);
     assert_eq!(world.json(&["mounts"]), serde_json::json!([]), "it does not come back\n{log}");
+}
+
+#[test]
+fn a_mount_of_a_daemon_that_was_killed_is_unmounted_and_does_not_come_back() {
+    let world = World::new();
+    let source = world.files("source", FILES);
+    world.push(&source, "photos");
+    let (dir, other) = (world.mount("photos", "m", &[]), world.mount("photos", "other", &[]));
+    world.kill_daemon();
+    world.ok(["umount", dir.to_str().expect("plain")]);
+    assert!(!world.mounted().contains(&dir), "{:?}", world.mounted());
+    let left: Vec<String> = mount_dirs(&world);
+    assert_eq!(left, [other.to_str().expect("plain")], "the other one is made again");
+    world.ok(["daemon", "stop"]);
+    let told = world.fails(1, ["umount", dir.to_str().expect("plain")]);
+    assert!(told.contains("nothing is mounted there"), "{told}");
+}
+
+fn mount_dirs(world: &World) -> Vec<String> {
+    let mounts = world.json(&["mounts"]);
+    let dirs = mounts.as_array().expect("a list").iter().filter_map(|mount| mount["dir"].as_str());
+    dirs.map(str::to_owned).collect()
 }
 
 /// Users need fusermount3 with its setuid bit, and a lake that both can read: over S3.

@@ -3,6 +3,7 @@
 //! `tests/golden/v1/` has one file per format as version 1 writes it, and `ids.txt` what they are
 //! called. They never change: a larder that writes version 2 still reads these. To add one, put it
 //! into [`samples`] and run with `LARDER_GOLDEN_WRITE=1`.
+//! `tests/golden/small/v1/` has the small JSON files of lakes and tiers; the modules that own them read those.
 //! `tests/golden/hostile/<target>/` has inputs that must be refused, or survived.
 
 use std::path::{Path, PathBuf};

@@ -11,7 +11,7 @@ use larder::store::lake::s3::{S3Config, S3Lake, StaticKeys};
 use larder::store::lake::{Body, Lake, LakeError, PutIf, get_all, list_all};
 
 use crate::kit::proxy::{Fault, Proxy, Rule};
-use crate::kit::s3::{BUCKET, TestS3, config_at};
+use crate::kit::s3::{ACCESS_KEY, BUCKET, SECRET_KEY, TestS3, config_at};
 use crate::kit::world::World;
 
 async fn drain(body: Body) -> Result<Vec<u8>, LakeError> {
@@ -282,4 +282,21 @@ fn a_lake_is_made_once_shown_as_json_and_its_mode_never_changes() {
     assert!(refused.stderr.contains("--create-bucket"), "{}", refused.stderr);
     assert_eq!(world.run(["lake", "init", "--create-bucket"]).code, 0);
     assert_eq!(world.run(["lake", "serve", "d", "--bucket", "NO"]).code, 2);
+}
+
+#[test]
+fn credentials_come_from_a_profile_of_the_standard_chain() {
+    let s3 = TestS3::start();
+    let mut world = World::new();
+    let keys = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+    world.set_all(s3.env("chain").into_iter().filter(|(name, _)| !keys.contains(&name.as_str())).collect());
+    let profile = format!("[team]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n");
+    std::fs::write(world.path("credentials"), profile + "[other]\naws_access_key_id = x\naws_secret_access_key = y\n")
+        .expect("writes");
+    world.set("AWS_SHARED_CREDENTIALS_FILE", world.path("credentials").to_str().expect("plain"));
+    world.set("AWS_PROFILE", "team");
+    world.ok(["lake", "init"]);
+    world.ok(["lake", "info"]);
+    world.set("AWS_PROFILE", "other");
+    assert!(!world.fails(1, ["lake", "info"]).is_empty());
 }

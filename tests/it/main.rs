@@ -22,3 +22,4 @@ mod push;
 mod scheduler;
 mod tier;
 mod tiers;
+mod together;

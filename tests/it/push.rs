@@ -56,6 +56,24 @@ fn assert_got(world: &World, revision: &str, source: &Path) {
 }
 
 #[test]
+fn a_push_leaves_out_what_is_excluded_and_puts_a_part_where_it_is_told() {
+    let world = World::new();
+    let base = world.files("base", &[("keep/a", b"a"), ("old/b", b"b"), ("x.tmp", b"t"), ("keep/y.tmp", b"t")]);
+    let options = ["--exclude", "*.tmp", "--branch", "work", "-m", "base"];
+    let pushed = world.json(&[&["push", text(&base), "photos"][..], &options].concat());
+    assert_eq!((&pushed["branch"], &pushed["files"]), (&"work".into(), &2.into()), "{pushed}");
+    assert!(world.fails(1, ["show", "photos@main"]).contains("main"));
+    let part = world.files("part", &[("c", b"c")]);
+    let onto = ["--onto", "photos@work", "--at", "old", "--branch", "work"];
+    world.json(&[&["push", text(&part), "photos"][..], &onto].concat());
+    let expected = world.files("expected", &[("keep/a", b"a"), ("old/c", b"c")]);
+    let out = world.path("out");
+    world.ok(["get", "photos@work", text(&out)]);
+    let names = |dir: &Path| scan(dir).into_keys().collect::<Vec<_>>();
+    assert_eq!(names(&out), names(&expected), "`old` was replaced, the rest is as it was");
+}
+
+#[test]
 fn a_directory_is_pushed_and_copied_out_again() {
     let world = World::new();
     let source = world.files(

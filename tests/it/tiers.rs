@@ -16,7 +16,7 @@ fn world_with_two_tiers() -> World {
         world.ok(["tier", "init", dir.to_str().expect("plain")]);
     }
     let config = format!(
-        "default_tier = \"fast\"\n[tier.fast]\npath = \"{}\"\n[tier.large]\npath = \"{}\"\nttl = \"7d\"\n[dataset.notes]\ntier = \"large\"\n",
+        "default_tier = \"fast\"\n[tier.fast]\npath = \"{}\"\n[tier.large]\npath = \"{}\"\nttl = \"7d\"\n[dataset.notes]\ntier = \"large\"\nttl = \"14d\"\n",
         world.path("fast").display(),
         world.path("large").display()
     );
@@ -49,6 +49,7 @@ fn a_dataset_or_a_command_names_a_tier_and_else_the_default_is_taken() {
     assert_eq!(tiers[1]["datasets"], json!(["notes"]));
     assert_eq!(world.json(&["cache", "photos"])["tier"], "fast");
     assert_eq!(world.json(&["cache", "notes"])["tier"], "large");
+    assert_eq!(commits_in(&world, "large")[0]["ttl_ms"], json!(14 * 86_400_000_u64), "the dataset's, not the tier's");
     assert_eq!(world.json(&["cache", "notes", "--tier", "fast"])["tier"], "fast");
     assert_eq!((commits_in(&world, "fast").len(), commits_in(&world, "large").len()), (2, 1));
     let dir = world.mount("notes", "m", &[]);

@@ -38,7 +38,7 @@ pub enum KeeperError {
     Refused { errno: i32, what: String },
     /// The keeper speaks another protocol: it is of another version.
     #[error(
-        "the keeper at {socket} is of another version; unmount all, then stop it with `larder daemon stop --keeper`"
+        "the keeper at {socket} is of another version; unmount all, then end its process (`fuser {socket}` shows it)"
     )]
     Protocol { socket: PathBuf },
 }

@@ -36,6 +36,7 @@ mod table;
 mod wire;
 
 pub use client::{Client, KeeperError, MountFds};
+pub use mounts::is_ours;
 pub use wire::{KeptMount, MountId, MountRequest, NOTE_BYTES_MAX};
 
 use table::Table;

@@ -159,7 +159,7 @@ pub(super) fn find(dir: &Path) -> io::Result<Option<MountLine>> {
 }
 
 /// Says whether the topmost mount at `dir` is one of Larder's.
-pub(super) fn is_ours(dir: &Path) -> io::Result<bool> {
+pub fn is_ours(dir: &Path) -> io::Result<bool> {
     Ok(find(dir)?.is_some_and(|line| line.fs_type == FS_TYPE))
 }
 

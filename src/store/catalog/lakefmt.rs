@@ -336,6 +336,14 @@ mod tests {
 
     const SHORT: Duration = Duration::from_millis(50);
 
+    #[test]
+    fn the_format_object_is_read_and_written_as_version_1_did() {
+        let lake_id = LakeId(uuid::Uuid::from_u128(0x1234));
+        let format = |refs, features| LakeFormat { format: 1, lake_id, refs, created_ms: 1_700_000_000_000, features };
+        crate::testkit::golden::assert_golden("lake-cas", &format(RefMode::Cas, Vec::new()));
+        crate::testkit::golden::assert_golden("lake-log", &format(RefMode::Log, vec!["a-feature".to_owned()]));
+    }
+
     #[tokio::test]
     async fn a_lake_is_made_once_and_read_afterwards() {
         let lake = MemLake::new();

@@ -25,15 +25,15 @@ const ASK_PERIOD_MS: u64 = 2000;
 /// What `steward/room` says.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct RoomNote {
-    format: u32,
+    pub format: u32,
     /// Server's clock when the sweep looked.
-    time_ms: i64,
+    pub time_ms: i64,
     /// Without what leaves by itself (trash, orphans), with all of the packs below.
-    taken_bytes: u64,
+    pub taken_bytes: u64,
     /// Packs that are being staged.
-    staged: BTreeSet<PackId>,
-    capacity_bytes: u64,
-    high_bytes: u64,
+    pub staged: BTreeSet<PackId>,
+    pub capacity_bytes: u64,
+    pub high_bytes: u64,
 }
 
 /// What this process knows of the room.

@@ -38,11 +38,11 @@ pub enum Stall {
 
 /// A deletion that freed too little.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Suspicion {
-    format: u32,
+pub(super) struct Suspicion {
+    pub format: u32,
     /// Taken by the tier and free on the file system, together, before.
-    sum_bytes: u64,
-    deleted_bytes: u64,
+    pub sum_bytes: u64,
+    pub deleted_bytes: u64,
 }
 
 impl Suspicion {

@@ -138,7 +138,7 @@ impl<I: TierIo> Core<I> {
         }
     }
 
-    fn carry_out(&self, scan: &Scan, plan: SweepPlan) -> StewardReport {
+    pub(super) fn carry_out(&self, scan: &Scan, plan: SweepPlan) -> StewardReport {
         let mut report = StewardReport { decisions: plan.decisions.clone(), ..StewardReport::default() };
         let sum_bytes = self.sum_bytes(scan);
         self.carry_out_restores(scan, &plan, &mut report);

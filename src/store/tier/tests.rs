@@ -5,6 +5,7 @@ mod calls;
 mod concurrency;
 mod conformance;
 mod crashes;
+mod golden;
 mod kit;
 mod model;
 mod siblings;

@@ -1,11 +1,11 @@
 //! The long tests, run by `make campaign`: every one is ignored in the ordinary run, works for at most
-//! `LARDER_CAMPAIGN_MINUTES` and repeats with `LARDER_CAMPAIGN_SEED`.
+//! `LARDER_CAMPAIGN_MINUTES` (a part as a whole until `LARDER_CAMPAIGN_ENDS`, seconds since 1970) and repeats with `LARDER_CAMPAIGN_SEED`.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
@@ -32,15 +32,17 @@ impl Campaign {
         let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
         let seed = number("LARDER_CAMPAIGN_SEED").unwrap_or(1);
         println!("LARDER_CAMPAIGN_SEED={seed}");
-        Self {
-            ends: Instant::now() + Duration::from_secs(60 * number("LARDER_CAMPAIGN_MINUTES").unwrap_or(20)),
-            random: SmallRng::seed_from_u64(seed),
+        let mut left = Duration::from_secs(60 * number("LARDER_CAMPAIGN_MINUTES").unwrap_or(20));
+        if let Some(ends) = number("LARDER_CAMPAIGN_ENDS") {
+            let ends = SystemTime::UNIX_EPOCH + Duration::from_secs(ends);
+            left = left.min(ends.duration_since(SystemTime::now()).unwrap_or_default());
         }
+        Self { ends: Instant::now() + left, random: SmallRng::seed_from_u64(seed) }
     }
 
-    /// Says whether another round may begin: at most `rounds`, and none behind the end.
+    /// Says whether another round may begin: one always, at most `rounds`, and no other behind the end.
     fn goes_on(&self, round: u64, rounds: u64) -> bool {
-        round < rounds && Instant::now() < self.ends
+        round == 0 || (round < rounds && Instant::now() < self.ends)
     }
 
     fn below(&mut self, limit: u64) -> u64 {

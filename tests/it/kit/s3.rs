@@ -10,8 +10,8 @@ use super::runtime;
 
 /// The bucket that is there.
 pub const BUCKET: &str = "test-bucket";
-const ACCESS_KEY: &str = "test-access-key";
-const SECRET_KEY: &str = "test-secret-key";
+pub const ACCESS_KEY: &str = "test-access-key";
+pub const SECRET_KEY: &str = "test-secret-key";
 
 /// A running S3 server over a temporary directory; both go when it is dropped.
 pub struct TestS3 {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::condemned::{CondemnedSet, Relied, run_key, runs};
+use super::condemned::{CondemnedSet, Relied, RunHead, run_key, runs};
 use super::intent::IntentBody;
 use super::{GcOptions, GcReport, gc};
 use crate::format::paths::{PackPart, pack_key};
@@ -11,6 +11,23 @@ use crate::store::catalog::get::{GetProgress, get};
 use crate::store::catalog::testing::{Bench, bench, rev};
 use crate::store::lake::Lake;
 use crate::testkit::faulty_lake::Rule;
+use crate::testkit::golden::assert_golden;
+
+#[test]
+fn intents_and_runs_are_read_and_written_as_version_1_did() {
+    let (format, by) = (1, "ada@gpu7".to_owned());
+    let intent = IntentBody {
+        format,
+        push: "0190a1b2".to_owned(),
+        dataset: "photos".to_owned(),
+        by: by.clone(),
+        start_ms: 1_700_000_000_000,
+        refreshed_ms: 1_700_000_300_000,
+    };
+    assert_golden("lake-intent", &intent);
+    let run = RunHead { format, run: "0190a1b3".to_owned(), by, lists: 2, keys: 1500, bytes: 1 << 40 };
+    assert_golden("lake-condemned-run", &run);
+}
 
 fn at_once(delete: bool) -> GcOptions {
     GcOptions { delete, wait: Duration::ZERO, ..GcOptions::default() }

@@ -23,6 +23,20 @@ use super::{
     Onto, Problem, ProblemKind, Progress, PushError, PushOptions, PushOutcome, Tuning, commit, exclude, push, walk,
 };
 
+/// Pushes and imports write the same intent: one golden file for both.
+#[test]
+fn an_intent_is_read_and_written_as_version_1_did() {
+    let intent = super::intent::IntentBody {
+        format: 1,
+        push: "0190a1b2".to_owned(),
+        dataset: "photos".to_owned(),
+        by: "ada@gpu7".to_owned(),
+        start_ms: 1_700_000_000_000,
+        refreshed_ms: 1_700_000_300_000,
+    };
+    crate::testkit::golden::assert_golden("lake-intent", &intent);
+}
+
 mod onto;
 mod refs;
 mod resume;

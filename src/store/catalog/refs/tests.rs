@@ -275,3 +275,9 @@ async fn a_clock_that_runs_behind_does_not_hide_a_move() {
     refs.move_branch(&dataset(), &name("main"), commit(5), Expect::Any).await.unwrap();
     assert_eq!(refs.resolve(&revision("xray")).await.unwrap(), commit(5));
 }
+
+#[test]
+fn the_object_of_a_dataset_is_read_and_written_as_version_1_did() {
+    let info = DatasetInfo { format: 1, created_ms: 1_700_000_000_000, by: "ada@gpu7".to_owned() };
+    crate::testkit::golden::assert_golden("lake-dataset", &info);
+}

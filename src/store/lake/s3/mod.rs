@@ -711,15 +711,49 @@ mod tests {
         assert!(VersionsPage::decode("k6162").is_none());
     }
 
-    /// Notes what requests say about their bodies, and answers with success.
+    type Headers = Vec<(String, String)>;
+
+    /// Notes the headers of requests, and answers with success.
     #[derive(Debug, Clone, Default)]
-    struct Notes(Arc<parking_lot::Mutex<Vec<String>>>);
+    struct Notes(Arc<parking_lot::Mutex<Vec<Headers>>>);
 
     impl HttpConnector for Notes {
         fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-            let said = request.headers().get("x-amz-content-sha256").unwrap_or("nothing");
-            self.0.lock().push(said.to_owned());
+            let said = request.headers().iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+            self.0.lock().push(said.collect());
             HttpConnectorFuture::ready(Ok(HttpResponse::new(200.try_into().unwrap(), "".into())))
+        }
+    }
+
+    async fn put_and_upload(lake: &S3Lake) {
+        lake.put("key", Bytes::from_static(b"body"), PutIf::Always).await.unwrap();
+        let upload = UploadId { key: "key".into(), id: "id".into() };
+        lake.upload_part(&upload, 1, Bytes::from_static(b"body")).await.unwrap();
+    }
+
+    /// Many third-party stores refuse a body with a trailer, or a checksum that they do not know.
+    #[tokio::test]
+    async fn a_store_that_is_not_of_aws_gets_checksums_only_if_told_so() {
+        let own = || Some("http://store".to_owned());
+        for (endpoint, checksums, sends) in [
+            (own(), Checksums::Auto, false),
+            (own(), Checksums::WhenRequired, false),
+            (own(), Checksums::WhenSupported, true),
+            (None, Checksums::Auto, true),
+        ] {
+            let notes = Notes::default();
+            let connector = notes.clone();
+            let http_client = http_client_fn(move |_, _| SharedHttpConnector::new(connector.clone()));
+            let config = S3Config { endpoint, checksums, ..S3Config::new("bucket", "") };
+            let client = config::client(&config, config::Transport::InProcess(http_client)).await.unwrap();
+            put_and_upload(&S3Lake::new(client, config)).await;
+            let is_checksum = |(name, value): &(String, String)| {
+                name.starts_with("x-amz-checksum") || name == "x-amz-trailer" || value.contains("aws-chunked")
+            };
+            for headers in notes.0.lock().iter() {
+                assert_eq!(headers.iter().any(is_checksum), sends, "{checksums:?}: {headers:?}");
+            }
+            assert_eq!(notes.0.lock().len(), 2);
         }
     }
 
@@ -736,12 +770,10 @@ mod tests {
                 .credentials_provider(keys.clone())
                 .http_client(http_client_fn(move |_, _| SharedHttpConnector::new(connector.clone())));
             client.set_endpoint_url(config.endpoint.clone());
-            let lake = S3Lake::new(aws_sdk_s3::Client::from_conf(client.build()), config);
-            lake.put("key", Bytes::from_static(b"body"), PutIf::Always).await.unwrap();
-            let upload = UploadId { key: "key".into(), id: "id".into() };
-            lake.upload_part(&upload, 1, Bytes::from_static(b"body")).await.unwrap();
-            for said in notes.0.lock().iter() {
-                assert_eq!(said != "UNSIGNED-PAYLOAD", signed, "{endpoint:?}: {said}");
+            put_and_upload(&S3Lake::new(aws_sdk_s3::Client::from_conf(client.build()), config)).await;
+            for headers in notes.0.lock().iter() {
+                let said = headers.iter().find(|(name, _)| name == "x-amz-content-sha256").expect("it is always sent");
+                assert_eq!(said.1 != "UNSIGNED-PAYLOAD", signed, "{endpoint:?}: {said:?}");
             }
             assert_eq!(notes.0.lock().len(), 2);
         }

@@ -15,7 +15,8 @@ use super::params::{Mix, Params};
 use super::seam::{Seam, SeamFile};
 use crate::format::ids::NodeId;
 use crate::store::tier::io::read_full;
-use crate::store::tier::{Claimed, Hold, Lease, PackFile, Quarantined, Sidecar, Stage, Tier, TierError};
+use crate::store::tier::plan::plan;
+use crate::store::tier::{Claimed, Hold, Lease, PackFile, Quarantined, Sidecar, Stage, StewardReport, Tier, TierError};
 use crate::testkit::sim_tier::{Rng, SimClock, SimWorld};
 
 pub(super) type SimTier = Tier<Seam>;
@@ -151,7 +152,7 @@ impl Stage0 {
     /// Stewards that break a rule.
     fn sweep_badly(&self, process: &Process) -> Result<(), TierError> {
         let core = &process.tier.core;
-        if self.breaks(Broken::TrashEmptiedBlindly) {
+        if self.breaks(Broken::TrashEmptiedBlindly) || self.params.unmended {
             for batch in process.tier.scan()?.trash {
                 let old = batch.age_ms > i64::try_from(kit::GRACE_MS).unwrap_or(0);
                 for item in batch.items.iter().filter(|item| old && !item.is_dir) {
@@ -185,7 +186,10 @@ impl Stage0 {
         }
         let actor = self.baton.call_number().0;
         self.baton.tell(|oracle, _| oracle.evicts(actor));
-        let swept = process.tier.steward_step(&process.tier.policy());
+        let swept = match self.params.unmended {
+            true => sweep_unmended(process),
+            false => process.tier.steward_step(&process.tier.policy()),
+        };
         let well = swept.as_ref().is_ok_and(|report| report.failed.is_empty());
         if self.process(node).is_some_and(|now| now.client == process.client) {
             self.baton.tell(|oracle, world| oracle.evicted(actor, well, world));
@@ -207,6 +211,14 @@ impl Stage0 {
             Err(error) => self.baton.note(|| format!("sweep failed: {error:?}")),
         }
     }
+}
+
+/// A sweep that evicts and mends nothing of what earlier ones did.
+fn sweep_unmended(process: &Process) -> Result<StewardReport, TierError> {
+    let scan = process.tier.scan()?;
+    let mut plan = plan(&scan, &process.tier.policy());
+    (plan.restore, plan.trash) = (Vec::new(), Vec::new());
+    Ok(process.tier.core.carry_out(&scan, plan))
 }
 
 /// The other thread: it works with packs and commits.
@@ -397,7 +409,11 @@ impl Worker<'_> {
             let before = baton.tell(|oracle, world| oracle.claim_of(at, span, world));
             match staged.claim(span)? {
                 Claimed::Done => return Ok(()),
-                Claimed::Mine | Claimed::TakenOver => break,
+                Claimed::Mine => break,
+                Claimed::TakenOver => {
+                    baton.count(|counts| counts.takeovers += 1);
+                    break;
+                }
                 Claimed::Other { .. } => {
                     let after = baton.tell(|oracle, world| oracle.claim_of(at, span, world));
                     if let (Some((ino, true)), Some((now, true))) = (before, after)

@@ -38,6 +38,10 @@ pub(super) struct Params {
     pub mix: Mix,
     /// The rule of the protocol that nodes do not keep.
     pub broken: Option<Broken>,
+    /// Who is about to move an object into the trash often stops before it does.
+    pub brake: bool,
+    /// Later sweeps put nothing back and empty the trash blindly: what an eviction does wrong stays wrong.
+    pub unmended: bool,
 }
 
 impl Params {
@@ -61,6 +65,8 @@ impl Params {
             capacity_bytes: rng.pick(&[None, None, Some(900), Some(2_000)]),
             mix: rng.pick(&[Mix::All, Mix::Evicting, Mix::Evicting, Mix::Filling, Mix::Damage]),
             broken: None,
+            brake: false,
+            unmended: false,
         };
         if params.mix == Mix::Evicting {
             // Calls must overlap: nobody idles for longer than one takes.
