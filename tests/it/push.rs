@@ -124,6 +124,9 @@ fn what_this_user_cannot_read_is_listed_and_can_be_left_out() {
     }
     let said = world.fails(1, ["push", text(&source), "photos"]);
     assert!(said.contains("closed: ") && said.contains("dir/hidden: ") && said.contains("--skip-unreadable"), "{said}");
+    let refused: Value = serde_json::from_str(&world.run(["push", text(&source), "photos", "--json"]).stdout).unwrap();
+    let paths: Vec<_> = refused["problems"].as_array().unwrap().iter().map(|problem| &problem["path"]).collect();
+    assert_eq!(paths, ["closed", "dir/hidden"]);
     let said = world.json(&["push", text(&source), "photos", "--skip-unreadable"]);
     assert_eq!(said["skipped"].as_array().map(Vec::len), Some(2), "{said}");
     assert_eq!(said["files"], Value::from(2));
