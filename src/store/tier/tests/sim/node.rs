@@ -416,8 +416,9 @@ impl Worker<'_> {
                 }
                 Claimed::Other { .. } => {
                     let after = baton.tell(|oracle, world| oracle.claim_of(at, span, world));
-                    if let (Some((ino, true)), Some((now, true))) = (before, after)
-                        && ino == now
+                    // Dead at both ends of the call, and not renewed in between.
+                    if let (Some((_, _, true)), Some((_, _, true))) = (before, after)
+                        && before == after
                     {
                         baton.tell(|oracle, _| oracle.violate("P4", "a dead owner's claim is respected for ever"));
                     }

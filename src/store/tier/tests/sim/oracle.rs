@@ -692,11 +692,12 @@ impl Oracle {
         }
     }
 
-    /// The file that has a claim, and whether its owner was silent for too long.
-    pub(super) fn claim_of(&self, pack: usize, span: u32, world: &World) -> Option<(u32, bool)> {
+    /// The file that has a claim, when it was renewed, and whether its owner was silent for too long.
+    pub(super) fn claim_of(&self, pack: usize, span: u32, world: &World) -> Option<(u32, i64, bool)> {
         let start = format!("staging/{}/span-{span}.", self.copies.get(pack)?.hex);
         let (_, ino) = self.claims.range(start.clone()..).take_while(|(path, _)| path.starts_with(&start)).last()?;
-        Some((*ino, world.now_ns - world.mtime_ns(*ino) > self.ttl_ns(false)))
+        let renewed_ns = world.mtime_ns(*ino);
+        Some((*ino, renewed_ns, world.now_ns - renewed_ns > self.ttl_ns(false)))
     }
 }
 
