@@ -64,8 +64,9 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
         match asked {
             Ok(info) => ended.push(info),
             Err(error @ ClientError::Absent { .. }) => return Err(error).hint("nothing is mounted there"),
-            Err(error) if is_ours(&dir).unwrap_or(false) => {
-                let hint = format!("if a dead mount is left there, clear it with `fusermount3 -uz {}`", dir.display());
+            // The daemon does not know it, and it is there: left by a keeper that was killed.
+            Err(error @ ClientError::Refused { status: 404, .. }) if is_ours(&dir).unwrap_or(false) => {
+                let hint = format!("a dead mount is there; clear it with `fusermount3 -uz {}`", dir.display());
                 return Err(with_hint(error)).hint(hint);
             }
             Err(error) => return Err(with_hint(error)),
