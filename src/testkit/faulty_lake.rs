@@ -467,12 +467,21 @@ impl Counters {
     }
 }
 
+/// What a test does at each call, before it goes on.
+type Hook = Box<dyn FnMut(Op, &str) + Send>;
+
 /// A lake that fails on demand and counts.
-#[derive(Debug)]
 pub(crate) struct FaultyLake {
     inner: Arc<dyn Lake>,
     rules: Mutex<Vec<Rule>>,
+    hook: Mutex<Option<Hook>>,
     counters: Arc<Mutex<Counters>>,
+}
+
+impl std::fmt::Debug for FaultyLake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FaultyLake").field("inner", &self.inner).field("rules", &self.rules).finish_non_exhaustive()
+    }
 }
 
 /// Counts a call as running until it is dropped.
@@ -486,7 +495,7 @@ impl Drop for Running {
 
 impl FaultyLake {
     pub(crate) fn new(inner: Arc<dyn Lake>) -> Self {
-        Self { inner, rules: Mutex::default(), counters: Arc::default() }
+        Self { inner, rules: Mutex::default(), hook: Mutex::default(), counters: Arc::default() }
     }
 
     /// Makes one over a fresh [`MemLake`]; gives both.
@@ -498,6 +507,12 @@ impl FaultyLake {
     /// Adds a rule; the first that matches a call counts.
     pub(crate) fn rule(&self, rule: Rule) {
         self.rules.lock().push(rule);
+    }
+
+    /// Calls `hook` within each call, before it takes effect: what a test does there happens at that
+    /// moment, however busy the machine is.
+    pub(crate) fn at_each_call(&self, hook: impl FnMut(Op, &str) + Send + 'static) {
+        *self.hook.lock() = Some(Box::new(hook));
     }
 
     /// Forgets all rules.
@@ -525,6 +540,9 @@ impl FaultyLake {
             counters.running_max = counters.running_max.max(counters.running);
         }
         let running = Running(self.counters.clone());
+        if let Some(hook) = self.hook.lock().as_mut() {
+            hook(op, key);
+        }
         let mut fault = None;
         for rule in self.rules.lock().iter_mut() {
             if !(rule.ops.is_empty() || rule.ops.contains(&op)) || !key.contains(&rule.key_contains) {

@@ -17,7 +17,7 @@ use crate::format::tree::nav::{self, DirAt};
 use crate::format::tree::{EntryKind, Mtime};
 use crate::store::catalog::Catalog;
 use crate::store::lake::Lake;
-use crate::testkit::faulty_lake::{Fault, FaultyLake, MemLake, Op, Rule};
+use crate::testkit::faulty_lake::{FaultyLake, MemLake, Op, Rule};
 
 use super::{
     Onto, Problem, ProblemKind, Progress, PushError, PushOptions, PushOutcome, Tuning, commit, exclude, push, walk,

@@ -103,24 +103,24 @@ fn a_large_file_that_changed_between_the_pushes_is_sent_as_it_is_now() {
     bench.assert_round_trip(&again);
 }
 
-/// Pushes a file of 4 MiB, of which one byte changes once the first part of it is on its way.
+/// Pushes a file of 4 MiB, of which one byte changes while the first part of it is sent. The reader is
+/// at most 1 MiB ahead of the parts, so it has not come to the end then.
 fn push_while_it_changes(bench: &Bench, layout: Layout) -> PushOutcome {
     bench.write("large", noise(1, 4 << 20));
-    // 64 parts, of which 16 are on their way at once: the reader waits for most of them.
-    bench.lake.rule(Rule::every(Op::UploadPart, Fault::Delay(Duration::from_millis(20))));
-    let (lake, path) = (bench.lake.clone(), bench.path("large"));
-    let changer = std::thread::spawn(move || {
-        while lake.counters().of(Op::UploadPart) == 0 {
-            std::thread::sleep(Duration::from_millis(1));
+    let (mut changed, path) = (false, bench.path("large"));
+    bench.lake.at_each_call(move |op, _| {
+        if op == Op::UploadPart && !changed {
+            overwrite(&path, b"!", 5);
+            changed = true;
         }
-        std::fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(b"!", 5).unwrap();
-        lake.heal();
     });
     let mut options = bench.options();
     options.tuning.layout = Some(layout);
-    let outcome = bench.push_with(&options).unwrap();
-    changer.join().unwrap();
-    outcome
+    bench.push_with(&options).unwrap()
+}
+
+fn overwrite(path: &Path, bytes: &[u8], at: u64) {
+    std::fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, at).unwrap();
 }
 
 #[test]
@@ -148,34 +148,38 @@ fn a_file_that_changes_while_it_is_written_among_others_is_written_once_more() {
     assert!(pack_bytes(&bench.rt, &bench.catalog, snapshot.placement.packs[0].pack).len() > 8 << 20);
 }
 
-#[test]
-fn a_file_that_never_holds_still_fails_the_push() {
+/// Pushes a file of 4 MiB that changes with each part of it that is sent.
+fn push_of_a_restless_file(layout: Layout) {
     let bench = Bench::new();
     for number in 0..5u64 {
         bench.write(&format!("calm{number}"), noise(number, 1000));
     }
-    // Large enough to be read for longer than two writes are apart, even on a busy machine.
-    bench.write("restless", vec![0; 32 << 20]);
-    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let (path, seen) = (bench.path("restless"), stop.clone());
-    let writer = std::thread::spawn(move || {
-        let mut at = 0u64;
-        let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
-        while !seen.load(std::sync::atomic::Ordering::Relaxed) {
-            file.write_all_at(&[at as u8; 8192], (at % 16) * 8192).unwrap();
+    bench.write("restless", vec![0; 4 << 20]);
+    let (mut at, path) = (0u64, bench.path("restless"));
+    bench.lake.at_each_call(move |op, _| {
+        if op == Op::UploadPart {
+            overwrite(&path, &[at as u8; 8192], (at % 16) * 8192);
             at += 1;
         }
     });
-    std::thread::sleep(Duration::from_millis(20));
     let mut options = bench.options();
-    options.tuning.layout = Some(Layout { pack_len: 64 << 20, whole_len: 64 << 20 });
+    options.tuning.layout = Some(layout);
     let result = bench.push_with(&options);
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    writer.join().unwrap();
     let Err(PushError::Changed { problems }) = result else { panic!("{result:?}") };
     assert_eq!(problems.len(), 1);
     assert_eq!((problems[0].path.as_str(), problems[0].kind), ("restless", ProblemKind::Changed));
     assert!(!bench.memory.keys().iter().any(|key| key.starts_with("commits/")));
+    bench.lake.at_each_call(|_, _| {});
     let again = bench.push();
     bench.assert_round_trip(&again);
+}
+
+#[test]
+fn a_large_file_that_never_holds_still_fails_the_push() {
+    push_of_a_restless_file(tuning().layout.unwrap());
+}
+
+#[test]
+fn a_file_among_others_that_never_holds_still_fails_the_push() {
+    push_of_a_restless_file(Layout { pack_len: 64 << 20, whole_len: 64 << 20 });
 }
