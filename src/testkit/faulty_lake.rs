@@ -378,6 +378,8 @@ pub(crate) enum Fault {
     LostAnswer,
     /// The call waits so long, then goes on.
     Delay(Duration),
+    /// The call waits until the lake is healed, then goes on.
+    UntilHealed,
     /// The call never comes back.
     Hang,
     /// The body ends with a passing error after so many bytes.
@@ -576,6 +578,10 @@ impl FaultyLake {
                 tokio::time::sleep(time).await;
                 call.await
             }
+            Some(Fault::UntilHealed) => {
+                self.healed().await;
+                call.await
+            }
             Some(Fault::Hang) => std::future::pending().await,
             Some(fault) => Err(error_of(fault, key)),
         }
@@ -598,6 +604,10 @@ impl FaultyLake {
                 tokio::time::sleep(time).await;
                 call.await?
             }
+            Some(Fault::UntilHealed) => {
+                self.healed().await;
+                call.await?
+            }
             Some(Fault::Hang) => std::future::pending().await,
             Some(fault) => return Err(error_of(fault, key)),
         };
@@ -609,6 +619,12 @@ impl FaultyLake {
             }
         });
         Ok(Body { stream: stream.boxed(), ..body })
+    }
+
+    async fn healed(&self) {
+        while !self.rules.lock().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     fn count_in(&self, body: &Bytes) {

@@ -26,18 +26,25 @@ fn a_slow_lake_does_not_use_up_the_workers() {
     };
     let mount = rig.mount_as(options(), ServeOptions { workers: 1, ..ServeOptions::default() });
     assert_eq!(fs::read(mount.path("two/f40")).expect("reads"), noise(40, 3000));
-    rig.lake.rule(Rule::every(Op::Get, Fault::Delay(Duration::from_millis(700))));
+    rig.lake.reset_counters();
+    rig.lake.rule(Rule::every(Op::Get, Fault::UntilHealed));
+    let (served, answers) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
         for i in 0..10 {
             let path = mount.path(&format!("one/f{i:02}"));
             scope.spawn(move || assert_eq!(fs::read(path).expect("reads late"), noise(i, 3000)));
         }
-        std::thread::sleep(Duration::from_millis(50));
-        let began = Instant::now();
-        let file = super::rig::open(&mount.path("two/f40"), true).expect("opens");
-        let bytes = super::rig::read_range(&file, 0, 3000).expect("reads");
-        assert_eq!(bytes, noise(40, 3000));
-        assert!(began.elapsed() < Duration::from_millis(400), "it waited for others: {:?}", began.elapsed());
+        while rig.lake.counters().gets() == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let here = mount.path("two/f40");
+        scope.spawn(move || {
+            let file = super::rig::open(&here, true).expect("opens");
+            served.send(super::rig::read_range(&file, 0, 3000).expect("reads")).expect("somebody listens");
+        });
+        let bytes = answers.recv_timeout(Duration::from_secs(60));
+        rig.lake.heal();
+        assert_eq!(bytes.expect("it did not wait for others"), noise(40, 3000));
     });
 }
 
@@ -52,7 +59,7 @@ fn a_lake_that_is_down_is_eio_in_time_and_not_remembered() {
     let began = Instant::now();
     let failed = fs::read(mount.path("one/f01")).expect_err("the lake is down");
     assert_eq!(failed.raw_os_error(), Some(EIO));
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
     assert!(mount.mounted.stats().errors > 0);
     assert_eq!(fs::read(mount.path("one/f00")).expect("what is here is served"), known);
     rig.lake.heal();

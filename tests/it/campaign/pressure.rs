@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 
 use super::Campaign;
-use crate::kit::cluster::{Cluster, SourceFile, read_and_compare, write_source};
+use crate::kit::cluster::{Cluster, Order, SourceFile, read_and_compare, write_source};
 use crate::kit::{World, wait_for};
 
 const NODES: u64 = 4;
@@ -62,7 +62,7 @@ fn read_some(dataset: &Dataset, mount: &Path, random: &mut SmallRng) {
             mount,
             &dataset.files[first..first + count],
             READERS,
-            random.random_range(0..1 << 40),
+            Order::Shuffled(random.random_range(0..1 << 40)),
         );
         std::thread::sleep(Duration::from_millis(random.random_range(0..1500)));
     }

@@ -81,7 +81,7 @@ impl Cluster {
         std::thread::scope(|scope| {
             for (node, mount) in mounts.iter().enumerate() {
                 let (source, files) = (&source, &files);
-                scope.spawn(move || read_and_compare(source, mount, files, threads, node as u64));
+                scope.spawn(move || read_and_compare(source, mount, files, threads, Order::Shuffled(node as u64)));
             }
         });
         files
@@ -143,24 +143,36 @@ pub fn one_copy(files: &[SourceFile]) -> u64 {
     files.iter().map(|(_, size)| size.next_multiple_of(4096)).sum()
 }
 
-/// Reads every file of a mount with some threads, each in an order of its own, and compares it.
+/// The order in which files are read.
+#[derive(Debug, Clone, Copy)]
+pub enum Order {
+    /// As the tree has them.
+    Tree,
+    /// At random, by this seed.
+    Shuffled(u64),
+}
+
+/// Reads every file of a mount with some threads and compares it.
 #[track_caller]
-pub fn read_and_compare(source: &Path, mount: &Path, files: &[SourceFile], threads: u64, seed: u64) {
+pub fn read_and_compare(source: &Path, mount: &Path, files: &[SourceFile], threads: u64, order: Order) {
     std::thread::scope(|scope| {
         for thread in 0..threads {
             let mine = files.iter().enumerate().filter(move |(number, _)| *number as u64 % threads == thread);
-            let mut order: Vec<_> = mine.map(|(_, file)| file).collect();
-            order.shuffle(&mut SmallRng::seed_from_u64(seed * 100 + thread));
-            scope.spawn(move || order.into_iter().for_each(|(path, _)| compare(source, mount, path)));
+            let mut mine: Vec<_> = mine.map(|(_, file)| file).collect();
+            if let Order::Shuffled(seed) = order {
+                mine.shuffle(&mut SmallRng::seed_from_u64(seed * 100 + thread));
+            }
+            // One pair of buffers for all files: making them costs more than reading a small file.
+            let mut buffers = (vec![0; 1 << 20], vec![0; 1 << 20]);
+            scope.spawn(move || mine.into_iter().for_each(|(path, _)| compare(source, mount, path, &mut buffers)));
         }
     });
 }
 
-fn compare(source: &Path, mount: &Path, path: &Path) {
+fn compare(source: &Path, mount: &Path, path: &Path, (a, b): &mut (Vec<u8>, Vec<u8>)) {
     use std::io::Read as _;
     let open = |root: &Path| fs::File::open(root.join(path)).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let (mut wanted, mut found) = (open(source), open(mount));
-    let (mut a, mut b) = (vec![0; 1 << 20], vec![0; 1 << 20]);
     loop {
         let read = |file: &mut fs::File, into: &mut [u8]| {
             let mut filled = 0;
@@ -173,7 +185,7 @@ fn compare(source: &Path, mount: &Path, path: &Path) {
             }
             filled
         };
-        let (len, other) = (read(&mut wanted, &mut a), read(&mut found, &mut b));
+        let (len, other) = (read(&mut wanted, a), read(&mut found, b));
         assert!(len == other && a[..len] == b[..len], "{}: other bytes", path.display());
         if len == 0 {
             return;
