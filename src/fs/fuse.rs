@@ -41,7 +41,7 @@ use super::view::{Attr, Ino, Names, View, ViewError};
 mod answers;
 mod convert;
 
-use answers::{close_backing, read_now, send_open, send_opened, send_read, send_xattr};
+use answers::{close_backing, open_late_or_now, read_now, send_opened, send_read, send_xattr};
 use convert::{Listing, causes, file_attr, fill, no_entry};
 
 /// How long the kernel may keep names and attributes: a commit does not change. Ten years.
@@ -335,7 +335,7 @@ impl Filesystem for Adapter {
                 send_opened(&self.shared, ino, fh, reply, opened);
             });
         }
-        let send = move |shared: &Arc<Shared>, reply, content| send_open(shared, ino, fh, reply, content);
+        let send = move |shared: &Arc<Shared>, reply, content| open_late_or_now(shared, ino, fh, reply, content);
         self.answer(span, reply, move |names, blocks| names.content(blocks, Ino(ino.0)), send);
     }
 

@@ -100,6 +100,33 @@ sums b
 wait $p
 for n in a b; do right $n "server restart"; done
 
+say "the server is away from node a, a hard mount"
+echo 3 >/proc/sys/vm/drop_caches
+client_link a down
+begun=$(cut -d. -f1 /proc/uptime)
+sums a &
+p=$!
+sleep 20 # within it somebody has met the silence
+timeout 60 sh -c 'HOME=/tmp/home-a LARDER_STATE=/tmp/state-a LARDER_TIER=/mnt/a/tier LARDER_SOCKET=/tmp/a.sock ./larder mounts --json' >/tmp/mounts-a ||
+    fail "the daemon does not answer while its tier hangs"
+wait $p
+right a "the tier hangs"
+say "read from the lake in $(($(cut -d. -f1 /proc/uptime) - begun)) s"
+sums b
+right b "beside a node whose tier hangs"
+client_link a up
+tier_bytes() { node a daemon metrics | awk '/^larder_fetch_read_bytes_total.*source="tier"/ { n += $2 } END { printf "%d", n }'; }
+before=$(tier_bytes) back=
+for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+    echo 3 >/proc/sys/vm/drop_caches
+    sums a
+    right a "the server is back"
+    [ "$(tier_bytes)" -gt $((before + 1000000)) ] && back=yes && break
+    sleep 5
+done
+[ -n "$back" ] || fail "the tier is not used again after its server came back"
+say "the tier is used again"
+
 say "node b is killed in a cold epoch"
 for n in a b; do node $n umount /tmp/m-$n || fail "umount on node $n"; done
 node a uncache set >/dev/null 2>&1 || say "uncache refused (a lease is left)"
@@ -110,7 +137,7 @@ sleep 1
 kill -9 "$(node b status --json --no-lake | tr ',{' '\n\n' | sed -n 's/.*"pid": *//p' | head -n1)"
 wait $p
 right a "killed peer"
-node b daemon start >/dev/null 2>&1
+node b daemon >/dev/null 2>&1
 sleep 2
 sums b
 right b "after the restart"

@@ -14,8 +14,27 @@ use crate::store::fetch::ContentRef;
 
 use super::{READ_BYTES_MAX, Shared, errno};
 
+/// Answers an OPEN; in a task, where its file may have to be looked for on a server.
+pub(super) fn open_late_or_now(
+    shared: &Arc<Shared>,
+    ino: INodeNo,
+    fh: u64,
+    reply: ReplyOpen,
+    content: Result<Option<Arc<ContentRef>>, ViewError>,
+) {
+    let late = content.as_ref().ok().and_then(|content| content.clone());
+    let Some(late) = late.filter(|content| shared.view.waits_for_whole(content)) else {
+        return send_open(shared, ino, fh, reply, content);
+    };
+    let shared_ = Arc::clone(shared);
+    shared.rt.spawn(async move {
+        shared_.view.look_for_whole(&late).await;
+        send_open(&shared_, ino, fh, reply, Ok(Some(late)));
+    });
+}
+
 /// Answers an OPEN as the inode is latched, deciding that where it is not.
-pub(super) fn send_open(
+fn send_open(
     shared: &Arc<Shared>,
     ino: INodeNo,
     fh: u64,

@@ -178,6 +178,16 @@ impl View {
         self.fetcher.read(content, offset, len, self.verify).await.map_err(ViewError::Fetch)
     }
 
+    /// Says whether [`View::whole`] would wait for a server.
+    pub fn waits_for_whole(&self, content: &ContentRef) -> bool {
+        content.size > 0 && self.verify != Verify::Always && self.fetcher.waits_for_whole(content)
+    }
+
+    /// Looks for what [`View::whole`] gives, within the stall time.
+    pub async fn look_for_whole(&self, content: &ContentRef) {
+        self.fetcher.look_for_whole(content).await;
+    }
+
     /// Gives the file that the kernel may read itself, where the content is one.
     pub fn whole(&self, content: &ContentRef) -> Option<WholeFile> {
         if content.size == 0 || self.verify == Verify::Always {

@@ -2,8 +2,8 @@
 //!
 //! Readers who wait look at the tier on blocking threads and leave after the stall time; the tier is
 //! then believed to hang, and nobody looks at it, for the tier pause. The threads that hang are
-//! bounded: above [`BUSY_MAX`] nobody looks either. Reads on the caller's own thread (`try_read`) that
-//! have begun when the server goes away wait for it, as on any hard mount.
+//! bounded: above [`BUSY_MAX`] nobody looks either. Of a tier on a server nothing is read on the
+//! caller's own thread (`try_read`): a worker that waits in the kernel would serve nobody else.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

@@ -36,6 +36,15 @@ pub(super) enum Local {
     Damaged(Arc<OpenPack>),
 }
 
+/// Where the fast path looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Only where nothing can make it wait: a worker that waits for a server serves nobody.
+    Memory,
+    /// In the tier as well.
+    Tier,
+}
+
 /// What the fast path did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fast {
@@ -46,14 +55,21 @@ pub(super) enum Fast {
 
 impl Inner {
     /// Fills `buf` with the bytes from `offset` on, if they are at hand and good.
-    pub(super) fn read_local(self: &Arc<Self>, c: &ContentRef, offset: u64, buf: &mut [u8], verify: Verify) -> Fast {
+    pub(super) fn read_local(
+        self: &Arc<Self>,
+        c: &ContentRef,
+        offset: u64,
+        buf: &mut [u8],
+        verify: Verify,
+        reach: Reach,
+    ) -> Fast {
         let Some(pack) = pack_of(c) else {
             buf.fill(0);
             return if self.is_holes(c) == Some(true) || buf.is_empty() { Fast::Filled } else { Fast::Ask };
         };
         let range = offset..offset + buf.len() as u64;
         let state = self.packs.state(&pack);
-        let open = self.packs.open(&state);
+        let open = if reach == Reach::Tier { self.packs.open(&state) } else { None };
         if let Some(open) = &open
             && is_trusted(&state, open, c, &range, verify)
         {
@@ -69,7 +85,7 @@ impl Inner {
             self.read_ahead(c, &units_of(&range), verify);
             return Fast::Filled;
         }
-        self.read_units(&state, c, &range, buf, verify)
+        self.read_units(&state, c, &range, buf, verify, reach)
     }
 
     /// Reads straight from the object. False: the tier failed; the reader goes to the lake.
@@ -100,6 +116,7 @@ impl Inner {
         range: &Range<u64>,
         buf: &mut [u8],
         verify: Verify,
+        reach: Reach,
     ) -> Fast {
         let meta = self.metas.peek(&state.pack);
         if let Some(meta) = &meta {
@@ -113,6 +130,7 @@ impl Inner {
                     self.counters.memory.add(unit.len() as u64);
                     unit
                 }
+                None if reach == Reach::Memory => return Fast::Ask,
                 None => match self.local_unit(state, c, block, verify, meta.as_deref()) {
                     Local::Unit(unit) => unit,
                     _ => return Fast::Ask,

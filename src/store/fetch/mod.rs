@@ -75,6 +75,7 @@ pub use stats::{FetchStats, SourceStats};
 pub use types::{ContentRef, FetchError, ParseWordError, Prefetch, Verify, WholeFile};
 
 use engine::{Inner, pack_of};
+use local::{Fast, Reach};
 
 /// Reads contents and fills the tier. Cheap to clone; dropping the last one stops what runs in the
 /// background.
@@ -107,7 +108,7 @@ impl Fetcher {
     }
 
     /// Reads what memory, the tier or the staging file has, on the calling thread: never waits for
-    /// the network. None: ask [`Fetcher::read`].
+    /// the network, so of a tier on a server it looks at nothing. None: ask [`Fetcher::read`].
     pub fn try_read(&self, c: &ContentRef, offset: u64, len: u32, verify: Verify) -> Option<Result<Bytes, FetchError>> {
         let len = clamp(c, offset, u64::from(len));
         let mut buf = BytesMut::zeroed(len as usize);
@@ -142,13 +143,30 @@ impl Fetcher {
         let (inner, wanted) = (self.inner.clone(), c.clone());
         let look = move || {
             let mut buf = BytesMut::zeroed(len as usize);
-            inner.try_fill(&wanted, offset, &mut buf, verify).then(|| buf.freeze())
+            let fast = inner.read_local(&wanted, offset, &mut buf, verify, Reach::Tier);
+            (fast == Fast::Filled).then(|| buf.freeze())
         };
         // Not on this thread: it belongs to the runtime, and the tier may hang.
         if let Some(Some(bytes)) = self.inner.look_at_tier(look).await {
             return Ok(bytes);
         }
         self.inner.read_slow(c, offset..offset + len, verify).await
+    }
+
+    /// Says whether [`Fetcher::whole`] would wait for a server: then [`Fetcher::look_for_whole`] comes first.
+    pub fn waits_for_whole(&self, c: &ContentRef) -> bool {
+        let whole = matches!(c.location, Location::Run { offset: 0, .. });
+        let state = pack_of(c).filter(|_| whole).map(|pack| self.inner.packs.state(&pack));
+        state.is_some_and(|state| self.inner.packs.opens_remotely(&state))
+    }
+
+    /// Opens what [`Fetcher::whole`] wants, on a thread that may wait, for no longer than the stall time.
+    pub async fn look_for_whole(&self, c: &ContentRef) {
+        let Some(pack) = pack_of(c) else {
+            return;
+        };
+        let inner = self.inner.clone();
+        self.inner.look_at_tier(move || inner.packs.open(&inner.packs.state(&pack)).map(drop)).await;
     }
 
     /// Gives the file where the content is a whole object of the tier and verified as asked. Where

@@ -225,6 +225,19 @@ impl Packs {
         state?.filling()
     }
 
+    /// Says whether reading a pack of the tier can wait for a server that is away.
+    pub(super) fn tier_is_remote(&self) -> bool {
+        self.tier.as_ref().is_some_and(|tier| tier.is_remote())
+    }
+
+    /// Says whether [`Packs::open`] would ask a server.
+    pub(super) fn opens_remotely(&self, state: &PackState) -> bool {
+        self.tier_is_remote()
+            && self.tier_answers()
+            && state.open.read().is_none()
+            && self.now_ms() >= state.absent_until_ms.load(Ordering::Relaxed)
+    }
+
     /// Gives the pack's open file, opening it where the tier has it. Errors of the tier are counted
     /// and mean "not there".
     pub(super) fn open(&self, state: &PackState) -> Option<Arc<OpenPack>> {

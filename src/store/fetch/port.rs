@@ -17,6 +17,9 @@ use crate::store::tier::{FileIdentity, PackFile, Sidecar};
 pub trait FetchTier: fmt::Debug + Send + Sync + 'static {
     fn id(&self) -> TierId;
 
+    /// Says whether it lies on a server: then a call can wait for as long as the server is away.
+    fn is_remote(&self) -> bool;
+
     /// Opens the published object of a pack; None where the tier does not have it.
     fn open_pack(&self, pack: &PackId) -> io::Result<Option<PackFile>>;
 

@@ -22,7 +22,7 @@ use super::engine::{Inner, bad_pack, content_name, pack_of};
 use super::fill::{FillState, PieceAt};
 use super::flight::{Boarded, Flight, Ticket};
 use super::lanes::{Lane, Permit};
-use super::local::{Fast, Local, copy_overlap, unit_proof};
+use super::local::{Fast, Local, Reach, copy_overlap, unit_proof};
 use super::memory::UnitKey;
 use super::pack_meta::{PackMeta, UnitProof};
 use super::packs::{OpenPack, PackState};
@@ -597,8 +597,9 @@ fn neighbours(flights: Vec<Flight>) -> Vec<Vec<Flight>> {
 }
 
 impl Inner {
-    /// Fills what is at hand; the public `try_read` is built on it.
+    /// Fills what is at hand without a wait for a server; the public `try_read` is built on it.
     pub(super) fn try_fill(self: &Arc<Self>, c: &ContentRef, offset: u64, buf: &mut [u8], verify: Verify) -> bool {
-        self.read_local(c, offset, buf, verify) == Fast::Filled
+        let reach = if self.packs.tier_is_remote() { Reach::Memory } else { Reach::Tier };
+        self.read_local(c, offset, buf, verify, reach) == Fast::Filled
     }
 }

@@ -13,6 +13,10 @@ impl FetchTier for Tier {
         Tier::id(self)
     }
 
+    fn is_remote(&self) -> bool {
+        Tier::is_remote(self)
+    }
+
     fn open_pack(&self, pack: &PackId) -> io::Result<Option<PackFile>> {
         self.pack(pack).map_err(to_io)
     }

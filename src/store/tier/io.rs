@@ -89,6 +89,8 @@ pub trait TierIo: fmt::Debug + Send + Sync + 'static {
     /// Makes a folder's names durable.
     fn sync_dir(&self, dir: &str) -> io::Result<()>;
     fn space(&self) -> io::Result<Space>;
+    /// Says whether it lies on a server that may be away.
+    fn is_remote(&self) -> bool;
 }
 
 /// Reads from `offset` until `buf` is full or the file ends.

@@ -271,6 +271,11 @@ impl<I: TierIo> Tier<I> {
         self.core.marker.tier
     }
 
+    /// Says whether it lies on a server: then any call may wait for as long as the server is away.
+    pub fn is_remote(&self) -> bool {
+        self.core.io.is_remote()
+    }
+
     /// Gives the directory.
     pub fn dir(&self) -> &Path {
         &self.core.dir

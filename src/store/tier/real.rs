@@ -11,6 +11,10 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 use nix::sys::stat::futimens;
+use nix::sys::statfs::{
+    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, FsType, OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC,
+    statfs,
+};
 use nix::sys::statvfs::statvfs;
 use nix::sys::time::TimeSpec;
 
@@ -25,6 +29,14 @@ pub struct RealIo {
     dir_mode: u32,
     file_mode: u32,
     owner: (Option<u32>, Option<u32>),
+    remote: bool,
+}
+
+/// Whether a directory lies on a server: a file system that we do not know to be local may be one.
+fn is_remote(dir: &Path) -> bool {
+    const LOCAL: [FsType; 6] =
+        [EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, TMPFS_MAGIC, OVERLAYFS_SUPER_MAGIC, F2FS_SUPER_MAGIC];
+    statfs(dir).is_ok_and(|found| !LOCAL.contains(&found.filesystem_type()))
 }
 
 impl RealIo {
@@ -36,6 +48,7 @@ impl RealIo {
             dir_mode: defaults.dir_mode,
             file_mode: defaults.file_mode(),
             owner: (None, None),
+            remote: false,
         }
     }
 
@@ -43,6 +56,7 @@ impl RealIo {
         self.dir_mode = marker.dir_mode;
         self.file_mode = marker.file_mode;
         self.owner = (marker.uid, marker.gid);
+        self.remote = is_remote(&self.root);
         self
     }
 
@@ -52,6 +66,7 @@ impl RealIo {
             dir_mode: options.dir_mode,
             file_mode: options.file_mode(),
             owner: (options.uid, options.gid),
+            remote: false,
         };
         if !root.exists() {
             let failed = |e| TierError::io("make", &root.display().to_string(), e);
@@ -187,6 +202,10 @@ impl TierIo for RealIo {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
             other => other,
         }
+    }
+
+    fn is_remote(&self) -> bool {
+        self.remote
     }
 
     fn space(&self) -> io::Result<Space> {

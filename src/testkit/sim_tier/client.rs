@@ -356,6 +356,10 @@ impl TierIo for SimIo {
         })
     }
 
+    fn is_remote(&self) -> bool {
+        true
+    }
+
     fn space(&self) -> io::Result<Space> {
         self.op(one(Verb::Space, ""), |world, _| {
             let total_bytes = world.capacity.unwrap_or(1 << 40);

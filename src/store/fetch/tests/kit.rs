@@ -269,6 +269,7 @@ pub(crate) struct FakeFaults {
     pub full: AtomicBool,
     pub opens_fail: AtomicBool,
     pub hangs: AtomicBool,
+    pub remote: AtomicBool,
     pub publishing_fails: AtomicBool,
     /// So many publishes find that the index was taken away.
     pub indexes_lost: AtomicU64,
@@ -351,6 +352,10 @@ fn full() -> io::Error {
 impl FetchTier for FakeTier {
     fn id(&self) -> TierId {
         TierId(uuid::Uuid::from_u128(99))
+    }
+
+    fn is_remote(&self) -> bool {
+        self.faults.remote.load(Ordering::Relaxed)
     }
 
     fn open_pack(&self, pack: &PackId) -> io::Result<Option<PackFile>> {

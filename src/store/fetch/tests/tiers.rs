@@ -267,6 +267,31 @@ async fn a_tier_that_hangs_holds_readers_up_once_and_not_for_long() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tier_on_a_server_that_is_away_keeps_no_worker() {
+    let world = World::new();
+    let tier = FakeTier::new();
+    let pack = mixed(&world.memory, "a");
+    world.fetcher_on(Some(tier.clone()), no_memory()).fill(vec![pack.uses()]).wait().await.expect("filled");
+    tier.faults.remote.store(true, Ordering::Relaxed);
+    let fetcher = world.fetcher_on(Some(tier.clone()), FetchConfig { tier_pause_ms: 60_000, ..no_memory() });
+    tier.faults.hangs.store(true, Ordering::Relaxed);
+    for content in &pack.contents {
+        let (worker, c) = (fetcher.clone(), content.c.clone());
+        let at_once = tokio::task::spawn_blocking(move || worker.try_read(&c, 0, u32::MAX, Verify::Tier).is_none());
+        let at_once = tokio::time::timeout(Duration::from_secs(60), at_once).await;
+        // A file without bytes is nowhere and needs nobody.
+        assert_eq!(at_once.expect("no worker waits").expect("no panic"), content.c.size > 0);
+    }
+    let first = pack.contents.iter().find(|content| fetcher.waits_for_whole(&content.c)).expect("a pack has a begin");
+    fetcher.look_for_whole(&first.c).await;
+    assert!(!fetcher.waits_for_whole(&first.c), "it is known to be silent");
+    assert!(fetcher.whole(&first.c, Verify::Tier).is_none());
+    assert_reads(&fetcher, &pack, Verify::Node).await;
+    assert_eq!(fetcher.stats().read_errors, 0);
+    tier.faults.hangs.store(false, Ordering::Relaxed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_evicted_pack_is_read_from_the_lake_and_comes_back() {
     let world = World::new();
     let tier = FakeTier::new();

@@ -239,6 +239,10 @@ impl TierIo for Seam {
         self.io.sync_dir(dir)
     }
 
+    fn is_remote(&self) -> bool {
+        self.io.is_remote()
+    }
+
     fn space(&self) -> io::Result<Space> {
         self.io.space()
     }
