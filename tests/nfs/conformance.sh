@@ -11,7 +11,7 @@ client_up b 2
 for kind in ${KINDS:-vers=4.2,no_root_squash vers=3,no_root_squash vers=4.2,root_squash vers=3,root_squash}; do
     version=${kind%,*} squash=${kind#*,}
     rm -rf /srv/export/*
-    for n in 1 2 3 4 5 6 7 8 9 10 11 12; do cp -a /tmp/tier /srv/export/tier-$n; done
+    for n in 1 2 3 4 5 6 7 8 9 10 11 12 13; do cp -a /tmp/tier /srv/export/tier-$n; done
     [ $squash = root_squash ] && chown -R 1000:1000 /srv/export
     echo "/srv/export *(rw,sync,no_subtree_check,$squash,anonuid=1000,anongid=1000,fsid=0)" >/etc/exports
     exportfs -ra

@@ -393,6 +393,8 @@ impl<I: TierIo> Stage<I> {
     /// object to be found, and would bring all of it for nothing. What was made anew goes at once.
     fn is_overtaken(&self) -> Result<bool, TierError> {
         let object = layout::object(&self.pack);
+        // An old cached name would show an object that was set aside, and cost who brings it anew its claims.
+        self.tier.core.refresh(layout::parent(&object));
         let Some(published) = self.tier.pack(&self.pack)? else {
             return Ok(false);
         };

@@ -15,7 +15,7 @@ type Behaviour<I> = fn(Tier<I>, Tier<I>);
 
 /// Runs each behaviour on a fresh tier, seen by two nodes.
 fn battery<I: TierIo>(two_nodes: impl Fn() -> (Tier<I>, Tier<I>)) {
-    let behaviours: [(&str, Behaviour<I>); 12] = [
+    let behaviours: [(&str, Behaviour<I>); 13] = [
         ("a filled pack is read by every node", published_is_read_everywhere),
         ("a pack without its index is not published", no_index_no_publish),
         ("a pack that lacks a span is not published", incomplete_is_not_published),
@@ -25,6 +25,7 @@ fn battery<I: TierIo>(two_nodes: impl Fn() -> (Tier<I>, Tier<I>)) {
         ("a foreign index is refused", foreign_index_is_refused),
         ("a span is claimed by one node", one_claim),
         ("a damaged object is set aside, its replacement never", quarantine_spares_the_good),
+        ("an object that was set aside costs nobody a claim", old_name_costs_no_claim),
         ("a mounted, kept or held commit cannot be uncached", protected_stays),
         ("uncaching frees what no other commit needs", uncache_spares_shared),
         ("scrubbing finds a flipped byte", scrub_finds_damage),
@@ -179,6 +180,19 @@ fn quarantine_spares_the_good<I: TierIo>(a: Tier<I>, b: Tier<I>) {
     assert_eq!(a.quarantine(&source.id, &bad, "late").expect("an answer"), Quarantined::Replaced);
     assert_eq!(read(&a, &source), Some(source.bytes));
     assert!(a.usage().expect("usage").quarantine_bytes > 0);
+}
+
+/// A client that has looked the object up before finds it under its old name for a while.
+fn old_name_costs_no_claim<I: TierIo>(a: Tier<I>, b: Tier<I>) {
+    let source = pack(1);
+    let len = source.bytes.len() as u64;
+    fill(&a, &source).expect("filled");
+    let bad = b.pack(&source.id).expect("readable").expect("there").identity;
+    assert_eq!(a.quarantine(&source.id, &bad, "test").expect("an answer"), Quarantined::SetAside);
+    let first = a.stage(&source.id, len).expect("staging");
+    assert_eq!(first.claim(0).expect("a claim"), Claimed::Mine);
+    let second = b.stage(&source.id, len).expect("it is not there any more");
+    assert!(matches!(second.claim(0).expect("an answer"), Claimed::Other { .. }));
 }
 
 fn protected_stays<I: TierIo>(a: Tier<I>, b: Tier<I>) {
