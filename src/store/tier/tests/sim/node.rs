@@ -688,6 +688,11 @@ impl Worker<'_> {
         };
         self.call("forget a node");
         self.stage.baton.tell(|oracle, _| oracle.end_holds());
-        tier.forget_node(&node_id(number))
+        let forgotten = tier.forget_node(&node_id(number));
+        if forgotten.is_err() {
+            // Whoever gave the command gives it again.
+            self.stage.abandoned.lock().push(number);
+        }
+        forgotten
     }
 }
