@@ -688,11 +688,8 @@ impl Worker<'_> {
         };
         self.call("forget a node");
         self.stage.baton.tell(|oracle, _| oracle.end_holds());
-        let forgotten = tier.forget_node(&node_id(number));
-        if forgotten.is_err() {
-            // Whoever gave the command gives it again.
-            self.stage.abandoned.lock().push(number);
-        }
-        forgotten
+        // Whoever gave the command gives it again: it may fail, and a power cut may bring back what it removed.
+        self.stage.abandoned.lock().insert(0, number);
+        tier.forget_node(&node_id(number))
     }
 }
