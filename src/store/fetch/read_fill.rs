@@ -69,6 +69,10 @@ impl Run<'_> {
         meta: Option<&Arc<PackMeta>>,
         flights: Vec<Flight>,
     ) -> Vec<Flight> {
+        if !self.inner.packs.tier_answers() {
+            // A fill gets nowhere now.
+            return flights;
+        }
         let bytes = flights.iter().map(|flight| self.range(flight)).map(|range| range.end - range.start).sum();
         // Who reads in order will want the rest too.
         let in_order = state.filling().is_some() && self.inner.is_sequential(&self.c.content);

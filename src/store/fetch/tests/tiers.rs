@@ -267,6 +267,24 @@ async fn a_tier_that_hangs_holds_readers_up_once_and_not_for_long() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_fill_that_a_hanging_tier_holds_up_holds_up_no_reader() {
+    let world = World::new();
+    let tier = FakeTier::new();
+    let pack = mixed(&world.memory, "a");
+    let hour = 3_600_000;
+    let cfg = FetchConfig { tier_pause_ms: hour, claim_wait_ms: hour, ahead_bytes_max: 0, ..no_memory() };
+    let fetcher = world.fetcher_on(Some(tier.clone()), cfg);
+    tier.faults.hangs.store(true, Ordering::Relaxed);
+    let mount = fetcher.attach(vec![pack.uses()], Prefetch::All);
+    let reads = assert_reads(&fetcher, &pack, Verify::Node);
+    let read = tokio::time::timeout(Duration::from_secs(60), reads).await;
+    tier.faults.hangs.store(false, Ordering::Relaxed);
+    read.expect("nobody waits for the claim's time");
+    assert_eq!(fetcher.stats().read_errors, 0);
+    drop(mount);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_tier_on_a_server_that_is_away_keeps_no_worker() {
     let world = World::new();
     let tier = FakeTier::new();
