@@ -253,7 +253,8 @@ impl Context {
         !dir.exists() || nix::unistd::access(dir, nix::unistd::AccessFlags::W_OK).is_ok()
     }
 
-    fn daemon_args(&self) -> Vec<String> {
+    /// Gives the arguments with which a daemon is started that has this command's configuration.
+    pub(super) fn daemon_args(&self) -> Vec<String> {
         let mut args = vec!["daemon".to_owned(), "run".to_owned(), "--detached".to_owned()];
         if let Some(file) = &self.loaded().file {
             args.extend(["--config".to_owned(), file.to_string_lossy().into_owned()]);

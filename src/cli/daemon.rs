@@ -160,7 +160,10 @@ async fn serve_until_stopped(ctx: &Context) -> anyhow::Result<()> {
     let mut int = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let config = ctx.config();
     let daemon = Daemon::open(config.clone()).await?;
-    daemon.clean_stale().await?;
+    if config.daemon.restart && std::env::var_os("NOTIFY_SOCKET").is_none() {
+        daemon.restart_with(ctx.daemon_args());
+    }
+    daemon.find_left().await?;
     let listener = server::listen(&config.daemon.socket, config.daemon.group.as_deref())?;
     tracing::info!(socket = %config.daemon.socket.display(), lake = config.lake.url, "the daemon serves");
     // Before any tier is opened: its claims say where this node answers.
@@ -168,7 +171,10 @@ async fn serve_until_stopped(ctx: &Context) -> anyhow::Result<()> {
     let serving = tokio::spawn(server::serve(daemon.clone(), listener));
     let remounting = tokio::spawn({
         let daemon = daemon.clone();
-        async move { daemon.remount().await }
+        async move {
+            daemon.remount().await;
+            daemon.tell_ready().await;
+        }
     });
     let upkeep = tokio::spawn(daemon.clone().upkeep());
     notify_ready();
@@ -182,6 +188,7 @@ async fn serve_until_stopped(ctx: &Context) -> anyhow::Result<()> {
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, serving).await;
     remounting.abort();
     let _ = remounting.await;
+    daemon.tell_end().await;
     daemon.unmount_all().await;
     daemon.stop_keeper().await;
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, upkeep).await;

@@ -130,6 +130,8 @@ pub const KEYS: &[Key] = &[
         "How often leases are renewed and the tier is looked after"),
     key("daemon.start_timeout", Kind::Duration, Some("15s"), "LARDER_START_TIMEOUT", "start-timeout",
         "How long a command waits for the daemon that it started"),
+    key("daemon.restart", Kind::Bool, Some("true"), "LARDER_DAEMON_RESTART", "daemon-restart",
+        "Whether the keeper starts a new daemon when one dies that has mounts; a service manager does that itself"),
 ];
 
 /// Keys of `[dataset.NAME]`; they have no variable and no flag.

@@ -189,6 +189,8 @@ pub struct DaemonSection {
     pub log: String,
     pub steward_period: Span,
     pub start_timeout: Span,
+    /// Whether the keeper starts a new daemon when this one dies.
+    pub restart: bool,
 }
 
 /// Where a value came from.

@@ -32,10 +32,11 @@ use tokio::runtime::Handle;
 use tracing::Instrument;
 
 use crate::format::tree::nav::{Blocks, NavError};
-use crate::store::fetch::ContentRef;
+use crate::store::fetch::{ContentRef, WholeFile};
 
 use super::errno::{errno_of, is_ordinary};
 use super::handles::Handles;
+use super::session::gate::{AT_THE_GATE, Gate, RESENT, Settled};
 use super::view::{Attr, Ino, Names, View, ViewError};
 
 mod answers;
@@ -50,8 +51,6 @@ const TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const GENERATION: Generation = Generation(0);
 /// Names that are taken out of the tree at a time for a listing; a page of them is about 100.
 const LIST_CHUNK: usize = 128;
-/// The bit that marks a request that the kernel has sent again; not part of a handle.
-const RESENT: u64 = 1 << 63;
 /// What statfs counts in.
 const BLOCK_BYTES: u64 = 4096;
 /// Reads ahead that may wait for us at a time (the kernel's default of 12 is made for local daemons).
@@ -80,6 +79,10 @@ pub(crate) struct Shared {
     pub device: File,
     /// Whether the kernel takes backing files from us. Becomes false when it refuses for good.
     pub passthrough: AtomicBool,
+    /// Where workers wait until the device is theirs.
+    pub gate: Gate,
+    /// What a daemon before this one had taken has come again.
+    pub settled: Settled,
     pub rt: Handle,
 }
 
@@ -129,9 +132,13 @@ impl Shared {
         errno(error)
     }
 
-    /// Gives the id of a backing file for a content that the kernel may read itself.
-    fn register(&self, content: &ContentRef) -> Option<u32> {
-        let whole = self.view.whole(content)?;
+    /// Gives the file of a content that the kernel may read itself.
+    fn backing_file(&self, content: &ContentRef) -> Option<WholeFile> {
+        if self.settled.is_settled() { self.view.whole(content) } else { None }
+    }
+
+    /// Gives the id of a backing file.
+    fn register(&self, whole: &WholeFile) -> Option<u32> {
         match BackingId::create_raw(&self.device, &*whole.file) {
             Ok(id) => Some(id),
             Err(error) => {
@@ -298,7 +305,13 @@ impl Filesystem for Adapter {
         self.answer(span, reply, move |names, blocks| names.lookup(blocks, Ino(parent.0), &name), send);
     }
 
-    fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {}
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        // Nothing is counted. The message that brings a worker to the gate looks like a forget, since that
+        // is the request without an answer; the kernel never forgets this number.
+        if ino.0 == AT_THE_GATE && nlookup == AT_THE_GATE {
+            self.shared.gate.wait();
+        }
+    }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let span = tracing::debug_span!("getattr", req = req.unique().0, ino = ino.0);
@@ -327,6 +340,7 @@ impl Filesystem for Adapter {
         }
         let span = tracing::debug_span!("open", req = req.unique().0, ino = ino.0);
         let fh = req.unique().0 & !RESENT;
+        self.shared.settled.saw(req.unique().0 != fh);
         let undecided = self.shared.handles.latch(Ino(ino.0)).is_none();
         if !undecided || !self.shared.passthrough.load(Ordering::Relaxed) {
             return self.on_worker(&span, || {

@@ -7,16 +7,13 @@
 //! What the kernel was told has to be known to the next daemon as well. Before an OPEN is answered its
 //! slot is written to a memory file that the keeper holds ([`slots`]); a RELEASE takes it away.
 //!
-//! Rules, in the order in which a crash may come between:
+//! `docs/formats/handover.md` says what is written when, and what a crash between two steps leaves. In
+//! short: everything is on record before the kernel is told, and ids are made and recorded one after the
+//! other, so that an id without a slot is newer than the last one on record, or recorded as closing.
 //!
-//! 1. open: register the backing file, record the id as the highest, write the slot (prepared);
-//!    answer; mark the slot answered.
-//! 2. release: delete the slot; if it was the inode's last: record the id as closing, close it,
-//!    clear the record; answer.
-//!
-//! Locks: one per shard of inodes, held over the write to the memory file and the ioctl that registers
-//! or closes a backing file (none of them waits for a disk), never over the answer. The lock of free
-//! slots is taken inside it.
+//! Locks: one per shard of inodes, held over the writes to the memory file and the ioctls that make
+//! and close backing ids (none of them waits for a disk), never over the answer. Inside it: the lock under
+//! which ids are made, and that of free slots.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -30,7 +27,8 @@ use super::view::Ino;
 
 pub(crate) mod slots;
 
-use slots::{OPENS_MAX, Slot, SlotState, Slots};
+use slots::OPENS_MAX;
+pub(crate) use slots::{Found, Greeting, Left, Slot, SlotState, Slots};
 
 /// A power of two, several times the number of workers.
 const SHARDS: usize = 32;
@@ -74,6 +72,8 @@ struct Shard {
 pub(crate) struct Handles {
     shards: Vec<Mutex<Shard>>,
     slots: Slots,
+    /// Held while a backing id is made and recorded.
+    making_ids: Mutex<()>,
     open_now: AtomicU64,
     backed_now: AtomicU64,
 }
@@ -100,12 +100,43 @@ impl Drop for Reading {
 impl Handles {
     /// Starts with nothing open; `slots` is an empty memory file.
     pub fn new(slots: File) -> io::Result<Self> {
-        Ok(Self {
+        Ok(Self::over(Slots::create(slots)?))
+    }
+
+    /// Goes on with what another daemon left open.
+    pub fn resume(slots: File, left: &Left) -> Self {
+        let handles = Self::over(Slots::resume(slots, left));
+        for &(at, slot) in &left.slots {
+            let latch = if slot.id == 0 { Latch::Cached } else { Latch::Backed(slot.id) };
+            let mut shard = handles.shard(slot.ino).lock();
+            let inode = shard.inodes.entry(slot.ino).or_insert(OpenInode { latch, opens: 0, reads: 0 });
+            inode.opens += 1;
+            shard.opens.insert(slot.fh, at);
+            handles.count(latch, 1);
+        }
+        handles
+    }
+
+    fn over(slots: Slots) -> Self {
+        Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            slots: Slots::create(slots)?,
+            slots,
+            making_ids: Mutex::new(()),
             open_now: AtomicU64::new(0),
             backed_now: AtomicU64::new(0),
-        })
+        }
+    }
+
+    /// Gives the record, for the hand-over.
+    pub fn record(&self) -> &Slots {
+        &self.slots
+    }
+
+    fn count(&self, latch: Latch, by: i64) {
+        self.open_now.fetch_add(by as u64, Ordering::Relaxed);
+        if matches!(latch, Latch::Backed(_)) {
+            self.backed_now.fetch_add(by as u64, Ordering::Relaxed);
+        }
     }
 
     fn shard(&self, ino: Ino) -> &Mutex<Shard> {
@@ -122,34 +153,35 @@ impl Handles {
         self.shard(ino).lock().inodes.get(&ino).map(|inode| inode.latch)
     }
 
-    /// Opens an inode as it is latched. Where it is not, `register` may give the id of a backing file
+    /// Opens an inode as it is latched; once more does no harm. Where it is not, `register` may give the id of a backing file
     /// (it is called with the shard locked), else it is latched to the page cache.
     pub fn open(&self, ino: Ino, fh: u64, register: impl FnOnce() -> Option<u32>) -> Result<Latch, OpenError> {
         let slot = self.slots.take().ok_or(OpenError::Full)?;
         let mut shard = self.shard(ino).lock();
         let latched = shard.inodes.get(&ino).map(|inode| inode.latch);
-        let latch = match latched {
-            Some(latch) => latch,
-            None => register().map_or(Latch::Cached, Latch::Backed),
-        };
+        if let (Some(latch), true) = (latched, shard.opens.contains_key(&fh)) {
+            self.slots.put_back(slot);
+            return Ok(latch);
+        }
+        let _making = latched.is_none().then(|| self.making_ids.lock());
+        let latch = latched.unwrap_or_else(|| register().map_or(Latch::Cached, Latch::Backed));
         let id = match latch {
             Latch::Cached => 0,
             Latch::Backed(id) => id,
         };
-        let recorded = if latched.is_none() && id != 0 { self.slots.set_highest(id) } else { Ok(()) };
-        let recorded = recorded.and_then(|()| self.slots.write(slot, Slot { fh, ino, id, state: SlotState::Prepared }));
+        let mut recorded = self.slots.write(slot, Slot { fh, ino, id, state: SlotState::Prepared });
+        if latched.is_none() && id != 0 {
+            recorded = recorded.and_then(|()| self.slots.set_last_id(id));
+        }
         if let Err(error) = recorded {
-            // An id that was registered for nothing ends with the mount.
+            // An id that was made for nothing ends with the mount.
             self.slots.put_back(slot);
             return Err(OpenError::Record(error));
         }
         let inode = shard.inodes.entry(ino).or_insert(OpenInode { latch, opens: 0, reads: 0 });
         inode.opens += 1;
         shard.opens.insert(fh, slot);
-        self.open_now.fetch_add(1, Ordering::Relaxed);
-        if id != 0 {
-            self.backed_now.fetch_add(1, Ordering::Relaxed);
-        }
+        self.count(latch, 1);
         Ok(latch)
     }
 
@@ -170,25 +202,23 @@ impl Handles {
         let Some(slot) = shard.opens.remove(&fh) else {
             return;
         };
-        if let Err(error) = self.slots.clear(slot) {
-            tracing::warn!(ino = ino.0, %error, "a released file stays recorded as open");
-        }
-        self.slots.put_back(slot);
-        self.open_now.fetch_sub(1, Ordering::Relaxed);
         let Some(inode) = shard.inodes.get_mut(&ino) else {
             return;
         };
         inode.opens = inode.opens.saturating_sub(1);
-        let (latch, last) = (inode.latch, inode.opens == 0);
-        if last && inode.reads == 0 {
-            shard.inodes.remove(&ino);
+        let (latch, last, reads) = (inode.latch, inode.opens == 0, inode.reads);
+        let cleared = match latch {
+            Latch::Backed(id) if last => self.slots.clear_and_close(slot, Self::shard_number(ino), id, close),
+            _ => self.slots.clear(slot),
+        };
+        if let Err(error) = cleared {
+            tracing::warn!(ino = ino.0, %error, "the end of an open file is not recorded");
         }
-        let Latch::Backed(id) = latch else { return };
-        self.backed_now.fetch_sub(1, Ordering::Relaxed);
-        if last {
-            // Also where reads are left: they are none of the backing file's.
+        self.slots.put_back(slot);
+        self.count(latch, -1);
+        // Reads that are left are none of a backing file's.
+        if last && (reads == 0 || latch != Latch::Cached) {
             shard.inodes.remove(&ino);
-            self.slots.while_closing(Self::shard_number(ino), id, close);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -59,18 +60,19 @@ pub enum MountError {
 /// A mount that is being served.
 #[derive(Debug)]
 pub struct MountedView {
-    id: MountId,
-    dir: PathBuf,
+    /// Another keeper gives it another one.
+    id: AtomicU64,
+    /// As the keeper knows it.
+    request: MountRequest,
     keeper: Client,
     session: Session,
 }
 
 /// Mounts a view. Blocks while the keeper mounts; call it from a thread that may.
 pub fn mount(view: View, keeper: &Client, spec: MountSpec, rt: &Handle) -> Result<MountedView, MountError> {
-    let MountSpec { dir, source, allow_other, note, read_ahead_kib, serve } = spec;
-    let dir = std::fs::canonicalize(&dir).map_err(|source| MountError::Dir { dir, source })?;
-    let request = MountRequest { dir: dir.clone(), source, allow_other, note };
-    let fds = keeper.mount(request).map_err(|source| MountError::Keeper { dir: dir.clone(), source })?;
+    let (dir, request) = request_of(&spec)?;
+    let MountSpec { read_ahead_kib, serve, .. } = spec;
+    let fds = keeper.mount(request.clone()).map_err(|source| MountError::Keeper { dir: dir.clone(), source })?;
     let session = match Session::serve(view, fds.fuse, fds.slots, serve, rt.clone()) {
         Ok(session) => session,
         Err(source) => {
@@ -88,18 +90,61 @@ pub fn mount(view: View, keeper: &Client, spec: MountSpec, rt: &Handle) -> Resul
     {
         tracing::debug!(%error, dir = %dir.display(), "the kernel's read-ahead stays at its default");
     }
-    Ok(MountedView { id: fds.id, dir, keeper: keeper.clone(), session })
+    Ok(MountedView { id: AtomicU64::new(fds.id.0), request, keeper: keeper.clone(), session })
+}
+
+fn request_of(spec: &MountSpec) -> Result<(PathBuf, MountRequest), MountError> {
+    let dir = std::fs::canonicalize(&spec.dir).map_err(|source| MountError::Dir { dir: spec.dir.clone(), source })?;
+    let MountSpec { source, allow_other, note, .. } = spec;
+    let request =
+        MountRequest { dir: dir.clone(), source: source.clone(), allow_other: *allow_other, note: note.clone() };
+    Ok((dir, request))
+}
+
+/// Takes over a mount that another daemon served. Where that cannot be, the mount is taken away by force, so
+/// that nobody waits for it for ever.
+pub fn take_over(
+    view: View,
+    keeper: &Client,
+    id: MountId,
+    spec: MountSpec,
+    rt: &Handle,
+) -> Result<MountedView, MountError> {
+    let MountSpec { dir, source, allow_other, note, serve, .. } = spec;
+    let fds = keeper.attach(id).map_err(|source| MountError::Keeper { dir: dir.clone(), source })?;
+    match Session::serve(view, fds.fuse, fds.slots, serve, rt.clone()) {
+        Ok(session) => {
+            let request = MountRequest { dir, source, allow_other, note };
+            Ok(MountedView { id: AtomicU64::new(id.0), request, keeper: keeper.clone(), session })
+        }
+        Err(source) => {
+            if let Err(error) = keeper.unmount(&dir, true) {
+                tracing::warn!(%error, dir = %dir.display(), "it stays mounted");
+            }
+            Err(MountError::Serve { dir, source })
+        }
+    }
 }
 
 impl MountedView {
     /// Names the mount to the keeper.
     pub fn id(&self) -> MountId {
-        self.id
+        MountId(self.id.load(Ordering::Relaxed))
+    }
+
+    /// Gives the mount to a keeper that does not have it, because the one before was killed.
+    pub fn give_to(&self, keeper: &Client) -> Result<(), MountError> {
+        let dir = || self.request.dir.clone();
+        let (fuse, slots) = self.session.descriptors().map_err(|source| MountError::Serve { dir: dir(), source })?;
+        let adopted = keeper.adopt(self.request.clone(), &fuse, &slots);
+        let id = adopted.map_err(|source| MountError::Keeper { dir: dir(), source })?;
+        self.id.store(id.0, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Says where it is mounted.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        &self.request.dir
     }
 
     /// Gives what is mounted.
@@ -123,7 +168,7 @@ impl MountedView {
         if !self.is_alive() {
             return Ok(());
         }
-        self.keeper.unmount(&self.dir, force)?;
+        self.keeper.unmount(&self.request.dir, force)?;
         let deadline = Instant::now() + END_TIMEOUT;
         while !force && self.is_alive() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));

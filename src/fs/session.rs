@@ -3,23 +3,36 @@
 //! The session never mounts and never unmounts; it ends when the kernel ends the connection. It takes
 //! no cloned descriptors: a clone that only this process holds would take its requests with it.
 //!
-//! A later takeover of a mount that is already initialised fits in here: the descriptor that
-//! [`Session::serve`] hands to fuser is then one end of a socket pair with a made-up INIT in it, over
-//! which the real one is put. Nothing else in `fs` would know.
+//! A mount that another daemon served is taken over, one that is new is greeted; both in the same way
+//! (`docs/formats/handover.md`): fuser gets one end of a pair of sockets with INIT in it, its workers come to the
+//! gate, and the device is put in the socket's place. * [`device`]: what is said to the kernel beside fuser.
+//! * [`gate`]: where the workers wait.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use fuser::{Config, SessionACL};
+use fuser::{BackingId, Config, SessionACL};
 use tokio::runtime::Handle;
 
 use super::fuse::{Adapter, Counters, Shared};
-use super::handles::Handles;
+use super::handles::{Found, Greeting, Handles, Left, Slots};
+use super::sys;
 use super::view::View;
+
+mod device;
+pub(crate) mod gate;
+
+use gate::{Gate, Settled};
+
+/// How long the workers may take to come to the gate: they have nothing else to do.
+const GATE_TIMEOUT: Duration = Duration::from_secs(120);
+/// What an answer to INIT may take.
+const GREETING_ANSWER_BYTES_MAX: usize = 4096;
 
 /// How a mount is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +51,29 @@ impl ServeOptions {
     pub fn needs_stacking(dir: &std::path::Path) -> bool {
         nix::sys::statfs::statfs(dir)
             .is_ok_and(|stat| stat.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC)
+    }
+}
+
+impl ServeOptions {
+    fn workers(&self) -> usize {
+        match self.workers {
+            0 => thread::available_parallelism().map_or(WORKERS_MIN, |n| n.get() * 2).clamp(WORKERS_MIN, WORKERS_MAX),
+            chosen => chosen,
+        }
+    }
+
+    /// The kernel takes backing files from root alone; to ask for them without would only forbid an
+    /// overlayfs on top of the mount.
+    fn wants_passthrough(&self) -> bool {
+        self.passthrough && nix::unistd::geteuid().is_root()
+    }
+
+    fn stack_depth(&self) -> u32 {
+        match (self.wants_passthrough(), self.stacked) {
+            (false, _) => 0,
+            (true, false) => 1,
+            (true, true) => 2,
+        }
     }
 }
 
@@ -80,43 +116,56 @@ pub struct Session {
 }
 
 impl Session {
-    /// Serves a fresh mount: answers its INIT, then starts the workers. `slots` is the memory file for
-    /// the records of what is open.
+    /// Serves a mount: a new one, or one that another daemon left. `slots` is the memory file with its
+    /// record. Nobody else may read from the device.
     pub fn serve(view: View, fuse: OwnedFd, slots: OwnedFd, options: ServeOptions, rt: Handle) -> io::Result<Self> {
-        let workers = match options.workers {
-            0 => thread::available_parallelism().map_or(WORKERS_MIN, |n| n.get() * 2).clamp(WORKERS_MIN, WORKERS_MAX),
-            chosen => chosen,
+        let (device, slots) = (File::from(fuse), File::from(slots));
+        let left = match Slots::load(&slots)? {
+            Found::Empty => None,
+            Found::Record(left) => Some(left),
+            Found::Foreign => return Err(unsupported("its record was written by another version of larder")),
+        };
+        let greeted = left.as_ref().and_then(|left| left.greeting.clone());
+        let handles = match &left {
+            Some(left) => Handles::resume(slots, left),
+            None => Handles::new(slots)?,
         };
         let shared = Arc::new(Shared {
             view,
-            handles: Arc::new(Handles::new(File::from(slots))?),
+            handles: Arc::new(handles),
             counters: Counters::default(),
-            device: File::from(fuse.try_clone()?),
+            device,
             passthrough: AtomicBool::new(false),
+            gate: Gate::default(),
+            settled: Settled::new(greeted.is_some()),
             rt,
         });
-        // The kernel takes backing files from root alone; to ask for them without would only forbid an
-        // overlayfs on top of the mount.
-        let passthrough = options.passthrough && nix::unistd::geteuid().is_root();
-        let stack_depth = match (passthrough, options.stacked) {
-            (false, _) => 0,
-            (true, false) => 1,
-            (true, true) => 2,
+        let workers = options.workers();
+        let init = match &greeted {
+            Some(greeting) => greeting.request.clone(),
+            None => first_init(&shared.device, left.is_some())?,
         };
-        let adapter = Adapter { shared: Arc::clone(&shared), stack_depth };
-        let mut config = Config::default();
-        config.n_threads = Some(workers);
-        // The kernel lets in whom the mount options allow; asking again here would only cost.
-        let session = fuser::Session::from_fd(adapter, fuse, SessionACL::All, config)?;
+        let joint = Joint::new(&init)?;
+        let session =
+            joint.start(Adapter { shared: Arc::clone(&shared), stack_depth: options.stack_depth() }, workers)?;
+        let greeting = Greeting { request: init, answer: session.answer };
+        let agreed = match &left {
+            Some(left) if greeted.is_some() => go_on(&shared, left, &options)?,
+            _ => greet(&shared, &greeting)?,
+        };
+        shared.passthrough.store(agreed, Ordering::Relaxed);
         let ended = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&ended);
-        let thread = thread::Builder::new().name("fuse-session".to_owned()).spawn(move || {
-            if let Err(error) = session.run() {
-                tracing::error!(%error, "a mount is no longer served");
-            }
-            flag.store(true, Ordering::Release);
-        })?;
+        let thread = run(session.session, Arc::clone(&ended))?;
+        let handed = session.joint.hand_over(&shared, workers, greeted.is_some());
+        // Also where it failed: the workers then find the socket closed, and end.
+        shared.gate.open();
+        handed?;
         Ok(Self { shared, workers, ended, thread: Some(thread) })
+    }
+
+    /// Gives device and record once more, for another keeper.
+    pub fn descriptors(&self) -> io::Result<(OwnedFd, OwnedFd)> {
+        Ok((self.shared.device.try_clone()?.into(), self.shared.handles.record().duplicate()?.into()))
     }
 
     /// Says whether the kernel still asks.
@@ -153,4 +202,105 @@ impl Session {
     pub fn view(&self) -> &View {
         &self.shared.view
     }
+}
+
+fn unsupported(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, why)
+}
+
+/// Makes a backing id.
+fn make_backing_id(device: &File, file: &impl AsFd) -> io::Result<u32> {
+    BackingId::create_raw(device, file)
+}
+
+/// Reads the kernel's first request; again, where a daemon may have died with it in its hands.
+fn first_init(device: &File, again: bool) -> io::Result<Vec<u8>> {
+    if again && let Err(error) = device::resend(device) {
+        tracing::debug!(%error, "this kernel sends no request again");
+    }
+    device::read_greeting(device)
+}
+
+/// Answers a new mount's INIT; the answer is on record before. Says whether passthrough is agreed.
+fn greet(shared: &Shared, greeting: &Greeting) -> io::Result<bool> {
+    let record = shared.handles.record();
+    record.prepare_greeting(greeting)?;
+    device::answer(&shared.device, &greeting.answer)?;
+    record.greeted()?;
+    Ok(device::has_passthrough(&greeting.answer))
+}
+
+/// Finishes what the daemon before left half done. Says whether passthrough is agreed, and wanted.
+fn go_on(shared: &Shared, left: &Left, options: &ServeOptions) -> io::Result<bool> {
+    let record = shared.handles.record();
+    let Some(greeting) = &left.greeting else { return Ok(false) };
+    if !left.quiet && !device::can_resend(&greeting.request) {
+        return Err(unsupported("this kernel (before 6.9) does not give requests again that a dead daemon had taken"));
+    }
+    device::answer(&shared.device, &greeting.answer)?;
+    record.greeted()?;
+    let agreed = device::has_passthrough(&greeting.answer);
+    device::settle(&shared.device, record, left, agreed && nix::unistd::geteuid().is_root())?;
+    record.set_quiet(false)?;
+    Ok(agreed && options.wants_passthrough())
+}
+
+/// The pair of sockets over which fuser is started; its end is replaced by the device.
+struct Joint {
+    ours: OwnedFd,
+    theirs: Option<OwnedFd>,
+    /// The number under which fuser knows its end.
+    number: RawFd,
+}
+
+struct Started {
+    session: fuser::Session<Adapter>,
+    /// What fuser said to INIT.
+    answer: Vec<u8>,
+    joint: Joint,
+}
+
+impl Joint {
+    fn new(init: &[u8]) -> io::Result<Self> {
+        let (ours, theirs) = sys::seqpacket_pair()?;
+        sys::send_message(ours.as_fd(), init, &[])?;
+        let number = theirs.as_raw_fd();
+        Ok(Self { ours, theirs: Some(theirs), number })
+    }
+
+    /// Has fuser greet.
+    fn start(mut self, adapter: Adapter, workers: usize) -> io::Result<Started> {
+        let mut config = Config::default();
+        config.n_threads = Some(workers);
+        let theirs = self.theirs.take().ok_or(io::ErrorKind::NotConnected)?;
+        // The kernel lets in whom the mount options allow; asking again here would only cost.
+        let session = fuser::Session::from_fd(adapter, theirs, SessionACL::All, config)?;
+        let (answer, _) = sys::receive_message(self.ours.as_fd(), GREETING_ANSWER_BYTES_MAX)?;
+        Ok(Started { session, answer, joint: self })
+    }
+
+    /// Brings all workers to the gate, with their buffers resident, and puts the device in the socket's
+    /// place. `again`: what was read before and not answered is to come first.
+    fn hand_over(self, shared: &Shared, workers: usize, again: bool) -> io::Result<()> {
+        let message = device::gate_message();
+        for _ in 0..workers {
+            sys::send_message(self.ours.as_fd(), &message, &[])?;
+        }
+        if !shared.gate.has_all(workers, GATE_TIMEOUT) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the workers do not start"));
+        }
+        if again && let Err(error) = device::resend(&shared.device) {
+            tracing::debug!(%error, "this kernel sends no request again");
+        }
+        sys::put_over(self.number, shared.device.as_fd())
+    }
+}
+
+fn run(session: fuser::Session<Adapter>, ended: Arc<AtomicBool>) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name("fuse-session".to_owned()).spawn(move || {
+        if let Err(error) = session.run() {
+            tracing::error!(%error, "a mount is no longer served");
+        }
+        ended.store(true, Ordering::Release);
+    })
 }

@@ -1,5 +1,5 @@
-//! The system calls that have no safe wrapper: sockets that carry file descriptors, and the two
-//! ioctls for backing files. The only `unsafe` of the mounted view, but for one line in `fuse.rs`.
+//! The system calls that have no safe wrapper: sockets that carry file descriptors, one descriptor in
+//! the place of another, and the ioctl that closes backing files. The only `unsafe` of the mounted view, but for one line in `fuse.rs`.
 //!
 //! Sockets are unix SEQPACKET: one message is one packet, descriptors travel with it.
 
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind,
-    connect, listen, recvmsg, sendmsg, socket,
+    connect, listen, recvmsg, sendmsg, socket, socketpair,
 };
 
 /// How many descriptors one message carries at most.
@@ -29,6 +29,21 @@ fn short_path(path: &Path) -> io::Result<(File, PathBuf)> {
 
 fn seqpacket() -> nix::Result<OwnedFd> {
     socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
+}
+
+/// Makes two sockets that are connected to each other.
+pub(crate) fn seqpacket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
+}
+
+/// Makes `number`, which is open in this process, another name of `file`.
+pub(crate) fn put_over(number: RawFd, file: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both are open descriptors; what stood under the number is closed by the kernel in the same
+    // step, and whoever owns the number goes on owning it.
+    match unsafe { libc::dup3(file.as_raw_fd(), number, libc::O_CLOEXEC) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }
 
 /// Listens on a new socket at `path`, which must not exist.

@@ -3,8 +3,8 @@
 //! Everything expensive is opened on first need: a daemon starts without its lake or a tier, and
 //! says what is wrong when somebody needs them.
 //!
-//! Lock order: `table` before `live`; neither is held across an await or I/O but for the table's own
-//! small file, which only one writer at a time may replace.
+//! Lock order: `keeper`, which is held while one is started; `table`; `live`. The last two are not held
+//! across an await or I/O but for the table's own small file, which only one writer at a time may replace.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -65,7 +65,11 @@ pub(super) struct Inner {
     pub kv: Kv,
     pub catalog: OnceCell<Catalog>,
     pub tiers: Mutex<BTreeMap<String, Arc<OnceCell<OpenTier>>>>,
-    pub keeper: OnceCell<keeper::Client>,
+    pub keeper: tokio::sync::Mutex<Option<keeper::Client>>,
+    /// What the keeper starts when this daemon dies; None: nothing.
+    pub restart: OnceLock<keeper::Restart>,
+    /// Mounts that a daemon before this one served, by the rows of the table: to be taken over.
+    pub left: Mutex<HashMap<Uuid, keeper::MountId>>,
     /// None in a private daemon: its one mount ends with it.
     pub table: Option<Mutex<MountTable>>,
     pub live: Mutex<HashMap<Uuid, Live>>,
@@ -129,7 +133,9 @@ impl Daemon {
             kv,
             catalog: OnceCell::new(),
             tiers: Mutex::default(),
-            keeper: OnceCell::new(),
+            keeper: tokio::sync::Mutex::default(),
+            restart: OnceLock::new(),
+            left: Mutex::default(),
             table,
             live: Mutex::default(),
             fills: Mutex::default(),
@@ -220,29 +226,6 @@ impl Daemon {
     /// Lists the tiers that are open.
     pub(super) fn open_tiers(&self) -> Vec<OpenTier> {
         self.inner.tiers.lock().values().filter_map(|cell| cell.get().cloned()).collect()
-    }
-
-    /// Ends the keeper, unless it still has a mount.
-    pub async fn stop_keeper(&self) {
-        let Some(keeper) = self.inner.keeper.get().cloned() else {
-            return;
-        };
-        if let Ok(Err(error)) = blocking("stopping the keeper", move || keeper.stop()).await {
-            tracing::info!(%error, "the keeper goes on until its mounts are gone");
-        }
-    }
-
-    /// Gives the keeper; starts it on first need.
-    pub(super) async fn keeper(&self) -> Result<keeper::Client, NodeError> {
-        let inner = &self.inner;
-        let dir = inner.keeper_dir.clone();
-        let start = || async move {
-            let exe = own_exe();
-            blocking("starting the keeper", move || keeper::Client::start_or_connect(&dir, &exe))
-                .await?
-                .map_err(NodeError::from)
-        };
-        Ok(inner.keeper.get_or_try_init(start).await?.clone())
     }
 }
 

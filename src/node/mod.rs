@@ -4,8 +4,8 @@
 //! * [`siblings`]: proof that another process of this node has ended.
 //! * [`open`]: from the configuration to a lake, a catalog, tiers, fetchers.
 //! * [`table`]: the mount table: mounts, their attachments and owners; kept in one file.
-//! * [`daemon`]: the daemon's state and its life. [`mounting`], [`fills`], [`upkeep`], `scrub`: what it
-//!   does. `choosing`: which of several tiers.
+//! * [`daemon`]: the daemon's state and its life. [`mounting`], `leftover`, [`fills`], [`upkeep`], `scrub`: what
+//!   it does. `choosing`: which of several tiers. `keeping`: the daemon and its keeper.
 //! * [`api`]: the requests and answers, as JSON. [`server`]: the same over a unix socket. [`client`]: what
 //!   the command line speaks with. [`spawn`]: the daemon on demand.
 //! * `peers`: nodes of one tier ask one another for bytes that are on their way.
@@ -30,6 +30,8 @@ pub mod client;
 pub mod daemon;
 pub mod error;
 pub mod fills;
+mod keeping;
+mod leftover;
 pub mod metrics;
 pub mod mounting;
 pub mod open;

@@ -3,14 +3,12 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::format::ids::CommitId;
 use crate::format::paths;
 use crate::format::refs::{At, DatasetName, Revision};
-use crate::fs::keeper::{self, KeeperError};
 use crate::fs::mount::{self, MountSpec, MountedView, READ_AHEAD_KIB};
 use crate::fs::session::ServeOptions;
 use crate::fs::view::{Look, View, ViewOptions};
@@ -21,11 +19,9 @@ use crate::store::tier::{CommitKey, Lease, Record, Tier};
 use super::api::{MountInfo, MountRequest, MountState, UmountRequest};
 use super::daemon::{Daemon, blocking, now_ms};
 use super::error::NodeError;
+use super::leftover::clear_dead;
 use super::open;
 use super::table::{Attachment, MountOptions, MountRow, Owner, TableError};
-
-/// A private state without a keeper that is younger may be starting.
-const PRIVATE_AGE_MIN: Duration = Duration::from_secs(600);
 
 /// How a row of the table does at this moment.
 #[derive(Debug)]
@@ -256,9 +252,7 @@ impl Daemon {
             read_ahead_kib: READ_AHEAD_KIB,
             serve: ServeOptions::default(),
         };
-        let keeper = self.keeper().await?;
-        let rt = tokio::runtime::Handle::current();
-        let view = blocking("mounting", move || mount::mount(view, &keeper, spec, &rt)).await??;
+        let view = self.show(view, row.id, spec).await?;
         if row.options.prefetch != crate::config::PrefetchLevel::None {
             let background = snapshot.clone();
             tokio::spawn(async move {
@@ -268,6 +262,21 @@ impl Daemon {
             });
         }
         Ok(Mounted { row: row.clone(), view: Arc::new(view), snapshot, lease })
+    }
+
+    /// Mounts the view, or takes over the mount that a daemon before this one has left for the row.
+    async fn show(&self, view: View, id: Uuid, spec: MountSpec) -> Result<MountedView, NodeError> {
+        let keeper = self.keeper().await?;
+        let rt = tokio::runtime::Handle::current();
+        let left = self.inner.left.lock().remove(&id);
+        let Some(left) = left else {
+            let mounted = blocking("mounting", move || {
+                clear_dead(&keeper, &spec.dir);
+                mount::mount(view, &keeper, spec, &rt)
+            });
+            return Ok(mounted.await??);
+        };
+        Ok(blocking("taking over a mount", move || mount::take_over(view, &keeper, left, spec, &rt)).await??)
     }
 
     async fn snapshot(&self, row: &MountRow, revision: Option<&Revision>) -> Result<Snapshot, NodeError> {
@@ -291,11 +300,13 @@ impl Daemon {
         let dataset_ttl = self.dataset_ttl(&row.dataset);
         let made = blocking("writing the lease", move || {
             let lease = tier.lease(&record)?;
-            if ttl_ms.is_some() {
-                tier.set_ttl(&record.key, ttl_ms)?;
-            }
+            let mut set = if ttl_ms.is_some() { tier.set_ttl(&record.key, ttl_ms) } else { Ok(()) };
             if dataset_ttl.is_some() {
-                tier.set_dataset_ttl(&record.key.lake, &record.dataset, dataset_ttl)?;
+                set = set.and(tier.set_dataset_ttl(&record.key.lake, &record.dataset, dataset_ttl));
+            }
+            if let Err(error) = set {
+                // The lease is what keeps the commit; it is not given up for that.
+                tracing::warn!(%error, dataset = record.dataset, "the tier did not take the time to live");
             }
             Ok::<_, crate::store::tier::TierError>(lease)
         });
@@ -304,6 +315,33 @@ impl Daemon {
             Err(error) => {
                 tracing::warn!(%error, revision = row.revision, "the tier did not take the lease: its steward may let the commit go under the mount, which is then read from the lake");
                 Ok(None)
+            }
+        }
+    }
+
+    /// Asks tiers again for the leases that they refused.
+    pub(super) async fn retry_leases(&self) {
+        let without: Vec<(MountRow, Snapshot)> = {
+            let live = self.inner.live.lock();
+            let mounted = live.values().filter_map(|live| match live {
+                Live::Mounted(mounted) if mounted.lease.is_none() => {
+                    Some((mounted.row.clone(), mounted.snapshot.clone()))
+                }
+                _ => None,
+            });
+            mounted.collect()
+        };
+        for (row, snapshot) in without {
+            let opened = self.open_tiers().into_iter().find(|opened| row.options.tier.as_ref() == Some(&opened.name));
+            let Some(tier) = opened.and_then(|opened| opened.tier) else {
+                continue;
+            };
+            let Ok(Some(lease)) = self.lease(tier, &snapshot, &row).await else {
+                continue;
+            };
+            tracing::info!(dir = %row.dir().display(), "the tier took the lease now");
+            if let Some(Live::Mounted(mounted)) = self.inner.live.lock().get_mut(&row.id) {
+                mounted.lease = Some(lease);
             }
         }
     }
@@ -341,8 +379,9 @@ impl Daemon {
         if !caller.is_master() && !owns {
             return Err(NodeError::Denied { uid: caller.uid, what: format!("unmount {}", info.dir.display()) });
         }
-        if let Some(view) = view {
-            blocking("unmounting", move || view.unmount(request.force)).await??;
+        match view {
+            Some(view) => blocking("unmounting", move || view.unmount(request.force)).await??,
+            None => self.take_away(&id, request).await?,
         }
         self.forget(&id).await?;
         Ok(info)
@@ -406,11 +445,17 @@ impl Daemon {
     }
 
     async fn remount_one(&self, mut row: MountRow) {
-        let made = self.make(&mut row, None).await;
+        let was_left = self.is_left(&row.id);
+        let mut made = self.make(&mut row, None).await;
+        if let (Err(error), true, false) = (&made, was_left, self.is_left(&row.id)) {
+            tracing::warn!(%error, dir = %row.dir().display(), "a mount could not be taken over: it is made anew");
+            made = self.make(&mut row, None).await;
+        }
         let (id, dir) = (row.id, row.dir().to_owned());
         let now = match made {
             Ok(mounted) => {
-                tracing::info!(dir = %dir.display(), revision = row.revision, "mounted again");
+                let what = if was_left { "taken over" } else { "mounted again" };
+                tracing::info!(dir = %dir.display(), revision = row.revision, "{what}");
                 self.note_use(row.commit);
                 Live::Mounted(Box::new(mounted))
             }
@@ -422,22 +467,6 @@ impl Daemon {
             }
         };
         self.inner.live.lock().insert(id, now);
-    }
-
-    /// Takes away what processes that died have left mounted in this state directory: the daemon before
-    /// this one, and mounts in the foreground.
-    pub async fn clean_stale(&self) -> Result<(), NodeError> {
-        let (own, private) = (self.inner.keeper_dir.clone(), self.inner.private_dir.clone());
-        let cleaned = blocking("looking for stale mounts", move || {
-            if let Ok(keeper) = keeper::Client::connect(&own) {
-                unmount_dead(&keeper, |_| true)?;
-            }
-            for entry in std::fs::read_dir(private).into_iter().flatten().flatten() {
-                clean_private(&entry.path());
-            }
-            Ok::<(), KeeperError>(())
-        });
-        Ok(cleaned.await??)
     }
 
     /// Unmounts everything, but leaves the table, so that the next daemon makes the mounts again.
@@ -464,39 +493,6 @@ impl Daemon {
     pub fn is_mounted(&self, id: &Uuid) -> bool {
         let live = self.inner.live.lock();
         matches!(live.get(id), Some(Live::Mounted(mounted)) if mounted.view.is_alive())
-    }
-}
-
-/// Unmounts what nobody serves: what is open there could only wait for ever. Gives how many are left.
-fn unmount_dead(keeper: &keeper::Client, is_dead: impl Fn(&keeper::KeptMount) -> bool) -> Result<usize, KeeperError> {
-    let mut left = 0;
-    for kept in keeper.list()? {
-        if !is_dead(&kept) {
-            left += 1;
-            continue;
-        }
-        tracing::info!(dir = %kept.dir.display(), "taking away a mount that nobody serves");
-        if let Err(error) = keeper.unmount(&kept.dir, true) {
-            tracing::warn!(%error, dir = %kept.dir.display(), "it stays");
-        }
-    }
-    Ok(left)
-}
-
-/// Cleans up after a `mount --foreground` that was killed; leaves one that lives alone.
-fn clean_private(dir: &Path) {
-    let lives = |pid: i32| Path::new(&format!("/proc/{pid}")).exists();
-    let Ok(keeper) = keeper::Client::connect(dir) else {
-        // Young ones may be starting.
-        let age = std::fs::metadata(dir).and_then(|meta| meta.modified()).map(|at| at.elapsed());
-        if matches!(age, Ok(Ok(age)) if age > PRIVATE_AGE_MIN) {
-            let _ = std::fs::remove_dir_all(dir);
-        }
-        return;
-    };
-    let left = unmount_dead(&keeper, |kept| !lives(kept.server_pid));
-    if matches!(left, Ok(0)) && keeper.stop().is_ok() {
-        let _ = std::fs::remove_dir_all(dir);
     }
 }
 

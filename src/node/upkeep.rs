@@ -51,7 +51,9 @@ impl Daemon {
                 () = self.inner.room_wanted.notified() => {}
             }
             self.forget_gone();
+            self.look_after_keeper().await;
             self.remount().await;
+            self.retry_leases().await;
             let sweep_verified = verified.is_none_or(|at| at.elapsed() >= VERIFIED_SWEEP_PERIOD);
             if sweep_verified {
                 verified = Some(Instant::now());

@@ -125,8 +125,9 @@ fn a_restart_brings_the_mounts_back_and_one_that_fails_takes_no_other_with_it() 
 }
 
 #[test]
-fn after_a_kill_the_next_command_makes_the_mounts_again() {
-    let world = World::new();
+fn where_the_keeper_starts_no_daemon_the_next_command_does() {
+    let mut world = World::new();
+    world.set("LARDER_DAEMON_RESTART", "false");
     let source = world.files("source", FILES);
     world.push(&source, "photos");
     let a = world.mount("photos", "a", &[]);
@@ -227,7 +228,8 @@ fn an_unmount_by_somebody_else_is_noticed() {
 
 #[test]
 fn a_mount_of_a_daemon_that_was_killed_is_unmounted_and_does_not_come_back() {
-    let world = World::new();
+    let mut world = World::new();
+    world.set("LARDER_DAEMON_RESTART", "false");
     let source = world.files("source", FILES);
     world.push(&source, "photos");
     let (dir, other) = (world.mount("photos", "m", &[]), world.mount("photos", "other", &[]));
@@ -235,7 +237,7 @@ fn a_mount_of_a_daemon_that_was_killed_is_unmounted_and_does_not_come_back() {
     world.ok(["umount", dir.to_str().expect("plain")]);
     assert!(!world.mounted().contains(&dir), "{:?}", world.mounted());
     let left: Vec<String> = mount_dirs(&world);
-    assert_eq!(left, [other.to_str().expect("plain")], "the other one is made again");
+    assert_eq!(left, [other.to_str().expect("plain")], "the other one is taken over");
     world.ok(["daemon", "stop"]);
     let told = world.fails(1, ["umount", dir.to_str().expect("plain")]);
     assert!(told.contains("nothing is mounted there"), "{told}");

@@ -33,7 +33,8 @@ fn a_file_that_the_kernel_reads_itself_is_read_on_without_a_daemon() {
     if !has_passthrough() {
         return;
     }
-    let world = World::new();
+    let mut world = World::new();
+    world.set("LARDER_DAEMON_RESTART", "false");
     let source = world.make_dir("source");
     let bytes: Vec<u8> = (0..LEN).map(byte_at).collect();
     fs::write(source.join("large"), &bytes).expect("writes");
@@ -59,7 +60,7 @@ fn a_file_that_the_kernel_reads_itself_is_read_on_without_a_daemon() {
     }
     assert_eq!(file.metadata().expect("stats without a daemon").len(), LEN as u64);
     drop(file);
-    // The next command starts a daemon, which makes the mount again.
+    // The next command starts a daemon, which takes the mount over.
     let other = world.mount("large", "m2", &[]);
     assert_eq!(fs::metadata(other.join("large")).expect("stats").len(), LEN as u64);
     wait_for("the first mount", || fs::read(mounted.join("large")).is_ok_and(|read| read == bytes));

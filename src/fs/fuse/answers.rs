@@ -48,12 +48,8 @@ fn send_open(
     };
     // Outside of the lock: it may have to open a file.
     let undecided = shared.handles.latch(Ino(ino.0)).is_none();
-    let mut unused = if undecided { shared.register(&content) } else { None };
-    let opened = shared.handles.open(Ino(ino.0), fh, || unused.take());
-    if let Some(id) = unused {
-        // Another open was faster.
-        close_backing(shared, id);
-    }
+    let whole = if undecided { shared.backing_file(&content) } else { None };
+    let opened = shared.handles.open(Ino(ino.0), fh, || whole.as_ref().and_then(|whole| shared.register(whole)));
     send_opened(shared, ino, fh, reply, opened);
 }
 

@@ -1,27 +1,26 @@
-//! The records of what is open, in a memory file that outlives the daemon.
+//! The record of a mount, in a memory file that outlives the daemon: the greeting, and what is open.
 //!
-//! ```text
-//! 0      "LARDSLT1"
-//! 8      highest backing id that was registered (u32)
-//! 64     one backing id per shard of inodes that is being closed, 0: none (u32 each)
-//! 4096   slots of 32 bytes: fh u64, ino u64, backing id u32 (0: page cache), state u32, 0 u64
-//! ```
-//!
-//! Little-endian. A slot's state is written with the rest of it in one write, so a slot is there or not.
-//! Written with pwrite to a memfd: nothing here waits for a disk, and no mapping is needed.
+//! `docs/formats/handover.md` has the bytes and the order of writes. A slot is written whole in one write,
+//! so it is there or not. Written with pwrite to a memfd: nothing here waits for a disk, and no mapping
+//! is needed.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
 use crate::fs::view::Ino;
 
-const MAGIC: &[u8; 8] = b"LARDSLT1";
-const HIGHEST_AT: u64 = 8;
+const MAGIC: &[u8; 8] = b"LARDSLT2";
+const LAST_ID_AT: u64 = 8;
+const GREETING_STATE_AT: u64 = 12;
+const QUIET_AT: u64 = 16;
 const CLOSING_AT: u64 = 64;
+const CLOSING_COUNT: usize = 32;
+const GREETING_AT: u64 = 256;
+/// What INIT, and the answer to it, may take.
+const GREETING_PART_MAX: usize = 256;
 const SLOTS_AT: u64 = 4096;
 const SLOT_LEN: u64 = 32;
 const STATE_AT: u64 = 20;
@@ -76,13 +75,35 @@ impl Slot {
     }
 }
 
+/// How kernel and daemon have greeted: INIT and the answer to it, as they went over the device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Greeting {
+    pub request: Vec<u8>,
+    pub answer: Vec<u8>,
+}
+
 /// What a daemon left behind.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Left {
-    pub highest: u32,
-    pub closing: Vec<u32>,
+    /// None: nobody has answered the kernel's INIT.
+    pub greeting: Option<Greeting>,
+    /// The daemon ended with nothing unanswered.
+    pub quiet: bool,
+    pub last_id: u32,
+    /// Ids that were being closed, with their shards.
+    pub closing: Vec<(u32, u32)>,
     /// With their positions.
     pub slots: Vec<(u32, Slot)>,
+}
+
+/// Whether a record can be read.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// Nobody has served the mount yet.
+    Empty,
+    Record(Left),
+    /// Written by another version.
+    Foreign,
 }
 
 #[derive(Debug, Default)]
@@ -96,7 +117,6 @@ struct Free {
 pub(crate) struct Slots {
     file: File,
     free: Mutex<Free>,
-    highest: AtomicU32,
 }
 
 fn slot_at(slot: u32) -> u64 {
@@ -104,12 +124,57 @@ fn slot_at(slot: u32) -> u64 {
 }
 
 impl Slots {
-    /// Starts the records in an empty memory file.
+    /// Starts the record in an empty memory file.
     pub fn create(file: File) -> io::Result<Self> {
         file.set_len(0)?;
         file.set_len(SLOTS_AT)?;
         file.write_all_at(MAGIC, 0)?;
-        Ok(Self { file, free: Mutex::default(), highest: AtomicU32::new(0) })
+        Ok(Self { file, free: Mutex::default() })
+    }
+
+    /// Goes on with the record that a daemon left.
+    pub fn resume(file: File, left: &Left) -> Self {
+        let next = left.slots.iter().map(|(at, _)| at + 1).max().unwrap_or(0);
+        let taken: std::collections::HashSet<u32> = left.slots.iter().map(|(at, _)| *at).collect();
+        let returned = (0..next).filter(|at| !taken.contains(at)).collect();
+        Self { file, free: Mutex::new(Free { returned, next }) }
+    }
+
+    /// Gives the memory file once more, for another keeper.
+    pub fn duplicate(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
+    /// Records a greeting that is about to be answered.
+    pub fn prepare_greeting(&self, greeting: &Greeting) -> io::Result<()> {
+        let mut raw = vec![0; 8 + 2 * GREETING_PART_MAX];
+        for (part, bytes) in [&greeting.request, &greeting.answer].into_iter().enumerate() {
+            let at = 8 + part * GREETING_PART_MAX;
+            let (Some(room), true) = (raw.get_mut(at..at + bytes.len()), bytes.len() <= GREETING_PART_MAX) else {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel's greeting is too long"));
+            };
+            room.copy_from_slice(bytes);
+            if let Some(len) = raw.get_mut(part * 4..part * 4 + 4) {
+                len.copy_from_slice(&(bytes.len() as u32).to_le_bytes());
+            }
+        }
+        self.file.write_all_at(&raw, GREETING_AT)?;
+        self.file.write_all_at(&1u32.to_le_bytes(), GREETING_STATE_AT)
+    }
+
+    /// Records that the greeting was answered.
+    pub fn greeted(&self) -> io::Result<()> {
+        self.file.write_all_at(&2u32.to_le_bytes(), GREETING_STATE_AT)
+    }
+
+    /// Records whether nothing is left unanswered.
+    pub fn set_quiet(&self, quiet: bool) -> io::Result<()> {
+        self.file.write_all_at(&u32::from(quiet).to_le_bytes(), QUIET_AT)
+    }
+
+    /// Forgets that an id is being closed.
+    pub fn clear_closing(&self, shard: u32) -> io::Result<()> {
+        self.file.write_all_at(&[0; 4], CLOSING_AT + u64::from(shard) * 4)
     }
 
     /// Takes a free slot. None: all are taken.
@@ -142,46 +207,56 @@ impl Slots {
         self.file.write_all_at(&[0; SLOT_LEN as usize], slot_at(at))
     }
 
-    /// Records a backing id as the highest that was registered, if it is.
-    pub fn set_highest(&self, id: u32) -> io::Result<()> {
-        if self.highest.fetch_max(id, Ordering::Relaxed) >= id {
-            return Ok(());
-        }
-        self.file.write_all_at(&id.to_le_bytes(), HIGHEST_AT)
+    /// Records a backing id as the one that was made last. After its slot: an id that is newer than the last
+    /// one and has no slot is nobody's.
+    pub fn set_last_id(&self, id: u32) -> io::Result<()> {
+        self.file.write_all_at(&id.to_le_bytes(), LAST_ID_AT)
     }
 
-    /// Runs `close` with the id recorded as one that is being closed. One at a time per shard.
-    pub fn while_closing(&self, shard: u32, id: u32, close: impl FnOnce(u32)) {
-        let at = CLOSING_AT + u64::from(shard) * 4;
-        if let Err(error) = self.file.write_all_at(&id.to_le_bytes(), at) {
-            // Not closed either: the id ends with the mount.
-            tracing::warn!(id, %error, "a backing file stays open: its end cannot be recorded");
-            return;
-        }
+    /// Clears the slot of an inode's last open and runs `close`, with the id recorded as one that is being
+    /// closed. One at a time per shard.
+    pub fn clear_and_close(&self, at: u32, shard: u32, id: u32, close: impl FnOnce(u32)) -> io::Result<()> {
+        let closing_at = CLOSING_AT + u64::from(shard) * 4;
+        let noted = self.file.write_all_at(&id.to_le_bytes(), closing_at);
+        self.clear(at)?;
+        // An id whose end cannot be recorded ends with the mount.
+        noted?;
         close(id);
-        if let Err(error) = self.file.write_all_at(&[0; 4], at) {
-            tracing::warn!(id, %error, "a closed backing file stays recorded as closing");
-        }
+        self.clear_closing(shard)
     }
 
-    /// Reads what a daemon left behind; empty where the file is not one of ours.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the takeover by a new daemon reads it"))]
-    pub fn load(file: &File) -> io::Result<Left> {
+    /// Reads what a daemon left behind.
+    pub fn load(file: &File) -> io::Result<Found> {
         let mut raw = vec![0; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];
         file.read_exact_at(&mut raw, 0)?;
+        if raw.iter().take(SLOTS_AT as usize).all(|&byte| byte == 0) {
+            return Ok(Found::Empty);
+        }
         let Some(head) = raw.get(..SLOTS_AT as usize).filter(|head| head.starts_with(MAGIC)) else {
-            return Ok(Left::default());
+            return Ok(Found::Foreign);
         };
-        let words = |bytes: &[u8]| -> Vec<u32> {
-            bytes.chunks_exact(4).filter_map(|word| Some(u32::from_le_bytes(word.try_into().ok()?))).collect()
+        let word = |at: u64| -> u32 {
+            let at = at as usize;
+            let bytes = head.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+            bytes.map_or(0, u32::from_le_bytes)
         };
-        let highest = words(head).get(HIGHEST_AT as usize / 4).copied().unwrap_or(0);
-        let closing = head.get(CLOSING_AT as usize..).map(words).unwrap_or_default();
+        let part = |number: usize| -> Option<Vec<u8>> {
+            let len = word(GREETING_AT + number as u64 * 4) as usize;
+            let at = GREETING_AT as usize + 8 + number * GREETING_PART_MAX;
+            Some(head.get(at..at + len.min(GREETING_PART_MAX))?.to_vec())
+        };
+        let greeting = match word(GREETING_STATE_AT) {
+            0 => None,
+            _ => part(0).zip(part(1)).map(|(request, answer)| Greeting { request, answer }),
+        };
+        let closing = (0..CLOSING_COUNT as u32).map(|shard| (shard, word(CLOSING_AT + u64::from(shard) * 4)));
         let slots = raw.get(SLOTS_AT as usize..).unwrap_or_default().chunks_exact(SLOT_LEN as usize);
-        Ok(Left {
-            highest,
-            closing: closing.into_iter().filter(|&id| id != 0).collect(),
+        Ok(Found::Record(Left {
+            greeting,
+            quiet: word(QUIET_AT) == 1,
+            last_id: word(LAST_ID_AT),
+            closing: closing.filter(|&(_, id)| id != 0).collect(),
             slots: (0..).zip(slots).filter_map(|(at, raw)| Some((at, Slot::decode(raw)?))).collect(),
-        })
+        }))
     }
 }

@@ -10,6 +10,13 @@ fn handles() -> (Arc<Handles>, File) {
     (Arc::new(Handles::new(file).expect("creates")), kept)
 }
 
+fn load(file: &File) -> Left {
+    match Slots::load(file).expect("loads") {
+        Found::Record(left) => left,
+        other => panic!("no record: {other:?}"),
+    }
+}
+
 const INO: Ino = Ino(7);
 
 fn never() -> Option<u32> {
@@ -72,21 +79,21 @@ fn every_open_is_recorded_before_it_is_answered_and_until_it_is_released() {
     handles.open(INO, 1, || Some(5)).expect("opens");
     handles.open(Ino(8), 2, || None).expect("opens");
     handles.answered(INO, 1);
-    let left = Slots::load(&file).expect("loads");
+    let left = load(&file);
     let slots: Vec<Slot> = left.slots.iter().map(|(_, slot)| *slot).collect();
     let backed = Slot { fh: 1, ino: INO, id: 5, state: SlotState::Answered };
     let cached = Slot { fh: 2, ino: Ino(8), id: 0, state: SlotState::Prepared };
     assert_eq!(slots, [backed, cached]);
-    assert_eq!((left.highest, left.closing), (5, vec![]));
+    assert_eq!((left.last_id, left.closing), (5, vec![]));
     handles.release(INO, 1, |_| {
-        let left = Slots::load(&file).expect("loads");
-        assert_eq!(left.closing, [5], "the id is recorded while it is being closed");
+        let left = load(&file);
+        assert_eq!(left.closing, [(7, 5)], "the id is recorded while it is being closed");
         assert_eq!(left.slots.len(), 1, "the slot is gone before the id is closed");
     });
     handles.answered(INO, 1);
     handles.release(Ino(8), 2, not_closed);
-    let left = Slots::load(&file).expect("loads");
-    assert_eq!((left.highest, left.closing, left.slots), (5, vec![], vec![]));
+    let left = load(&file);
+    assert_eq!((left.last_id, left.closing, left.slots), (5, vec![], vec![]));
 }
 
 #[test]
@@ -104,8 +111,62 @@ fn slots_are_used_again() {
 }
 
 #[test]
-fn a_file_that_is_not_ours_holds_no_records() {
+fn a_record_of_another_version_is_not_taken_for_one_of_ours_nor_for_none() {
     let file = tempfile::tempfile().expect("tempfile");
+    assert_eq!(Slots::load(&file).expect("loads"), Found::Empty);
     file.set_len(10_000).expect("grows");
-    assert_eq!(Slots::load(&file).expect("loads"), slots::Left::default());
+    assert_eq!(Slots::load(&file).expect("loads"), Found::Empty);
+    std::os::unix::fs::FileExt::write_all_at(&file, b"LARDSLT1", 0).expect("writes");
+    assert_eq!(Slots::load(&file).expect("loads"), Found::Foreign);
+}
+
+#[test]
+fn the_next_daemon_goes_on_with_what_is_open() {
+    let (handles, file) = handles();
+    for fh in 1..=3 {
+        handles.open(INO, fh, || Some(5)).expect("opens");
+    }
+    handles.open(Ino(8), 4, || None).expect("opens");
+    handles.release(INO, 2, not_closed);
+    drop(handles);
+    let left = load(&file);
+    let handles = Handles::resume(file.try_clone().expect("dup"), &left);
+    assert_eq!(handles.open_now(), (3, 2));
+    assert_eq!((handles.latch(INO), handles.latch(Ino(8))), (Some(Latch::Backed(5)), Some(Latch::Cached)));
+    assert_eq!(handles.open(INO, 9, never).expect("opens as it is latched"), Latch::Backed(5));
+    assert_eq!(file.metadata().expect("stat").len(), 4096 + 4 * 32, "the slot that was free is used");
+    handles.release(INO, 1, not_closed);
+    handles.release(INO, 9, not_closed);
+    let closed = RefCell::new(0);
+    handles.release(INO, 3, |id| *closed.borrow_mut() = id);
+    assert_eq!(*closed.borrow(), 5);
+    handles.release(Ino(8), 4, not_closed);
+    assert_eq!(load(&file).slots, []);
+}
+
+#[test]
+fn an_open_that_is_sent_again_is_not_counted_twice() {
+    let (handles, file) = handles();
+    handles.open(INO, 1, || Some(5)).expect("opens");
+    assert_eq!(handles.open(INO, 1, never).expect("opens"), Latch::Backed(5));
+    assert_eq!((handles.open_now(), load(&file).slots.len()), ((1, 1), 1));
+    let closed = RefCell::new(0);
+    handles.release(INO, 1, |id| *closed.borrow_mut() = id);
+    assert_eq!(*closed.borrow(), 5);
+}
+
+#[test]
+fn a_greeting_is_on_record_before_and_after_it_is_answered() {
+    let (handles, file) = handles();
+    assert_eq!(load(&file).greeting, None);
+    let greeting = Greeting { request: vec![1; 104], answer: vec![2; 80] };
+    handles.record().prepare_greeting(&greeting).expect("records");
+    assert_eq!(load(&file).greeting.as_ref(), Some(&greeting));
+    handles.record().greeted().expect("records");
+    assert_eq!(load(&file).greeting, Some(greeting));
+    assert!(!load(&file).quiet);
+    handles.record().set_quiet(true).expect("records");
+    assert!(load(&file).quiet);
+    let long = Greeting { request: vec![1; 300], answer: vec![] };
+    assert!(handles.record().prepare_greeting(&long).is_err());
 }

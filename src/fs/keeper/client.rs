@@ -1,7 +1,7 @@
 //! What the daemon calls: one connection for each request, so that nothing has to be kept in step.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -12,7 +12,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use crate::fs::sys;
 
 use super::SOCKET_NAME;
-use super::wire::{Answer, KeptMount, MountId, MountRequest, PACKET_BYTES_MAX, Request};
+use super::wire::{Answer, KeptMount, MountId, MountRequest, PACKET_BYTES_MAX, Request, Restart};
 
 /// How long an answer may take: a mount may have to wait for a slow directory.
 const ANSWER_TIMEOUT_S: i64 = 30;
@@ -51,6 +51,24 @@ pub struct MountFds {
     pub fuse: OwnedFd,
     /// A duplicate of the memory file for the records of what is open.
     pub slots: OwnedFd,
+}
+
+/// A daemon's connection to the keeper that watches it. The keeper takes its end for the daemon's.
+#[derive(Debug)]
+pub struct Watching {
+    connection: OwnedFd,
+}
+
+impl Watching {
+    /// Waits until the keeper is gone.
+    pub fn wait(&self) {
+        loop {
+            match sys::receive_message(self.connection.as_fd(), 64) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                _ => return,
+            }
+        }
+    }
 }
 
 /// A keeper, by its socket.
@@ -94,6 +112,35 @@ impl Client {
     /// Gives the descriptors of a mount again: for a daemon that takes over.
     pub fn attach(&self, id: MountId) -> Result<MountFds, KeeperError> {
         self.fds(&Request::Attach { id })
+    }
+
+    /// Gives a mount to a keeper that does not have it: its own was killed.
+    pub fn adopt(&self, request: MountRequest, fuse: &OwnedFd, slots: &OwnedFd) -> Result<MountId, KeeperError> {
+        match self.ask_with(&Request::Adopt(request), &[fuse.as_fd(), slots.as_fd()])? {
+            (Answer::Mount(id), _) => Ok(id),
+            _ => Err(self.protocol()),
+        }
+    }
+
+    /// Lets the keeper watch this process: when it dies, the keeper starts `restart`.
+    pub fn watch(&self, restart: Option<Restart>) -> Result<Watching, KeeperError> {
+        let (bytes, _, connection) = self
+            .exchange(&Request::Watch { restart }, &[])
+            .map_err(|source| KeeperError::Unreachable { socket: self.socket.clone(), source })?;
+        match serde_json::from_slice(&bytes) {
+            Ok(Answer::Done) => Ok(Watching { connection }),
+            _ => Err(self.protocol()),
+        }
+    }
+
+    /// Tells the keeper that this process serves its mounts.
+    pub fn ready(&self) -> Result<(), KeeperError> {
+        self.done(&Request::Ready)
+    }
+
+    /// Tells the keeper that this process will end, and that no other one is to be started.
+    pub fn unwatch(&self) -> Result<(), KeeperError> {
+        self.done(&Request::Unwatch)
     }
 
     /// Lists the keeper's mounts, by id.
@@ -162,8 +209,12 @@ impl Client {
     }
 
     fn ask(&self, request: &Request) -> Result<(Answer, Vec<OwnedFd>), KeeperError> {
-        let (bytes, fds) = self
-            .exchange(request)
+        self.ask_with(request, &[])
+    }
+
+    fn ask_with(&self, request: &Request, given: &[BorrowedFd<'_>]) -> Result<(Answer, Vec<OwnedFd>), KeeperError> {
+        let (bytes, fds, _) = self
+            .exchange(request, given)
             .map_err(|source| KeeperError::Unreachable { socket: self.socket.clone(), source })?;
         match serde_json::from_slice(&bytes) {
             Ok(Answer::Failed { errno, what }) => Err(KeeperError::Refused { errno, what }),
@@ -172,14 +223,18 @@ impl Client {
         }
     }
 
-    fn exchange(&self, request: &Request) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    fn exchange(&self, request: &Request, given: &[BorrowedFd<'_>]) -> io::Result<(Vec<u8>, Vec<OwnedFd>, OwnedFd)> {
         let connection = sys::connect_to(&self.socket)?;
         setsockopt(&connection, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_TIMEOUT_S))?;
-        sys::send_message(connection.as_fd(), &serde_json::to_vec(request)?, &[])?;
+        let packet = serde_json::to_vec(request)?;
+        if packet.len() > PACKET_BYTES_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message is too long"));
+        }
+        sys::send_message(connection.as_fd(), &packet, given)?;
         let (bytes, fds) = sys::receive_message(connection.as_fd(), PACKET_BYTES_MAX)?;
         if bytes.is_empty() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok((bytes, fds))
+        Ok((bytes, fds, connection))
     }
 }

@@ -8,11 +8,12 @@
 //! It holds, for each mount, the /dev/fuse descriptor and a memory file with the records of what is
 //! open (`crate::fs::handles`), and passes duplicates of both to the daemon that serves the mount. It
 //! never reads a request and never touches data, so there is nothing in it that can fail with a lake
-//! or a tier. If the daemon dies, the mounts stay: what is open stays open, reads wait for the next
-//! daemon, which asks for the descriptors again or unmounts.
+//! or a tier. If the daemon dies, the mounts stay: what is open stays open, requests wait for the next
+//! daemon, which the keeper starts and which asks for the descriptors. If the keeper dies, the daemon
+//! starts another one and gives it the descriptors. `docs/formats/handover.md` has the whole of it.
 //!
 //! * [`wire`]: the messages. * [`mounts`]: mount(2) and fusermount3. * [`table`]: which mounts there
-//!   are. * [`client`]: what the daemon calls. * this file: the process and its loop.
+//!   are. * [`watch`]: the daemon's life. * [`client`]: what the daemon calls. * this file: the process.
 //!
 //! Single-threaded and without a runtime on purpose: one request after the other, none of them long.
 
@@ -33,13 +34,15 @@ use crate::fs::sys;
 mod client;
 mod mounts;
 mod table;
+mod watch;
 mod wire;
 
-pub use client::{Client, KeeperError, MountFds};
-pub use mounts::is_ours;
-pub use wire::{KeptMount, MountId, MountRequest, NOTE_BYTES_MAX};
+pub use client::{Client, KeeperError, MountFds, Watching};
+pub use mounts::{is_dead, is_ours};
+pub use wire::{KeptMount, MountId, MountRequest, NOTE_BYTES_MAX, Restart};
 
 use table::Table;
+use watch::Watch;
 use wire::{Answer, PACKET_BYTES_MAX, Request};
 
 pub(crate) const SOCKET_NAME: &str = "keeper.sock";
@@ -69,6 +72,7 @@ pub struct Keeper {
     listener: OwnedFd,
     socket: std::path::PathBuf,
     table: Table,
+    watch: Watch,
     /// Held, never read.
     _lock: File,
 }
@@ -90,22 +94,27 @@ impl Keeper {
         }
         let listener = sys::listen_at(&socket)?;
         fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
-        Ok(Some(Self { listener, socket, table: Table::default(), _lock: lock }))
+        Ok(Some(Self { listener, socket, table: Table::default(), watch: Watch::new(), _lock: lock }))
     }
 
     /// Answers requests until it is told to stop, or its socket was removed and nothing is mounted.
     pub fn serve(mut self) -> io::Result<()> {
         let mount_table = mounts::open_table()?;
         loop {
-            let ready = wait(self.listener.as_fd(), mount_table.as_fd())?;
+            let seen = self.wait(mount_table.as_fd())?;
             self.table.forget_gone();
-            if ready && self.answer_one() {
+            if seen.daemon_lost {
+                self.watch.lost();
+            }
+            if seen.client && self.answer_one() {
                 let _ = fs::remove_file(&self.socket);
                 return Ok(());
             }
             if self.table.is_empty() && !self.socket.exists() {
                 return Ok(());
             }
+            let state = self.socket.parent().unwrap_or(Path::new("/"));
+            self.watch.tick(state, !self.table.is_empty());
         }
     }
 
@@ -117,28 +126,47 @@ impl Keeper {
         let Ok(pid) = admit(&client) else {
             return false;
         };
-        let Ok((bytes, _)) = sys::receive_message(client.as_fd(), PACKET_BYTES_MAX) else {
+        let Ok((bytes, fds)) = sys::receive_message(client.as_fd(), PACKET_BYTES_MAX) else {
             return false;
         };
         let Ok(request) = serde_json::from_slice::<Request>(&bytes) else {
             return false;
         };
-        let (answer, fds, stop) = self.table.handle(request, pid);
+        let (answer, fds, stop) = self.table.handle(request.clone(), fds, pid);
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(OwnedFd::as_fd).collect();
         let packet = serde_json::to_vec(&answer).unwrap_or_default();
         let _ = sys::send_message(client.as_fd(), &packet, &borrowed);
+        match request {
+            Request::Watch { restart } => self.watch.begin(client, restart),
+            Request::Ready => self.watch.ready(),
+            Request::Unwatch => self.watch.end(),
+            _ => {}
+        }
         stop && answer == Answer::Done
+    }
+
+    /// Waits for a connection, a change of the mount table, the daemon's end, or what is due.
+    fn wait(&self, mount_table: BorrowedFd<'_>) -> io::Result<Seen> {
+        let due_ms = self.watch.idle_for().map_or(LOOK_INTERVAL_MS, |idle| {
+            u16::try_from(idle.as_millis() + 1).unwrap_or(LOOK_INTERVAL_MS).min(LOOK_INTERVAL_MS)
+        });
+        let mut fds =
+            vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN), PollFd::new(mount_table, PollFlags::POLLPRI)];
+        // A daemon says nothing more on its connection: whatever happens there is its end.
+        fds.extend(self.watch.daemon().map(|daemon| PollFd::new(daemon, PollFlags::POLLIN)));
+        match poll(&mut fds, PollTimeout::from(due_ms)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let has_event = |at: usize| fds.get(at).and_then(PollFd::any).unwrap_or(false);
+        Ok(Seen { client: has_event(0), daemon_lost: has_event(2) })
     }
 }
 
-/// Waits for a connection (true), a change of the mount table, or the interval.
-fn wait(listener: BorrowedFd<'_>, mount_table: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut fds = [PollFd::new(listener, PollFlags::POLLIN), PollFd::new(mount_table, PollFlags::POLLPRI)];
-    match poll(&mut fds, PollTimeout::from(LOOK_INTERVAL_MS)) {
-        Ok(_) | Err(Errno::EINTR) => {}
-        Err(errno) => return Err(errno.into()),
-    }
-    Ok(fds.first().and_then(PollFd::any).unwrap_or(false))
+/// What the keeper has waited for.
+struct Seen {
+    client: bool,
+    daemon_lost: bool,
 }
 
 /// Lets in root and the keeper's own user; gives the peer's pid.

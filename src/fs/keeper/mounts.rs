@@ -163,6 +163,12 @@ pub fn is_ours(dir: &Path) -> io::Result<bool> {
     Ok(find(dir)?.is_some_and(|line| line.fs_type == FS_TYPE))
 }
 
+/// Says whether what is mounted at `dir` answers nobody any more: its keeper and its daemon died. Asks the file
+/// system, and so waits where a daemon is only late.
+pub fn is_dead(dir: &Path) -> bool {
+    nix::sys::statvfs::statvfs(dir) == Err(Errno::ENOTCONN)
+}
+
 /// Raises the read-ahead of a mounted file system; never lowers it.
 pub(super) fn raise_read_ahead(dev: &str, kib: u32) -> io::Result<()> {
     let path = Path::new("/sys/class/bdi").join(dev).join("read_ahead_kb");

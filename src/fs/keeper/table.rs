@@ -60,9 +60,11 @@ impl Table {
     }
 
     /// Does what a client asks.
-    pub fn handle(&mut self, request: Request, pid: i32) -> Handled {
+    pub fn handle(&mut self, request: Request, fds: Vec<OwnedFd>, pid: i32) -> Handled {
         match request {
             Request::Mount(request) => self.mount(request, pid),
+            Request::Adopt(request) => self.adopt(request, fds, pid),
+            Request::Watch { .. } | Request::Ready | Request::Unwatch => done(),
             Request::Attach { id } => match self.mounts.get_mut(&id) {
                 Some(held) => {
                     held.server_pid = pid;
@@ -80,11 +82,8 @@ impl Table {
     }
 
     fn mount(&mut self, request: MountRequest, pid: i32) -> Handled {
-        if self.mounts.len() >= MOUNTS_MAX {
-            return refused(Errno::EMFILE, format_args!("{MOUNTS_MAX} mounts are the most"));
-        }
-        if request.note.len() > NOTE_BYTES_MAX || !request.dir.is_absolute() {
-            return refused(Errno::EINVAL, "the note is too long or the directory is not absolute");
+        if let Err(refusal) = self.check(&request) {
+            return refusal;
         }
         let slots = match memfd_create(c"larder-slots", MFdFlags::MFD_CLOEXEC) {
             Ok(fd) => fd,
@@ -94,12 +93,40 @@ impl Table {
             Ok(fd) => fd,
             Err(error) => return failed(&error, request.dir.display()),
         };
-        self.last += 1;
-        let id = MountId(self.last);
         let held = Held { request, fuse, slots, detached: false, server_pid: pid };
+        let id = self.next_id();
         let answer = give(id, &held);
         self.mounts.insert(id, held);
         answer
+    }
+
+    /// Takes in a mount that another keeper has left to the daemon.
+    fn adopt(&mut self, request: MountRequest, fds: Vec<OwnedFd>, pid: i32) -> Handled {
+        if let Err(refusal) = self.check(&request) {
+            return refusal;
+        }
+        let mut fds = fds.into_iter();
+        let (Some(fuse), Some(slots)) = (fds.next(), fds.next()) else {
+            return refused(Errno::EINVAL, "a mount comes with two descriptors");
+        };
+        let id = self.next_id();
+        self.mounts.insert(id, Held { request, fuse, slots, detached: false, server_pid: pid });
+        (Answer::Mount(id), Vec::new(), false)
+    }
+
+    fn check(&self, request: &MountRequest) -> Result<(), Handled> {
+        if self.mounts.len() >= MOUNTS_MAX {
+            return Err(refused(Errno::EMFILE, format_args!("{MOUNTS_MAX} mounts are the most")));
+        }
+        if request.note.len() > NOTE_BYTES_MAX || !request.dir.is_absolute() {
+            return Err(refused(Errno::EINVAL, "the note is too long or the directory is not absolute"));
+        }
+        Ok(())
+    }
+
+    fn next_id(&mut self) -> MountId {
+        self.last += 1;
+        MountId(self.last)
     }
 
     fn list(&self, after: Option<MountId>) -> Answer {

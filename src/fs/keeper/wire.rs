@@ -47,9 +47,26 @@ pub struct KeptMount {
     pub server_pid: i32,
 }
 
+/// The command that starts a daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restart {
+    pub program: PathBuf,
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Request {
+    /// Takes a mount in that another keeper had. Brings its /dev/fuse descriptor and its slots.
+    Adopt(MountRequest),
+    /// A daemon has come; it lives as long as this connection, which stays open. When it dies, `restart` is
+    /// started, if there are mounts.
+    Watch { restart: Option<Restart> },
+    /// The daemon has taken its mounts over.
+    Ready,
+    /// The daemon ends by itself.
+    Unwatch,
     /// Makes a mount. The answer brings its /dev/fuse descriptor and its slots.
     Mount(MountRequest),
     /// Asks for the descriptors of a mount again.

@@ -19,6 +19,7 @@ mod pressure;
 mod sched;
 mod shape;
 mod soak;
+mod survive;
 mod trees;
 
 /// How long a part may go on, and its random numbers.

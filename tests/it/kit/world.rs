@@ -194,13 +194,38 @@ impl World {
         info["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok())
     }
 
-    /// Kills the daemon with SIGKILL and waits until its lock is free.
+    /// Kills the daemon with SIGKILL and waits until it is dead. Where it had mounts, its keeper starts another
+    /// one.
     #[track_caller]
     pub fn kill_daemon(&self) {
-        let pid = self.daemon_pid().expect("a daemon runs");
-        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("kills the daemon");
         let place = larder::node::place::Place::at(&self.state());
-        wait_for("the daemon's end", || !place.daemon_lives());
+        let pid = place.daemon_pid().expect("a daemon runs");
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("kills the daemon");
+        wait_for("the daemon's end", || place.daemon_pid() != Some(pid));
+    }
+
+    /// Gives the pids of the keepers of this world.
+    pub fn keeper_pids(&self) -> Vec<i32> {
+        let state = self.state();
+        let pids = fs::read_dir("/proc")
+            .expect("lists")
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let is_ours = |pid: &i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut words = line.split(|&byte| byte == 0).skip(1);
+            words.next() == Some(b"keeper") && words.nth(1) == Some(state.as_os_str().as_encoded_bytes())
+        };
+        pids.filter(is_ours).collect()
+    }
+
+    /// Kills the keeper with SIGKILL and waits until it is dead.
+    #[track_caller]
+    pub fn kill_keeper(&self) {
+        let pids = self.keeper_pids();
+        assert_eq!(pids.len(), 1, "one keeper");
+        kill(Pid::from_raw(pids[0]), Signal::SIGKILL).expect("kills the keeper");
+        wait_for("the keeper's end", || !self.keeper_pids().contains(&pids[0]));
     }
 
     /// Lists what is mounted below this world's directory.

@@ -1,0 +1,155 @@
+//! The daemon and its keeper: each starts the other one again. `docs/formats/handover.md` has the rules.
+
+use std::collections::HashSet;
+use std::pin::Pin;
+
+use crate::fs::keeper::{self, Client, KeeperError};
+
+use super::daemon::{Daemon, blocking, own_exe};
+use super::error::NodeError;
+use super::mounting::Live;
+
+impl Daemon {
+    /// Has the keeper start a daemon with these arguments when this one dies.
+    pub fn restart_with(&self, args: Vec<String>) {
+        let text = |text: std::ffi::OsString| text.into_string().ok();
+        let env = std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect();
+        // Asked for once, at the start.
+        let _ = self.inner.restart.set(keeper::Restart { program: own_exe(), args, env });
+    }
+
+    /// Gives the keeper; starts it on first need, and again where it was killed.
+    pub(super) async fn keeper(&self) -> Result<Client, NodeError> {
+        let mut known = self.inner.keeper.lock().await;
+        if let Some(client) = known.clone() {
+            let asked = client.clone();
+            if blocking("asking the keeper", move || asked.list().is_ok()).await? {
+                return Ok(client);
+            }
+            tracing::warn!("the keeper was killed; another one is started");
+        }
+        let (dir, exe) = (self.inner.keeper_dir.clone(), own_exe());
+        let started = blocking("starting the keeper", move || Client::start_or_connect(&dir, &exe)).await?;
+        let client = started?;
+        *known = Some(client.clone());
+        drop(known);
+        self.give_mounts(&client).await?;
+        if self.inner.table.is_some() {
+            self.be_watched(client.clone()).await;
+        }
+        Ok(client)
+    }
+
+    /// Finds the keeper that a daemon before this one has left, and tells it that we live.
+    pub(super) async fn find_keeper(&self) -> Result<Option<Client>, NodeError> {
+        let dir = self.inner.keeper_dir.clone();
+        match blocking("looking for the keeper", move || Client::connect(&dir)).await? {
+            Ok(_) => Ok(Some(self.keeper().await?)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Gives the keeper the mounts that it does not have.
+    async fn give_mounts(&self, client: &Client) -> Result<(), NodeError> {
+        let views: Vec<_> = {
+            let live = self.inner.live.lock();
+            let mounted = live.values().filter_map(|live| match live {
+                Live::Mounted(mounted) if mounted.view.is_alive() => Some(mounted.view.clone()),
+                _ => None,
+            });
+            mounted.collect()
+        };
+        if views.is_empty() {
+            return Ok(());
+        }
+        let client = client.clone();
+        let given = blocking("giving the mounts to the keeper", move || {
+            let kept: HashSet<_> = client.list()?.into_iter().map(|kept| kept.dir).collect();
+            for view in views.iter().filter(|view| !kept.contains(view.dir())) {
+                match view.give_to(&client) {
+                    Ok(()) => tracing::info!(dir = %view.dir().display(), "the keeper has the mount"),
+                    Err(error) => tracing::error!(%error, "if this daemon dies now, the mount dies with it"),
+                }
+            }
+            Ok::<(), KeeperError>(())
+        });
+        Ok(given.await??)
+    }
+
+    /// Has the keeper watch this process, and watches the keeper.
+    async fn be_watched(&self, client: Client) {
+        let restart = self.inner.restart.get().cloned();
+        let asked = client.clone();
+        let watching = match blocking("asking the keeper to watch", move || asked.watch(restart)).await {
+            Ok(Ok(watching)) => watching,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "if this daemon dies, the next command starts another one");
+                return;
+            }
+            Err(_) => return,
+        };
+        let (daemon, rt) = (self.clone(), tokio::runtime::Handle::current());
+        let spawned = std::thread::Builder::new().name("keeper-watch".to_owned()).spawn(move || {
+            watching.wait();
+            // Where it answers, another daemon has come to it.
+            if !daemon.inner.stop.is_cancelled() && client.list().is_err() {
+                rt.spawn(daemon.start_keeper_again());
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "the keeper is not watched");
+        }
+    }
+
+    /// Boxed, because a keeper that was started is watched, and a watched one is started.
+    fn start_keeper_again(self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            if let Err(error) = self.keeper().await {
+                tracing::error!(%error, "there is no keeper; if this daemon dies now, its mounts die with it");
+            }
+        })
+    }
+
+    /// Makes sure from time to time that there is a keeper, where there are mounts.
+    pub(super) async fn look_after_keeper(&self) {
+        let has_mounts = self.inner.live.lock().values().any(|live| matches!(live, Live::Mounted(_)));
+        if !has_mounts {
+            return;
+        }
+        let kept = match self.keeper().await {
+            Ok(client) => self.give_mounts(&client).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = kept {
+            tracing::warn!(%error, "the keeper cannot be asked");
+        }
+    }
+
+    async fn tell_keeper(
+        &self,
+        what: &'static str,
+        tell: impl FnOnce(&Client) -> Result<(), KeeperError> + Send + 'static,
+    ) {
+        let Some(client) = self.inner.keeper.lock().await.clone() else {
+            return;
+        };
+        if let Ok(Err(error)) = blocking(what, move || tell(&client)).await {
+            tracing::info!(%error, what, "the keeper did not take it");
+        }
+    }
+
+    /// Tells the keeper that what was mounted is served again.
+    pub async fn tell_ready(&self) {
+        self.tell_keeper("telling the keeper that we serve", Client::ready).await;
+    }
+
+    /// Tells the keeper that this daemon will end, and that no other one is to be started.
+    pub async fn tell_end(&self) {
+        self.tell_keeper("telling the keeper that we end", Client::unwatch).await;
+    }
+
+    /// Ends the keeper, unless it still has a mount.
+    pub async fn stop_keeper(&self) {
+        self.tell_keeper("ending the keeper", Client::stop).await;
+    }
+}

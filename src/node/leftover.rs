@@ -1,0 +1,132 @@
+//! What processes that died have left mounted: taken over where the table has a row for it, else taken away.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::fs::keeper::{self, KeeperError, MountId};
+
+use super::api::UmountRequest;
+use super::daemon::{Daemon, blocking};
+use super::error::NodeError;
+use super::table::MountRow;
+
+/// A private state without a keeper that is younger may be starting.
+const PRIVATE_AGE_MIN: Duration = Duration::from_secs(600);
+/// How long a mount may take to say whether it is dead.
+const DEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Daemon {
+    /// Finds what the daemon before this one, and mounts in the foreground, have left in this state
+    /// directory. What is in the table is noted, to be taken over; the rest is taken away.
+    pub async fn find_left(&self) -> Result<(), NodeError> {
+        let rows: Vec<MountRow> = match &self.inner.table {
+            Some(table) => table.lock().rows().to_vec(),
+            None => Vec::new(),
+        };
+        if let Some(keeper) = self.find_keeper().await? {
+            let left = blocking("looking for mounts", move || sort_left(&keeper, &rows)).await??;
+            *self.inner.left.lock() = left;
+        }
+        let private = self.inner.private_dir.clone();
+        blocking("looking for stale mounts", move || {
+            for entry in std::fs::read_dir(private).into_iter().flatten().flatten() {
+                clean_private(&entry.path());
+            }
+        })
+        .await
+    }
+
+    /// Says whether a mount waits to be taken over for this row.
+    pub(super) fn is_left(&self, id: &Uuid) -> bool {
+        self.inner.left.lock().contains_key(id)
+    }
+
+    /// Takes away what stands where a row could not be mounted: a mount that nobody serves.
+    pub(super) async fn take_away(&self, id: &Uuid, request: UmountRequest) -> Result<(), NodeError> {
+        let dir = request.dir.clone();
+        let is_there = blocking("looking at the mount", move || keeper::is_ours(&dir).unwrap_or(false)).await?;
+        if is_there {
+            let force = request.force || !self.is_left(id);
+            let keeper = self.keeper().await?;
+            blocking("unmounting", move || keeper.unmount(&request.dir, force)).await??;
+        }
+        self.inner.left.lock().remove(id);
+        Ok(())
+    }
+}
+
+/// Gives the mounts that have a row, and takes away the others: what is open there could only wait for ever.
+fn sort_left(keeper: &keeper::Client, rows: &[MountRow]) -> Result<HashMap<Uuid, MountId>, KeeperError> {
+    let mut left = HashMap::new();
+    let mut nobodys = Vec::new();
+    // The newest first: it covers the others.
+    for kept in keeper.list()?.into_iter().rev() {
+        let noted: Option<MountRow> = serde_json::from_str(&kept.note).ok();
+        let row = noted.and_then(|noted| rows.iter().find(|row| row.id == noted.id && row.commit == noted.commit));
+        match row {
+            Some(row) if !kept.detached && row.dir() == kept.dir && !left.contains_key(&row.id) => {
+                left.insert(row.id, kept.id);
+            }
+            _ => nobodys.push(kept),
+        }
+    }
+    for kept in nobodys {
+        take_away(keeper, &kept);
+    }
+    Ok(left)
+}
+
+fn take_away(keeper: &keeper::Client, kept: &keeper::KeptMount) {
+    tracing::info!(dir = %kept.dir.display(), "taking away a mount that nobody serves");
+    if let Err(error) = keeper.unmount(&kept.dir, true) {
+        tracing::warn!(%error, dir = %kept.dir.display(), "it stays");
+    }
+}
+
+/// Takes a mount away that answers nobody any more: its keeper died together with its daemon.
+pub(super) fn clear_dead(keeper: &keeper::Client, dir: &Path) {
+    if !keeper::is_ours(dir).unwrap_or(false) {
+        return;
+    }
+    let (tell, told) = std::sync::mpsc::channel();
+    let asked = dir.to_owned();
+    // In a thread of its own, because a mount that somebody else keeps may be late for ever.
+    let asking = std::thread::Builder::new().name("is-it-dead".to_owned());
+    let spawned = asking.spawn(move || tell.send(keeper::is_dead(&asked)));
+    if spawned.is_err() || !told.recv_timeout(DEAD_TIMEOUT).unwrap_or(false) {
+        return;
+    }
+    tracing::info!(dir = %dir.display(), "taking away a dead mount");
+    if let Err(error) = keeper.unmount(dir, true) {
+        tracing::warn!(%error, dir = %dir.display(), "it stays");
+    }
+}
+
+/// Unmounts what nobody serves. Gives how many are left.
+fn unmount_dead(keeper: &keeper::Client, is_dead: impl Fn(&keeper::KeptMount) -> bool) -> Result<usize, KeeperError> {
+    let (dead, lives): (Vec<_>, Vec<_>) = keeper.list()?.into_iter().partition(is_dead);
+    for kept in &dead {
+        take_away(keeper, kept);
+    }
+    Ok(lives.len())
+}
+
+/// Cleans up after a `mount --foreground` that was killed; leaves one that lives alone.
+fn clean_private(dir: &Path) {
+    let lives = |pid: i32| Path::new(&format!("/proc/{pid}")).exists();
+    let Ok(keeper) = keeper::Client::connect(dir) else {
+        // Young ones may be starting.
+        let age = std::fs::metadata(dir).and_then(|meta| meta.modified()).map(|at| at.elapsed());
+        if matches!(age, Ok(Ok(age)) if age > PRIVATE_AGE_MIN) {
+            let _ = std::fs::remove_dir_all(dir);
+        }
+        return;
+    };
+    let left = unmount_dead(&keeper, |kept| !lives(kept.server_pid));
+    if matches!(left, Ok(0)) && keeper.stop().is_ok() {
+        let _ = std::fs::remove_dir_all(dir);
+    }
+}
