@@ -1,6 +1,7 @@
 //! `larder daemon`: runs, stops and asks the daemon that serves the mounts.
 
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -9,11 +10,15 @@ use super::Context;
 use super::mount::with_hint;
 use super::output;
 use super::report::HintExt as _;
+use crate::fs::session::HANDOVER;
 use crate::node::client::NodeClient;
 use crate::node::daemon::Daemon;
 use crate::node::error::NodeError;
 use crate::node::place::Place;
 use crate::node::server;
+
+mod notify;
+mod upgrade;
 
 /// How long running requests may take to end when the daemon stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,6 +38,10 @@ pub struct Args {
     /// Serves from this process until SIGINT or SIGTERM
     #[arg(long)]
     foreground: bool,
+    /// Leaves the mounts to the next daemon when this one is told to end: they are not unmounted, and who reads
+    /// waits
+    #[arg(long, requires = "foreground")]
+    keep_mounts: bool,
     #[command(subcommand)]
     command: Option<What>,
 }
@@ -46,9 +55,26 @@ enum What {
         #[arg(long)]
         detached: bool,
     },
+    /// Prints the version of the hand-over, after the configuration was found right
+    #[command(
+        hide = true,
+        after_help = "Examples:
+  larder daemon handover"
+    )]
+    Handover,
     /// Unmounts everything and ends the daemon; the mounts come back when it starts again
     #[command(after_help = "Examples:\n  larder daemon stop")]
     Stop,
+    /// Has another larder take over from the daemon that runs: open files and running reads go on. Without a name
+    /// it is the program of this command. What cannot take over changes nothing
+    #[command(after_help = "Examples:
+  larder daemon upgrade
+  larder daemon upgrade /usr/local/bin/larder-new")]
+    Upgrade {
+        /// The other program
+        #[arg(value_name = "PROGRAM")]
+        program: Option<PathBuf>,
+    },
     /// Shows whether a daemon runs and what it serves; exit status 1 where none does
     #[command(after_help = "Examples:\n  larder daemon status --json")]
     Status,
@@ -67,9 +93,15 @@ enum What {
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     match args.command {
-        None if args.foreground => serve(ctx, false),
+        None if args.foreground => serve(ctx, false, args.keep_mounts),
         None => start(ctx),
-        Some(What::Run { detached }) => serve(ctx, detached),
+        Some(What::Run { detached }) => serve(ctx, detached, false),
+        Some(What::Upgrade { program }) => upgrade::run(ctx, program),
+        Some(What::Handover) => {
+            let mut out = ctx.out();
+            writeln!(out, "{HANDOVER}")?;
+            Ok(out.finish()?)
+        }
         Some(What::Stop) => stop(ctx),
         Some(What::Status) => status(ctx),
         Some(What::Metrics) => {
@@ -143,18 +175,18 @@ fn stop(ctx: &Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn serve(ctx: &Context, detached: bool) -> anyhow::Result<()> {
+fn serve(ctx: &Context, detached: bool, keep_mounts: bool) -> anyhow::Result<()> {
     if detached {
         // Fails only for a process that leads a group: then it is on its own already.
         let _ = nix::unistd::setsid();
     }
-    match ctx.block_on(serve_until_stopped(ctx)) {
+    match ctx.block_on(serve_until_stopped(ctx, keep_mounts)) {
         Err(error) if detached && matches!(error.downcast_ref(), Some(NodeError::AlreadyRuns { .. })) => Ok(()),
         other => other,
     }
 }
 
-async fn serve_until_stopped(ctx: &Context) -> anyhow::Result<()> {
+async fn serve_until_stopped(ctx: &Context, keep_mounts: bool) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut term = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
@@ -162,6 +194,9 @@ async fn serve_until_stopped(ctx: &Context) -> anyhow::Result<()> {
     let daemon = Daemon::open(config.clone()).await?;
     if config.daemon.restart && std::env::var_os("NOTIFY_SOCKET").is_none() {
         daemon.restart_with(ctx.daemon_args());
+    }
+    if keep_mounts {
+        daemon.expect_keeper();
     }
     daemon.find_left().await?;
     let listener = server::listen(&config.daemon.socket, config.daemon.group.as_deref())?;
@@ -177,10 +212,16 @@ async fn serve_until_stopped(ctx: &Context) -> anyhow::Result<()> {
         }
     });
     let upkeep = tokio::spawn(daemon.clone().upkeep());
-    notify_ready();
+    notify::ready();
+    notify::keep_watchdog_quiet(daemon.clone());
     let stopping = daemon.stopping();
     tokio::select! {
-        _ = term.recv() => tracing::info!("SIGTERM: stopping"),
+        _ = term.recv() => {
+            tracing::info!("SIGTERM: stopping");
+            if keep_mounts {
+                daemon.leave();
+            }
+        }
         _ = int.recv() => tracing::info!("SIGINT: stopping"),
         () = stopping.cancelled() => tracing::info!("told to stop"),
     }
@@ -188,6 +229,11 @@ async fn serve_until_stopped(ctx: &Context) -> anyhow::Result<()> {
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, serving).await;
     remounting.abort();
     let _ = remounting.await;
+    if daemon.leaves_mounts() {
+        tracing::info!("the daemon ends; its mounts are left to the next one");
+        // At once: leases and mounts are not given back, as if it had been killed.
+        std::process::exit(0);
+    }
     daemon.tell_end().await;
     daemon.unmount_all().await;
     daemon.stop_keeper().await;
@@ -195,17 +241,6 @@ async fn serve_until_stopped(ctx: &Context) -> anyhow::Result<()> {
     let _ = std::fs::remove_file(&config.daemon.socket);
     tracing::info!("the daemon ends");
     Ok(())
-}
-
-/// Tells systemd that the daemon is ready, where systemd started it (`Type=notify`).
-fn notify_ready() {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", &path));
-    if let Err(error) = sent {
-        tracing::debug!(%error, "the service manager was not told");
-    }
 }
 
 /// Says in one line whether a daemon runs.

@@ -12,6 +12,9 @@ pub struct Args {
     /// Where its socket is
     #[arg(long, value_name = "DIR")]
     pub state: PathBuf,
+    /// Stays in this process, for a service manager; on SIGTERM it unmounts everything
+    #[arg(long)]
+    pub foreground: bool,
 }
 
 /// Runs the keeper where the command line asks for it: before anything has made a thread.
@@ -32,5 +35,8 @@ pub(super) fn run_if_asked() -> Option<ExitCode> {
 
 /// Runs the command (not reached where `run_if_asked` saw it).
 pub fn run(_ctx: &Context, args: Args) -> anyhow::Result<()> {
+    if args.foreground {
+        return Ok(crate::fs::keeper::run_here(&args.state)?);
+    }
     Ok(crate::fs::keeper::run(&args.state)?)
 }

@@ -83,6 +83,8 @@ pub(crate) struct Shared {
     pub gate: Gate,
     /// What a daemon before this one had taken has come again.
     pub settled: Settled,
+    /// Whether the kernel gives requests again that a dead daemon had taken.
+    pub can_resend: bool,
     pub rt: Handle,
 }
 

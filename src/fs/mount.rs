@@ -157,6 +157,11 @@ impl MountedView {
         self.session.is_alive()
     }
 
+    /// Says whether another daemon can take the mount over while it is in use.
+    pub fn can_hand_over(&self) -> bool {
+        self.session.can_hand_over()
+    }
+
     /// Copies the counters.
     pub fn stats(&self) -> MountStats {
         self.session.stats()

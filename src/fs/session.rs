@@ -29,6 +29,9 @@ pub(crate) mod gate;
 
 use gate::{Gate, Settled};
 
+/// Version of the hand-over: of the record, and of what daemon and keeper say to each other.
+pub const HANDOVER: u32 = 2;
+
 /// How long the workers may take to come to the gate: they have nothing else to do.
 const GATE_TIMEOUT: Duration = Duration::from_secs(120);
 /// What an answer to INIT may take.
@@ -130,6 +133,10 @@ impl Session {
             Some(left) => Handles::resume(slots, left),
             None => Handles::new(slots)?,
         };
+        let init = match &greeted {
+            Some(greeting) => greeting.request.clone(),
+            None => first_init(&device, left.is_some())?,
+        };
         let shared = Arc::new(Shared {
             view,
             handles: Arc::new(handles),
@@ -138,13 +145,10 @@ impl Session {
             passthrough: AtomicBool::new(false),
             gate: Gate::default(),
             settled: Settled::new(greeted.is_some()),
+            can_resend: device::can_resend(&init),
             rt,
         });
         let workers = options.workers();
-        let init = match &greeted {
-            Some(greeting) => greeting.request.clone(),
-            None => first_init(&shared.device, left.is_some())?,
-        };
         let joint = Joint::new(&init)?;
         let session =
             joint.start(Adapter { shared: Arc::clone(&shared), stack_depth: options.stack_depth() }, workers)?;
@@ -161,6 +165,11 @@ impl Session {
         shared.gate.open();
         handed?;
         Ok(Self { shared, workers, ended, thread: Some(thread) })
+    }
+
+    /// Says whether another daemon can take the mount over while it is in use.
+    pub fn can_hand_over(&self) -> bool {
+        self.shared.can_resend
     }
 
     /// Gives device and record once more, for another keeper.

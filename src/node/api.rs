@@ -9,6 +9,9 @@
 //! GET    /v1/fills/{id}?wait_ms=N   FillInfo, when something changed or the time is over
 //! DELETE /v1/fills/{id}         ends a fill
 //! POST   /v1/stop               ends the daemon
+//! POST   /v1/upgrade            UpgradeRequest; ends the daemon for another one that takes its mounts over
+//! GET    /healthz               200 while the daemon answers
+//! GET    /readyz                200 when everything that should be mounted is; else 503 and what is missing
 //! GET    /metrics               Prometheus text
 //! ```
 //!
@@ -41,6 +44,9 @@ pub struct NodeInfo {
     pub state: PathBuf,
     pub started_ms: i64,
     pub tiers: Vec<TierInfo>,
+    /// Its file.
+    #[serde(default)]
+    pub program: PathBuf,
 }
 
 /// What the daemon knows of a tier.
@@ -139,6 +145,18 @@ pub struct UmountRequest {
     /// Also where it is in use: what is open fails.
     #[serde(default)]
     pub force: bool,
+}
+
+/// End for another daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpgradeRequest {
+    /// Its file, absolute.
+    pub program: PathBuf,
+    /// With which it is started.
+    pub args: Vec<String>,
+    /// The hand-over that it knows (`fs::session::HANDOVER`).
+    pub handover: u32,
 }
 
 /// Bring a revision into a tier.

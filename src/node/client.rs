@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-use super::api::{ApiError, FillInfo, FillRequest, MountInfo, MountRequest, NodeInfo, UmountRequest};
+use super::api::{ApiError, FillInfo, FillRequest, MountInfo, MountRequest, NodeInfo, UmountRequest, UpgradeRequest};
 
 /// No answer is longer: thousands of mounts fit.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -138,6 +138,12 @@ impl NodeClient {
 
     pub async fn stop(&self) -> Result<(), ClientError> {
         let _: serde_json::Value = self.post("/v1/stop", &serde_json::json!({})).await?;
+        Ok(())
+    }
+
+    /// Has the daemon end for another one, which takes its mounts over.
+    pub async fn upgrade(&self, request: &UpgradeRequest) -> Result<(), ClientError> {
+        let _: serde_json::Value = self.post("/v1/upgrade", request).await?;
         Ok(())
     }
 

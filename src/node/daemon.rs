@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -75,6 +76,12 @@ pub(super) struct Inner {
     pub live: Mutex<HashMap<Uuid, Live>>,
     pub fills: Mutex<HashMap<Uuid, Fill>>,
     pub stop: CancellationToken,
+    /// Whether the mounts stay when the daemon stops, for the one after it.
+    pub leaves: AtomicBool,
+    /// Whether the mounts of the daemon before are served.
+    pub is_ready: AtomicBool,
+    /// Whether a service manager starts the keeper, so that it is waited for.
+    pub keeper_comes: AtomicBool,
     /// Set where the daemon answers other nodes.
     pub peering: OnceLock<Arc<Peering>>,
     /// A tier got tight: it is swept at once.
@@ -140,6 +147,9 @@ impl Daemon {
             live: Mutex::default(),
             fills: Mutex::default(),
             stop: CancellationToken::new(),
+            leaves: AtomicBool::new(false),
+            is_ready: AtomicBool::new(false),
+            keeper_comes: AtomicBool::new(false),
             peering: OnceLock::new(),
             room_wanted: Arc::default(),
             _lock: lock,
@@ -162,6 +172,17 @@ impl Daemon {
         self.inner.stop.cancel();
     }
 
+    /// Tells the daemon to end and to leave its mounts to the next one.
+    pub fn leave(&self) {
+        self.inner.leaves.store(true, Ordering::Release);
+        self.inner.stop.cancel();
+    }
+
+    /// Says whether the mounts stay when the daemon ends.
+    pub fn leaves_mounts(&self) -> bool {
+        self.inner.leaves.load(Ordering::Acquire)
+    }
+
     /// Says who the daemon is.
     pub fn info(&self) -> NodeInfo {
         let inner = &self.inner;
@@ -182,6 +203,7 @@ impl Daemon {
             state: inner.config.state.clone(),
             started_ms: inner.started_ms,
             tiers: tiers.collect(),
+            program: own_exe(),
         }
     }
 

@@ -53,6 +53,9 @@ pub enum NodeError {
     UnknownTier { name: String, known: String },
     #[error("no fill {id} is known")]
     NoFill { id: uuid::Uuid },
+    /// Nothing was changed.
+    #[error("this daemon stays: {why}")]
+    NoUpgrade { why: String },
     #[error("the daemon is stopping")]
     Stopping,
     #[error(transparent)]
@@ -101,7 +104,10 @@ impl NodeError {
                 | RefError::Ambiguous { .. }
                 | RefError::Heads { .. },
             )) => 404,
-            Self::Busy { .. } | Self::Table(TableError::Taken { .. }) | Self::Keeper(KeeperError::Busy { .. }) => 409,
+            Self::Busy { .. }
+            | Self::NoUpgrade { .. }
+            | Self::Table(TableError::Taken { .. })
+            | Self::Keeper(KeeperError::Busy { .. }) => 409,
             _ => 500,
         }
     }

@@ -2,12 +2,19 @@
 
 use std::collections::HashSet;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use crate::fs::keeper::{self, Client, KeeperError};
+use crate::fs::session::HANDOVER;
 
+use super::api::{MountState, UpgradeRequest};
 use super::daemon::{Daemon, blocking, own_exe};
 use super::error::NodeError;
 use super::mounting::Live;
+
+/// How long a keeper may take that a service manager starts. After that the daemon starts one of its own.
+const KEEPER_COMES_WITHIN: Duration = Duration::from_secs(10);
 
 impl Daemon {
     /// Has the keeper start a daemon with these arguments when this one dies.
@@ -16,6 +23,11 @@ impl Daemon {
         let env = std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect();
         // Asked for once, at the start.
         let _ = self.inner.restart.set(keeper::Restart { program: own_exe(), args, env });
+    }
+
+    /// Says that a service manager starts the keeper: then it is waited for a while.
+    pub fn expect_keeper(&self) {
+        self.inner.keeper_comes.store(true, Ordering::Release);
     }
 
     /// Gives the keeper; starts it on first need, and again where it was killed.
@@ -29,7 +41,18 @@ impl Daemon {
             tracing::warn!("the keeper was killed; another one is started");
         }
         let (dir, exe) = (self.inner.keeper_dir.clone(), own_exe());
-        let started = blocking("starting the keeper", move || Client::start_or_connect(&dir, &exe)).await?;
+        let comes = self.inner.keeper_comes.load(Ordering::Acquire);
+        let started = blocking("starting the keeper", move || {
+            let until = Instant::now() + KEEPER_COMES_WITHIN;
+            while comes && Instant::now() < until {
+                if let Ok(client) = Client::connect(&dir) {
+                    return Ok(client);
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Client::start_or_connect(&dir, &exe)
+        })
+        .await?;
         let client = started?;
         *known = Some(client.clone());
         drop(known);
@@ -79,8 +102,15 @@ impl Daemon {
     /// Has the keeper watch this process, and watches the keeper.
     async fn be_watched(&self, client: Client) {
         let restart = self.inner.restart.get().cloned();
-        let asked = client.clone();
-        let watching = match blocking("asking the keeper to watch", move || asked.watch(restart)).await {
+        let (asked, is_ready) = (client.clone(), self.inner.is_ready.load(Ordering::Acquire));
+        let watch = move || {
+            let watching = asked.watch(restart)?;
+            if is_ready {
+                asked.ready()?;
+            }
+            Ok::<_, KeeperError>(watching)
+        };
+        let watching = match blocking("asking the keeper to watch", watch).await {
             Ok(Ok(watching)) => watching,
             Ok(Err(error)) => {
                 tracing::warn!(%error, "if this daemon dies, the next command starts another one");
@@ -140,12 +170,53 @@ impl Daemon {
 
     /// Tells the keeper that what was mounted is served again.
     pub async fn tell_ready(&self) {
+        self.inner.is_ready.store(true, Ordering::Release);
         self.tell_keeper("telling the keeper that we serve", Client::ready).await;
     }
 
     /// Tells the keeper that this daemon will end, and that no other one is to be started.
     pub async fn tell_end(&self) {
         self.tell_keeper("telling the keeper that we end", Client::unwatch).await;
+    }
+
+    /// Makes sure that another daemon can take over, and has the keeper start it when this one ends. Where it
+    /// does not come up, the keeper starts this one again. An error has changed nothing.
+    pub(super) async fn prepare_upgrade(&self, request: UpgradeRequest) -> Result<(), NodeError> {
+        let no = |why: String| NodeError::NoUpgrade { why };
+        if request.handover != HANDOVER {
+            let theirs = request.handover;
+            return Err(no(format!("it hands mounts over by version {HANDOVER}, the other one by version {theirs}")));
+        }
+        if !request.program.is_file() {
+            return Err(no(format!("{} is not there", request.program.display())));
+        }
+        let Some(own) = self.inner.restart.get() else {
+            return Err(no(
+                "a service manager starts it, or daemon.restart is off: replace the program and start it again"
+                    .to_owned(),
+            ));
+        };
+        self.forget_gone();
+        for live in self.inner.live.lock().values() {
+            match live {
+                Live::Mounting(row) => return Err(NodeError::Busy { dir: row.dir().to_owned() }),
+                Live::Mounted(mounted) if !mounted.view.can_hand_over() => {
+                    return Err(no("this kernel (before 6.9) does not send requests again; stop the daemon and start the other one".to_owned()));
+                }
+                Live::Mounted(_) | Live::Failed { .. } => {}
+            }
+        }
+        let restart = keeper::Restart { program: request.program, args: request.args, env: own.env.clone() };
+        let keeper = self.keeper().await?;
+        Ok(blocking("telling the keeper what comes", move || keeper.replace(restart)).await??)
+    }
+
+    /// Names what should be mounted and is not.
+    pub(super) fn not_ready(&self) -> Vec<String> {
+        let mounts = self.mounts().into_iter().filter(|mount| mount.state != MountState::Mounted);
+        mounts
+            .map(|mount| format!("{}: {}", mount.dir.display(), mount.reason.unwrap_or(mount.state.to_string())))
+            .collect()
     }
 
     /// Ends the keeper, unless it still has a mount.

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use tokio::net::UnixListener;
 use uuid::Uuid;
 
-use super::api::{FillInfo, FillRequest, MountInfo, MountRequest, MountState, NodeInfo, UmountRequest};
+use super::api::{FillInfo, FillRequest, MountInfo, MountRequest, MountState, NodeInfo, UmountRequest, UpgradeRequest};
 use super::daemon::{Daemon, blocking, now_ms};
 use super::error::NodeError;
 use super::metrics::{self, Page};
@@ -103,6 +103,9 @@ fn router(daemon: Daemon) -> Router {
         .route("/v1/fills", post(fill))
         .route("/v1/fills/{id}", get(fill_info).delete(cancel_fill))
         .route("/v1/stop", post(stop))
+        .route("/v1/upgrade", post(upgrade))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
         .route("/metrics", get(metrics_page))
         .fallback(unknown)
         .with_state(daemon)
@@ -201,6 +204,32 @@ async fn stop(State(daemon): State<Daemon>, ConnectInfo(peer): ConnectInfo<Peer>
     daemon.admit_master(peer, "stop this daemon")?;
     daemon.stop();
     Ok(Json(serde_json::json!({})))
+}
+
+async fn upgrade(
+    State(daemon): State<Daemon>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Result<Json<UpgradeRequest>, JsonRejection>,
+) -> Answer<serde_json::Value> {
+    daemon.admit_master(peer, "replace this daemon")?;
+    daemon.prepare_upgrade(body(request)?).await?;
+    daemon.leave();
+    Ok(Json(serde_json::json!({})))
+}
+
+/// Says that the daemon answers.
+async fn healthz(State(daemon): State<Daemon>, ConnectInfo(peer): ConnectInfo<Peer>) -> Answer<serde_json::Value> {
+    daemon.admit(peer)?;
+    Ok(Json(serde_json::json!({ "status": "ok" })))
+}
+
+/// Says whether everything that should be mounted is: 503 and what is missing where not.
+async fn readyz(State(daemon): State<Daemon>, ConnectInfo(peer): ConnectInfo<Peer>) -> Result<Response, Failure> {
+    daemon.admit(peer)?;
+    let missing = daemon.not_ready();
+    let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let word = if missing.is_empty() { "ready" } else { "not ready" };
+    Ok((status, Json(serde_json::json!({ "status": word, "missing": missing }))).into_response())
 }
 
 async fn metrics_page(State(daemon): State<Daemon>, ConnectInfo(peer): ConnectInfo<Peer>) -> Result<String, Failure> {

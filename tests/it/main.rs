@@ -20,6 +20,7 @@ mod mount_trees;
 mod nodes;
 mod push;
 mod scheduler;
+mod service;
 mod survive;
 mod tier;
 mod tiers;

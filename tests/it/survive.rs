@@ -318,3 +318,64 @@ fn a_daemon_that_was_told_to_stop_is_not_started_again() {
     world.ok(["daemon"]);
     wait_for("the mount", || fs::read(&stage.files[0].0).is_ok_and(|read| read == stage.files[0].1));
 }
+
+#[test]
+fn another_program_takes_over_while_files_are_open() {
+    if !can_hand_over() {
+        return;
+    }
+    let world = World::new();
+    let stage = Stage::new(&world, 0);
+    let readers = Readers::start(&stage, 3, 9);
+    let file = File::open(&stage.files[5].0).expect("opens");
+    let pid = world.daemon_pid().expect("runs");
+    let copy = world.path("larder-new");
+    fs::copy(world.binary(), &copy).expect("copies the program");
+    let said = world.ok(["daemon", "upgrade", copy.to_str().expect("plain")]);
+    let info = world.json(&["daemon", "status"]);
+    assert_ne!(info["pid"].as_i64(), Some(i64::from(pid)), "{said}");
+    assert_eq!(info["program"].as_str(), copy.to_str());
+    forget_pages(&file);
+    let mut read = vec![0; SMALL];
+    file.read_exact_at(&mut read, 0).expect("reads on");
+    assert!(read == stage.files[5].1);
+    readers.finish();
+    // What dies now is started again from the new program.
+    let pid = world.daemon_pid().expect("runs");
+    world.kill_daemon();
+    wait_for_another(&world, pid);
+    assert_eq!(world.json(&["daemon", "status"])["program"].as_str(), copy.to_str());
+}
+
+#[test]
+fn a_program_that_cannot_take_over_is_refused_and_the_daemon_stays() {
+    if !can_hand_over() {
+        return;
+    }
+    let world = World::new();
+    let stage = Stage::new(&world, 0);
+    let pid = world.daemon_pid();
+    let told = world.fails(1, ["daemon", "upgrade", "/bin/false"]);
+    assert!(told.contains("cannot take over; the daemon stays"), "{told}");
+    assert_eq!(world.daemon_pid(), pid);
+    assert!(fs::read(&stage.files[0].0).expect("reads") == stage.files[0].1);
+}
+
+#[test]
+fn a_program_that_says_it_can_and_does_not_come_up_gives_way_to_the_one_before() {
+    use std::os::unix::fs::PermissionsExt;
+    if !can_hand_over() {
+        return;
+    }
+    let world = World::new();
+    let stage = Stage::new(&world, 0);
+    let liar = world.path("liar");
+    let handover = larder::fs::session::HANDOVER;
+    fs::write(&liar, format!("#!/bin/sh\n[ \"$2\" = handover ] && echo {handover} && exit 0\nexit 1\n"))
+        .expect("writes");
+    fs::set_permissions(&liar, fs::Permissions::from_mode(0o755)).expect("makes it a program");
+    let told = world.fails(1, ["daemon", "upgrade", liar.to_str().expect("plain")]);
+    assert!(told.contains("did not come up"), "{told}");
+    assert!(fs::read(&stage.files[0].0).expect("reads") == stage.files[0].1);
+    assert_eq!(world.mounted().len(), 1);
+}

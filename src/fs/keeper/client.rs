@@ -143,6 +143,11 @@ impl Client {
         self.done(&Request::Unwatch)
     }
 
+    /// Tells the keeper what to start when this process ends: another daemon, for an upgrade.
+    pub fn replace(&self, restart: Restart) -> Result<(), KeeperError> {
+        self.done(&Request::Replace(restart))
+    }
+
     /// Lists the keeper's mounts, by id.
     pub fn list(&self) -> Result<Vec<KeptMount>, KeeperError> {
         let mut all: Vec<KeptMount> = Vec::new();

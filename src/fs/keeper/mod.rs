@@ -25,6 +25,8 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::geteuid;
@@ -53,6 +55,18 @@ const LOOK_INTERVAL_MS: u16 = 30_000;
 /// How long it waits for a client that connected to say what it wants.
 const CLIENT_TIMEOUT_S: i64 = 2;
 
+/// Runs the keeper of a state directory in this process, for a service manager: `larder keeper --state DIR
+/// --foreground`. On SIGTERM and SIGINT it unmounts everything and ends.
+pub fn run_here(state: &Path) -> io::Result<()> {
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    signals.thread_block()?;
+    let Some(mut keeper) = Keeper::open(state)? else {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another keeper has this state directory"));
+    };
+    keeper.signals = Some(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?);
+    keeper.serve()
+}
+
 /// Runs the keeper of a state directory: `larder keeper --state DIR`.
 ///
 /// Comes back at once in the calling process, when the keeper's socket accepts connections; the
@@ -73,6 +87,8 @@ pub struct Keeper {
     socket: std::path::PathBuf,
     table: Table,
     watch: Watch,
+    /// None: signals end the process as they do.
+    signals: Option<SignalFd>,
     /// Held, never read.
     _lock: File,
 }
@@ -94,7 +110,7 @@ impl Keeper {
         }
         let listener = sys::listen_at(&socket)?;
         fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
-        Ok(Some(Self { listener, socket, table: Table::default(), watch: Watch::new(), _lock: lock }))
+        Ok(Some(Self { listener, socket, table: Table::default(), watch: Watch::new(), signals: None, _lock: lock }))
     }
 
     /// Answers requests until it is told to stop, or its socket was removed and nothing is mounted.
@@ -103,6 +119,11 @@ impl Keeper {
         loop {
             let seen = self.wait(mount_table.as_fd())?;
             self.table.forget_gone();
+            if seen.told_to_end {
+                self.table.unmount_all();
+                let _ = fs::remove_file(&self.socket);
+                return Ok(());
+            }
             if seen.daemon_lost {
                 self.watch.lost();
             }
@@ -140,6 +161,7 @@ impl Keeper {
             Request::Watch { restart } => self.watch.begin(client, restart),
             Request::Ready => self.watch.ready(),
             Request::Unwatch => self.watch.end(),
+            Request::Replace(restart) => self.watch.replace(restart),
             _ => {}
         }
         stop && answer == Answer::Done
@@ -150,16 +172,19 @@ impl Keeper {
         let due_ms = self.watch.idle_for().map_or(LOOK_INTERVAL_MS, |idle| {
             u16::try_from(idle.as_millis() + 1).unwrap_or(LOOK_INTERVAL_MS).min(LOOK_INTERVAL_MS)
         });
-        let mut fds =
-            vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN), PollFd::new(mount_table, PollFlags::POLLPRI)];
+        let events = |fd, flags| PollFd::new(fd, flags);
+        let mut fds = vec![events(self.listener.as_fd(), PollFlags::POLLIN), events(mount_table, PollFlags::POLLPRI)];
         // A daemon says nothing more on its connection: whatever happens there is its end.
-        fds.extend(self.watch.daemon().map(|daemon| PollFd::new(daemon, PollFlags::POLLIN)));
+        fds.extend(self.watch.daemon().map(|daemon| events(daemon, PollFlags::POLLIN)));
+        let signals_at = fds.len();
+        fds.extend(self.signals.as_ref().map(|signals| events(signals.as_fd(), PollFlags::POLLIN)));
         match poll(&mut fds, PollTimeout::from(due_ms)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
         let has_event = |at: usize| fds.get(at).and_then(PollFd::any).unwrap_or(false);
-        Ok(Seen { client: has_event(0), daemon_lost: has_event(2) })
+        let daemon_lost = signals_at == 3 && has_event(2);
+        Ok(Seen { client: has_event(0), daemon_lost, told_to_end: has_event(signals_at) })
     }
 }
 
@@ -167,6 +192,7 @@ impl Keeper {
 struct Seen {
     client: bool,
     daemon_lost: bool,
+    told_to_end: bool,
 }
 
 /// Lets in root and the keeper's own user; gives the peer's pid.

@@ -59,12 +59,22 @@ impl Table {
         self.mounts.retain(|_, held| !mounts::is_gone(&held.fuse));
     }
 
+    /// Unmounts everything; what is in use, lazily.
+    pub fn unmount_all(&mut self) {
+        let dirs: Vec<PathBuf> = self.mounts.values().rev().map(|held| held.request.dir.clone()).collect();
+        for dir in dirs {
+            if let (Answer::Failed { .. }, ..) = self.unmount(&dir, false) {
+                self.unmount(&dir, true);
+            }
+        }
+    }
+
     /// Does what a client asks.
     pub fn handle(&mut self, request: Request, fds: Vec<OwnedFd>, pid: i32) -> Handled {
         match request {
             Request::Mount(request) => self.mount(request, pid),
             Request::Adopt(request) => self.adopt(request, fds, pid),
-            Request::Watch { .. } | Request::Ready | Request::Unwatch => done(),
+            Request::Watch { .. } | Request::Ready | Request::Unwatch | Request::Replace(_) => done(),
             Request::Attach { id } => match self.mounts.get_mut(&id) {
                 Some(held) => {
                     held.server_pid = pid;

@@ -70,6 +70,10 @@ pub(super) struct Watch {
     is_ready: bool,
     /// None: nobody is started.
     restart: Option<Restart>,
+    /// What was started before an upgrade, until the new one is ready.
+    before: Option<Restart>,
+    /// The daemon that is to be replaced has not ended yet.
+    is_leaving: bool,
     /// Started, and not connected yet.
     starting: Option<Child>,
     /// To be reaped.
@@ -84,6 +88,8 @@ impl Watch {
             daemon: None,
             is_ready: false,
             restart: None,
+            before: None,
+            is_leaving: false,
             starting: None,
             children: Vec::new(),
             next: None,
@@ -101,6 +107,7 @@ impl Watch {
         self.daemon = Some(connection);
         self.restart = restart;
         self.is_ready = false;
+        self.is_leaving = false;
         self.next = None;
         self.children.extend(self.starting.take());
     }
@@ -108,7 +115,14 @@ impl Watch {
     /// The daemon has taken its mounts over.
     pub fn ready(&mut self) {
         self.is_ready = true;
+        self.before = None;
         self.pace.ready();
+    }
+
+    /// The daemon will end for another one.
+    pub fn replace(&mut self, restart: Restart) {
+        self.before = self.restart.replace(restart);
+        self.is_leaving = true;
     }
 
     /// The daemon will end by itself.
@@ -121,7 +135,17 @@ impl Watch {
         self.daemon = None;
         let now = Instant::now();
         self.next = Some(now + self.pace.wait(self.is_ready, now));
+        if !std::mem::take(&mut self.is_leaving) && !self.is_ready {
+            self.go_back();
+        }
         self.is_ready = false;
+    }
+
+    /// After an upgrade that did not come up: what was there before.
+    fn go_back(&mut self) {
+        if let Some(before) = self.before.take() {
+            self.restart = Some(before);
+        }
     }
 
     /// Says how long nothing is to be done without an event.
@@ -140,6 +164,7 @@ impl Watch {
         {
             // It ended before it connected: it could not start, or another one was faster.
             self.starting = None;
+            self.go_back();
             let now = Instant::now();
             self.next = Some(now + self.pace.wait(false, now));
         }
@@ -156,6 +181,7 @@ impl Watch {
             Err(_) => {
                 let now = Instant::now();
                 self.next = Some(now + self.pace.wait(false, now));
+                self.go_back();
             }
         }
     }
@@ -198,6 +224,30 @@ mod tests {
         let later = begun + Duration::from_secs(3600);
         assert_eq!(pace.wait(true, later), Duration::ZERO);
         assert_eq!(pace.free, BURST_MAX - 1);
+    }
+
+    #[test]
+    fn an_upgrade_that_does_not_come_up_gives_way_to_what_was_there_before() {
+        let restart = |program: &str| Restart { program: program.into(), args: Vec::new(), env: Vec::new() };
+        let connection = || crate::fs::sys::seqpacket_pair().expect("a pair").0;
+        for was_ready in [false, true] {
+            let mut watch = Watch::new();
+            watch.begin(connection(), Some(restart("old")));
+            if was_ready {
+                watch.ready();
+            }
+            watch.replace(restart("new"));
+            watch.lost();
+            assert_eq!(watch.restart, Some(restart("new")), "the old one has ended as it was told");
+            watch.begin(connection(), Some(restart("new")));
+            watch.lost();
+            assert_eq!(watch.restart, Some(restart("old")));
+            watch.replace(restart("newer"));
+            watch.begin(connection(), Some(restart("newer")));
+            watch.ready();
+            watch.lost();
+            assert_eq!(watch.restart, Some(restart("newer")), "it has served");
+        }
     }
 
     #[test]

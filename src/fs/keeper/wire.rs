@@ -67,6 +67,9 @@ pub(crate) enum Request {
     Ready,
     /// The daemon ends by itself.
     Unwatch,
+    /// The daemon will end for another one: this is started then, and the command before it where this one ends
+    /// before it is ready.
+    Replace(Restart),
     /// Makes a mount. The answer brings its /dev/fuse descriptor and its slots.
     Mount(MountRequest),
     /// Asks for the descriptors of a mount again.

@@ -1,0 +1,227 @@
+//! Larder as a service: units, `mount.larder`, and what systemd is told.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::kit::{World, wait_for};
+
+const UNITS: [&str; 2] = ["larder.service", "larder-keeper.service"];
+/// What `systemd-analyze security` may say, of 10, where 10 is no protection at all. The keeper cannot have a mount
+/// namespace of its own, which counts much.
+const EXPOSURE_MAX: [f64; 2] = [3.5, 4.5];
+
+fn shipped(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name)
+}
+
+fn can_analyze() -> bool {
+    let can = Command::new("systemd-analyze").arg("--version").output().is_ok();
+    if !can {
+        eprintln!("skipped: needs systemd-analyze");
+    }
+    can
+}
+
+#[test]
+fn the_units_are_right() {
+    if !can_analyze() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    for name in UNITS {
+        // The program is not installed here.
+        let text = fs::read_to_string(shipped(name)).expect("reads").replace("/usr/bin/larder", "/bin/true");
+        fs::write(dir.path().join(name), text).expect("writes");
+    }
+    for name in UNITS {
+        let output = Command::new("systemd-analyze")
+            .args(["verify", "--man=no"])
+            .arg(dir.path().join(name))
+            .output()
+            .expect("runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        // Other units of this machine are none of ours.
+        let ours: Vec<&str> = said.lines().filter(|line| line.contains("larder")).collect();
+        assert!(ours.is_empty(), "{name}: {ours:?}");
+    }
+}
+
+#[test]
+fn the_units_leave_little_open() {
+    if !can_analyze() {
+        return;
+    }
+    for (name, most) in UNITS.iter().zip(EXPOSURE_MAX) {
+        let output = Command::new("systemd-analyze")
+            .args(["security", "--offline=true", "--no-pager"])
+            .arg(shipped(name))
+            .output()
+            .expect("runs");
+        let said = String::from_utf8_lossy(&output.stdout);
+        let line = said.lines().find(|line| line.contains("Overall exposure level"));
+        let Some(line) = line else {
+            eprintln!("skipped: this systemd-analyze has no offline security");
+            return;
+        };
+        let level = line.split(": ").nth(1).and_then(|text| text.split(' ').next()?.parse::<f64>().ok());
+        assert!(level.expect("a number") <= most, "{line}");
+    }
+}
+
+fn can_mount() -> bool {
+    let can = nix::unistd::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    if !can {
+        eprintln!("skipped: needs root and /dev/fuse");
+    }
+    can
+}
+
+/// Calls mount.larder as mount(8) does; gives its exit status and what it said.
+fn mount_helper(world: &World, args: &[&str]) -> (i32, String) {
+    let like = world.command(["mounts"]);
+    let mut helper = Command::new(shipped("mount.larder"));
+    helper.env_clear().envs(like.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = helper.env("LARDER_BIN", world.binary()).args(args).output().expect("runs");
+    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_line_of_fstab_mounts() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new();
+    let source = world.files("source", &[("a.txt", b"alpha")]);
+    world.push(&source, "data");
+    let dir = world.make_dir("m");
+    let place = dir.to_str().expect("plain");
+    let options = "ro,nofail,_netdev,x-systemd.requires=larder.service,umask=027,uid=7";
+    let (code, said) = mount_helper(&world, &["data@main", place, "-o", options]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(fs::read(dir.join("a.txt")).expect("reads"), b"alpha");
+    let mounts = world.json(&["mounts"]);
+    assert_eq!((mounts[0]["options"]["uid"].as_u64(), mounts[0]["options"]["umask"].as_u64()), (Some(7), Some(0o27)));
+    let (again, said) = mount_helper(&world, &["data@main", place, "-o", options]);
+    assert_eq!(again, 0, "what is mounted already is right: {said}");
+    for (wrong, why) in [("rw", "never changes"), ("compress", "unknown option compress")] {
+        let (code, said) = mount_helper(&world, &["data", place, "-o", wrong]);
+        assert!(code == 1 && said.contains(why), "{wrong}: {code} {said}");
+    }
+    assert_eq!(mount_helper(&world, &["data", place, "-s", "-f", "-o", "compress"]).0, 0);
+    let (code, said) = mount_helper(&world, &["nothing@here", world.make_dir("n").to_str().expect("plain")]);
+    assert!(code == 32 && said.contains("nothing"), "{code} {said}");
+}
+
+/// Ends a process when a test ends early.
+struct Ends(Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Ends {
+    fn tell(&mut self, signal: Signal) -> bool {
+        let pid = i32::try_from(self.0.id()).expect("a pid");
+        kill(Pid::from_raw(pid), signal).expect("tells it");
+        self.0.wait().expect("ends").success()
+    }
+}
+
+fn get(socket: &Path, path: &str) -> String {
+    let mut stream = UnixStream::connect(socket).expect("connects");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: larder\r\nConnection: close\r\n\r\n").expect("asks");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("is told");
+    answer
+}
+
+#[test]
+fn a_service_manager_restarts_the_daemon_under_open_files() {
+    if !can_mount() {
+        return;
+    }
+    let mut world = World::new();
+    let socket = world.path("daemon.sock");
+    world.set("LARDER_SOCKET", socket.to_str().expect("plain"));
+    let source = world.files("source", &[("a.bin", &[7; 300_000])]);
+    world.push(&source, "data");
+    let state = world.state();
+    let notify_path = world.path("notify");
+    let notify = UnixDatagram::bind(&notify_path).expect("binds");
+    notify.set_read_timeout(Some(Duration::from_secs(60))).expect("sets a timeout");
+    let keeper = world.command([&"keeper", &"--state", &state.to_str().expect("plain"), &"--foreground"]).spawn();
+    let mut keeper = Ends(keeper.expect("starts"));
+    let start = || {
+        let mut daemon = world.command(["daemon", "--foreground", "--keep-mounts"]);
+        daemon.env("NOTIFY_SOCKET", &notify_path).env("WATCHDOG_USEC", "200000").stderr(Stdio::null());
+        let daemon = Ends(daemon.spawn().expect("starts"));
+        // Old words of the daemon before may come first.
+        wait_for_word(&notify, "READY=1");
+        daemon
+    };
+    let mut daemon = start();
+    wait_for_word(&notify, "WATCHDOG=1");
+    let mount = world.mount("data", "m", &[]);
+    let file = File::open(mount.join("a.bin")).expect("opens");
+    assert_eq!(world.keeper_pids().len(), 1, "the daemon uses the service's keeper");
+    assert!(get(&socket, "/healthz").starts_with("HTTP/1.1 200"));
+    assert!(get(&socket, "/readyz").starts_with("HTTP/1.1 200"));
+    for _ in 0..2 {
+        assert!(daemon.tell(Signal::SIGTERM), "ends well");
+        assert_eq!(world.mounted(), [mount.clone()], "the mount stays");
+        daemon = start();
+        nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED).expect("advises");
+        let mut read = vec![0; 300_000];
+        file.read_exact_at(&mut read, 0).expect("reads on");
+        assert!(read.iter().all(|&byte| byte == 7));
+    }
+    drop(file);
+    assert!(keeper.tell(Signal::SIGTERM), "the keeper unmounts everything and ends well");
+    assert!(world.mounted().is_empty());
+    wait_for("a keeper of the daemon's own, or none", || world.keeper_pids().len() <= 1);
+    daemon.tell(Signal::SIGKILL);
+}
+
+#[track_caller]
+fn wait_for_word(notify: &UnixDatagram, word: &str) {
+    let mut room = [0; 256];
+    loop {
+        let len = notify.recv(&mut room).unwrap_or_else(|error| panic!("{word} does not come: {error}"));
+        if &room[..len] == word.as_bytes() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn the_dashboard_shows_only_metrics_that_there_are() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("systemd/grafana-dashboard.json")).expect("reads");
+    let dashboard: serde_json::Value = serde_json::from_str(&text).expect("is JSON");
+    let known = fs::read_to_string(root.join("docs/metrics.md")).expect("reads");
+    let panels = dashboard["panels"].as_array().expect("has panels");
+    let mut seen = 0;
+    for panel in panels {
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            let expr = target["expr"].as_str().expect("has an expression");
+            for word in
+                expr.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|w| w.starts_with("larder_"))
+            {
+                assert!(known.contains(&format!("`{word}`")), "{}: {word}", panel["title"]);
+                seen += 1;
+            }
+        }
+    }
+    assert!(panels.len() >= 8 && seen >= 12, "{} panels, {seen} metrics", panels.len());
+}
