@@ -7,7 +7,7 @@ CARGO      ?= cargo
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),$(CURDIR)/target)
 LARDER     := $(TARGET_DIR)/release/larder
 
-.PHONY: help build demo test lint campaign bench fuzz deps clean
+.PHONY: help build deb demo test lint campaign bench fuzz deps clean
 
 help:            ## Lists the targets.
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -15,6 +15,9 @@ help:            ## Lists the targets.
 build:           ## Builds the release binary.
 	$(CARGO) build --release --locked
 	@echo "built $(LARDER)"
+
+deb: build       ## Makes a Debian package of it in dist/.
+	scripts/deb $(LARDER) dist
 
 demo: deps build ## Shows the whole job on real data (KEEP=1 leaves it running).
 	LARDER_BIN=$(LARDER) KEEP=$(KEEP) demo/run

@@ -43,6 +43,7 @@ pub mod show;
 pub mod status;
 pub mod tag;
 pub mod tier;
+pub mod top;
 pub mod umount;
 pub mod uncache;
 
@@ -124,6 +125,8 @@ pub enum Command {
     Uncache(uncache::Args),
     /// Shows what is cached, mounted and kept, and whether all is well
     Status(status::Args),
+    /// Shows what each mount does, live
+    Top(top::Args),
     /// Finds out what does not work here and says how to mend it
     Doctor(doctor::Args),
     /// Checks and shows the configuration
@@ -172,6 +175,7 @@ impl Command {
             Self::Cache(args) => cache::run(ctx, args),
             Self::Uncache(args) => uncache::run(ctx, args),
             Self::Status(args) => status::run(ctx, args),
+            Self::Top(args) => top::run(ctx, args),
             Self::Doctor(args) => doctor::run(ctx, args),
             Self::Config(args) => config_cmd::run(ctx, args),
             Self::Tier(args) => tier::run(ctx, args),

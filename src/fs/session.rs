@@ -92,7 +92,8 @@ const WORKERS_MIN: usize = 4;
 const WORKERS_MAX: usize = 16;
 
 /// What a mount has done so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct MountStats {
     pub requests: u64,
     /// Requests that waited for something to be fetched.

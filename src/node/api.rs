@@ -26,6 +26,7 @@ use uuid::Uuid;
 use super::table::{MountOptions, Owner};
 use crate::config::{PrefetchLevel, Span, VerifyLevel};
 use crate::format::ids::{CommitId, NodeId};
+use crate::fs::session::MountStats;
 
 /// Version of the API, in each path.
 pub const API_VERSION: u32 = 1;
@@ -135,6 +136,9 @@ pub struct MountInfo {
     pub entries: Option<u64>,
     #[serde(default)]
     pub bytes: Option<u64>,
+    /// What it has done since this daemon serves it.
+    #[serde(default)]
+    pub stats: Option<MountStats>,
 }
 
 /// Unmount a directory.

@@ -134,16 +134,23 @@ impl Daemon {
     /// Boxed, because a keeper that was started is watched, and a watched one is started.
     fn start_keeper_again(self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(async move {
+            self.forget_gone();
+            if !self.has_mounts() {
+                return;
+            }
             if let Err(error) = self.keeper().await {
                 tracing::error!(%error, "there is no keeper; if this daemon dies now, its mounts die with it");
             }
         })
     }
 
+    fn has_mounts(&self) -> bool {
+        self.inner.live.lock().values().any(|live| matches!(live, Live::Mounted(_)))
+    }
+
     /// Makes sure from time to time that there is a keeper, where there are mounts.
     pub(super) async fn look_after_keeper(&self) {
-        let has_mounts = self.inner.live.lock().values().any(|live| matches!(live, Live::Mounted(_)));
-        if !has_mounts {
+        if !self.has_mounts() {
             return;
         }
         let kept = match self.keeper().await {

@@ -87,11 +87,12 @@ impl Live {
     fn info(&self) -> Option<MountInfo> {
         let row = self.row();
         let attachment = row.attachments.first()?;
-        let (state, reason, snapshot) = match self {
+        let (state, reason, mounted) = match self {
             Self::Mounting(_) => (MountState::Mounting, None, None),
             Self::Failed { reason, .. } => (MountState::Failed, Some(reason.clone()), None),
-            Self::Mounted(mounted) => (MountState::Mounted, None, Some(&mounted.snapshot)),
+            Self::Mounted(mounted) => (MountState::Mounted, None, Some(mounted)),
         };
+        let snapshot = mounted.map(|mounted| &mounted.snapshot);
         Some(MountInfo {
             id: row.id,
             dir: attachment.dir.clone(),
@@ -105,6 +106,7 @@ impl Live {
             options: row.options.clone(),
             entries: snapshot.map(|snapshot| snapshot.root.counts.entries),
             bytes: snapshot.map(|snapshot| snapshot.root.counts.bytes),
+            stats: mounted.map(|mounted| mounted.view.stats()),
         })
     }
 }

@@ -179,7 +179,7 @@ fn a_service_manager_restarts_the_daemon_under_open_files() {
     assert!(get(&socket, "/readyz").starts_with("HTTP/1.1 200"));
     for _ in 0..2 {
         assert!(daemon.tell(Signal::SIGTERM), "ends well");
-        assert_eq!(world.mounted(), [mount.clone()], "the mount stays");
+        assert_eq!(world.mounted(), std::slice::from_ref(&mount), "the mount stays");
         daemon = start();
         nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED).expect("advises");
         let mut read = vec![0; 300_000];
@@ -191,6 +191,24 @@ fn a_service_manager_restarts_the_daemon_under_open_files() {
     assert!(world.mounted().is_empty());
     wait_for("a keeper of the daemon's own, or none", || world.keeper_pids().len() <= 1);
     daemon.tell(Signal::SIGKILL);
+}
+
+#[test]
+fn top_shows_each_mount() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new();
+    let source = world.files("source", &[("a.txt", b"alpha")]);
+    world.push(&source, "data");
+    assert_eq!(world.json(&["top", "--count", "1", "--interval", "1ms"]), serde_json::json!([]));
+    let dir = world.mount("data", "m", &[]);
+    let file = File::open(dir.join("a.txt")).expect("opens");
+    let seen = world.json(&["top", "--count", "1", "--interval", "1ms"]);
+    assert_eq!((seen[0]["state"].as_str(), seen[0]["open_files"].as_u64()), (Some("mounted"), Some(1)), "{seen}");
+    let table = world.ok(["top", "--count", "2", "--interval", "1ms"]);
+    assert_eq!(table.matches("data").count(), 2, "{table}");
+    drop(file);
 }
 
 #[track_caller]
@@ -224,4 +242,68 @@ fn the_dashboard_shows_only_metrics_that_there_are() {
         }
     }
     assert!(panels.len() >= 8 && seen >= 12, "{} panels, {seen} metrics", panels.len());
+}
+
+fn dpkg(root: &Path, args: &[&str]) -> (bool, String) {
+    let output = Command::new("dpkg")
+        .args(["--force-script-chrootless", "--force-depends", "--force-unsafe-io", "--log=/dev/null"])
+        .arg(format!("--root={}", root.display()))
+        .args(args)
+        .output()
+        .expect("runs");
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn the_package_installs_upgrades_and_goes_away() {
+    let has_dpkg = Command::new("dpkg-deb").arg("--version").output().is_ok();
+    if !has_dpkg || !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: needs root and dpkg");
+        return;
+    }
+    let world = World::new();
+    let (out, root) = (world.path("dist"), world.make_dir("root"));
+    for dir in ["var/lib/dpkg/info", "var/lib/dpkg/updates"] {
+        fs::create_dir_all(root.join(dir)).expect("makes it");
+    }
+    fs::write(root.join("var/lib/dpkg/status"), "").expect("writes");
+    // The same files twice, as two versions; quickly made rather than small.
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/deb");
+    let mut packages = Vec::new();
+    for version in ["0.1.0", "0.2.0"] {
+        let mut make = Command::new(&script);
+        make.arg(world.binary()).arg(&out).env("VERSION", version).env("DEB_COMPRESS", "-Znone");
+        let output = make.output().expect("runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let made: Vec<PathBuf> = fs::read_dir(&out).expect("lists").flatten().map(|entry| entry.path()).collect();
+        packages.push(made.into_iter().find(|path| path.to_string_lossy().contains(version)).expect("a package"));
+    }
+    for package in &packages {
+        let (ok, said) = dpkg(&root, &["--install", package.to_str().expect("plain")]);
+        assert!(ok, "{said}");
+        for file in [
+            "usr/bin/larder",
+            "usr/sbin/mount.larder",
+            "usr/lib/systemd/system/larder.service",
+            "usr/lib/systemd/system/larder-keeper.service",
+            "usr/share/man/man1/larder-mount.1.gz",
+            "usr/share/bash-completion/completions/larder",
+            "usr/share/doc/larder/larder.toml.example",
+        ] {
+            assert!(fs::metadata(root.join(file)).is_ok_and(|meta| meta.len() > 0), "{file}");
+        }
+    }
+    let installed = Command::new(root.join("usr/bin/larder")).arg("--version").output().expect("runs");
+    assert!(installed.status.success());
+    let example = root.join("usr/share/doc/larder/larder.toml.example");
+    world.ok([&"--config", &example.to_str().expect("plain"), &"config", &"check"]);
+    fs::create_dir_all(root.join("var/lib/larder")).expect("makes it");
+    let (ok, said) = dpkg(&root, &["--purge", "larder"]);
+    assert!(ok, "{said}");
+    let left: Vec<String> = ["usr", "etc/larder", "var/lib/larder"]
+        .map(str::to_owned)
+        .into_iter()
+        .filter(|dir| root.join(dir).exists())
+        .collect();
+    assert!(left.is_empty(), "{left:?} is left");
 }

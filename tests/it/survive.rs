@@ -153,7 +153,7 @@ fn read_one(files: &[(PathBuf, Vec<u8>)], mount: &Path, random: &mut SmallRng) {
         0 => forget_pages(&file),
         1 => {
             let dir = mount.join(format!("d{}", at % 4));
-            let names = fs::read_dir(&dir).expect("lists").map(|entry| entry.expect("an entry")).count();
+            let names = fs::read_dir(&dir).expect("lists").filter(|entry| entry.as_ref().is_ok()).count();
             assert_eq!(names, SMALL_FILES / 4, "{}", dir.display());
         }
         2 => return assert_mapped(&file, bytes, path),
@@ -219,7 +219,7 @@ fn what_is_open_goes_on_with_the_next_daemon() {
     let mut read = vec![0; SMALL];
     small.read_exact_at(&mut read, 0).expect("reads on");
     assert!(read == *small_bytes);
-    assert_eq!(listing.map(|entry| entry.expect("an entry")).count(), SMALL_FILES / 4 - 1);
+    assert_eq!(listing.filter(|entry| entry.as_ref().is_ok()).count(), SMALL_FILES / 4 - 1);
     let second = File::open(&stage.files[SMALL_FILES].0).expect("what the kernel reads is opened again");
     for file in [&backed, &second] {
         file.read_exact_at(&mut read, 40 << 20).expect("reads");
