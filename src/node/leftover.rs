@@ -1,6 +1,6 @@
 //! What processes that died have left mounted: taken over where the table has a row for it, else taken away.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ impl Daemon {
 
 /// Gives the mounts that have a row, and takes away the others: what is open there could only wait for ever.
 fn sort_left(keeper: &keeper::Client, rows: &[MountRow]) -> Result<HashMap<Uuid, MountId>, KeeperError> {
-    let mut left = HashMap::new();
+    let (mut left, mut taken) = (HashMap::new(), HashSet::new());
     let mut nobodys = Vec::new();
     // The newest first: it covers the others.
     for kept in keeper.list()?.into_iter().rev() {
@@ -69,12 +69,19 @@ fn sort_left(keeper: &keeper::Client, rows: &[MountRow]) -> Result<HashMap<Uuid,
         match row {
             Some(row) if !kept.detached && row.dir() == kept.dir && !left.contains_key(&row.id) => {
                 left.insert(row.id, kept.id);
+                taken.insert(kept.dir);
             }
             _ => nobodys.push(kept),
         }
     }
     for kept in nobodys {
-        take_away(keeper, &kept);
+        // What stands at its directory may be another mount by now.
+        if kept.detached || taken.contains(&kept.dir) {
+            tracing::info!(dir = %kept.dir.display(), "letting go of a mount that nobody serves");
+            keeper.forget(kept.id)?;
+        } else {
+            take_away(keeper, &kept);
+        }
     }
     Ok(left)
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::kit::World;
+use crate::survive::has_resend;
 
 /// `nobody`: fusermount3 wants a user that has a name.
 const UID: u32 = 65534;
@@ -58,6 +59,11 @@ grep ' {target} ' /proc/self/mountinfo | cut -d' ' -f6 | sed 's/^/FLAGS /'
 echo \"BYTES $(cat {target}/a) $(cat {target}/dir/b)\"
 echo \"OWNER $(stat -c '%u %g %i' {target}/a)\"
 touch {target}/a 2>&1 | sed 's/^/TOUCH /'
+exec 3< {target}/a
+{kill}
+stat -f {target} > /dev/null
+echo \"ALIVE $(cat <&3) $(ls {target}/dir)\"
+exec 3<&-
 USER
 echo \"ROOT $(cat {target}/a 2>&1)\"
 {as_user} <<'USER'
@@ -71,6 +77,8 @@ echo \"GONE $(ls {target} | wc -l)\"
 USER
 ",
         home = home.display(),
+        // The keeper starts another daemon, without root as well.
+        kill = if has_resend() { "kill -9 $(cat .local/state/larder/daemon.lock)" } else { "" },
     );
     let output = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "sh", "-e", "-c", &script])
@@ -86,6 +94,7 @@ USER
         assert!(line("FLAGS").split([' ', ',']).any(|word| word == flag), "{flag}: {said}");
     }
     assert_eq!(line("BYTES"), "BYTES of a user too");
+    assert_eq!(line("ALIVE"), "ALIVE of a user b");
     assert_eq!(line("OWNER"), format!("OWNER {UID} {UID} 2"));
     assert!(line("TOUCH").contains("Read-only file system"), "{said}");
     assert!(line("ROOT").contains("Permission denied"), "not even root looks into a user's mount: {said}");

@@ -194,6 +194,30 @@ fn a_service_manager_restarts_the_daemon_under_open_files() {
 }
 
 #[test]
+fn a_lease_that_the_tier_refused_is_asked_for_again() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new();
+    let source = world.files("source", &[("a.txt", b"alpha")]);
+    world.push(&source, "data");
+    world.ok(["cache", "data"]);
+    world.ok(["uncache", "data"]);
+    // No record and no lease can be written below a file.
+    let (commits, away) = (world.tier().join("commits"), world.tier().join("commits.away"));
+    fs::rename(&commits, &away).expect("takes the directory away");
+    fs::write(&commits, b"").expect("puts a file in its place");
+    let dir = world.mount("data", "m", &["--ttl", "1h"]);
+    assert_eq!(fs::read(dir.join("a.txt")).expect("is read from the lake"), b"alpha");
+    assert!(world.log().contains("the tier did not take the lease"), "{}", world.log());
+    fs::remove_file(&commits).expect("takes the file away");
+    fs::rename(&away, &commits).expect("puts the directory back");
+    wait_for("the lease", || world.log().contains("the tier took the lease now"));
+    let why = world.json(&["tier", "why", "data"]);
+    assert!(why.to_string().contains("\"leases\":[{"), "{why}");
+}
+
+#[test]
 fn top_shows_each_mount() {
     if !can_mount() {
         return;

@@ -19,13 +19,16 @@ const LARGE: usize = 66 << 20;
 const SMALL: usize = 300_000;
 const SMALL_FILES: usize = 40;
 
-/// Says whether this machine can do what these tests are about.
-fn can_hand_over() -> bool {
+/// Says whether this kernel sends requests again that a dead daemon had taken.
+pub fn has_resend() -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = release.split(['.', '-']).map_while(|word| word.parse::<u32>().ok());
-    let can = (numbers.next(), numbers.next()) >= (Some(6), Some(9))
-        && nix::unistd::geteuid().is_root()
-        && Path::new("/dev/fuse").exists();
+    (numbers.next(), numbers.next()) >= (Some(6), Some(9))
+}
+
+/// Says whether this machine can do what these tests are about.
+fn can_hand_over() -> bool {
+    let can = has_resend() && nix::unistd::geteuid().is_root() && Path::new("/dev/fuse").exists();
     if !can {
         eprintln!("skipped: needs root, /dev/fuse and Linux 6.9");
     }

@@ -178,6 +178,11 @@ impl Client {
         })
     }
 
+    /// Has the keeper let go of a mount, whatever stands at its directory now.
+    pub fn forget(&self, id: MountId) -> Result<(), KeeperError> {
+        self.done(&Request::Forget { id })
+    }
+
     /// Replaces the note of a mount.
     pub fn set_note(&self, id: MountId, note: &str) -> Result<(), KeeperError> {
         self.done(&Request::Note { id, note: note.to_owned() })

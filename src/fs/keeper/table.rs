@@ -84,6 +84,10 @@ impl Table {
             },
             Request::List { after } => (self.list(after), Vec::new(), false),
             Request::Unmount { dir, lazy } => self.unmount(&dir, lazy),
+            Request::Forget { id } => {
+                self.mounts.remove(&id);
+                done()
+            }
             Request::Note { id, note } => self.note(id, note),
             Request::ReadAhead { id, kib } => self.read_ahead(id, kib),
             Request::Stop if self.mounts.is_empty() => (Answer::Done, Vec::new(), true),

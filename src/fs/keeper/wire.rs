@@ -78,6 +78,9 @@ pub(crate) enum Request {
     List { after: Option<MountId> },
     /// Unmounts what is mounted at a directory.
     Unmount { dir: PathBuf, lazy: bool },
+    /// Lets go of a mount that is no longer in the directory tree. Who still has something open there gets
+    /// errors, unless a daemon serves it.
+    Forget { id: MountId },
     /// Replaces a mount's note.
     Note { id: MountId, note: String },
     /// Raises the kernel's read-ahead of a mount. To be asked once the mount has been served.

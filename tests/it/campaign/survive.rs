@@ -19,9 +19,19 @@ fn five_hundred_kills_are_not_noticed() {
     let seed = campaign.below(u64::MAX);
     let readers = Readers::start(&stage, 8, seed);
     let place = larder::node::place::Place::at(&world.state());
-    let mut kills = 0;
+    let programs = ["larder-a", "larder-b"].map(|name| world.path(name));
+    for program in &programs {
+        std::fs::copy(world.binary(), program).expect("copies the program");
+    }
+    let (mut kills, mut upgrades) = (0, 0);
     while campaign.goes_on(kills, KILLS) {
         std::thread::sleep(Duration::from_millis(200 + campaign.below(600)));
+        if campaign.below(8) == 0 {
+            wait_for("the daemon", || world.daemon_pid().is_some());
+            world.ok(["daemon", "upgrade", programs[upgrades % 2].to_str().expect("plain")]);
+            upgrades += 1;
+            continue;
+        }
         // At any moment of its life: also while it starts.
         if let Some(pid) = place.daemon_pid()
             && nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).is_ok()
@@ -40,7 +50,7 @@ fn five_hundred_kills_are_not_noticed() {
     });
     let (keepers, ids) = (world.keeper_pids(), count_backing_ids(&world));
     println!(
-        "{kills} kills, {rounds} rounds of reads, {ids} backing ids left, keeper: {} descriptors, {} MiB",
+        "{kills} kills, {upgrades} upgrades, {rounds} rounds of reads, {ids} backing ids left, keeper: {} descriptors, {} MiB",
         fds_of(keepers[0]),
         peak_memory_mib(keepers[0])
     );
