@@ -48,6 +48,9 @@ pub struct NodeInfo {
     /// Its file.
     #[serde(default)]
     pub program: PathBuf,
+    /// Whether it has tried all of its mounts.
+    #[serde(default)]
+    pub ready: bool,
 }
 
 /// What the daemon knows of a tier.

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -78,8 +78,13 @@ pub(super) struct Inner {
     pub stop: CancellationToken,
     /// Whether the mounts stay when the daemon stops, for the one after it.
     pub leaves: AtomicBool,
+    /// Commits that left, by tier and reason.
+    pub evictions: Mutex<BTreeMap<(String, &'static str), u64>>,
+    pub taken_over: AtomicU64,
     /// Whether the mounts of the daemon before are served.
     pub is_ready: AtomicBool,
+    /// The keeper knows that too.
+    pub told_ready: AtomicBool,
     /// Whether a service manager starts the keeper, so that it is waited for.
     pub keeper_comes: AtomicBool,
     /// Set where the daemon answers other nodes.
@@ -148,7 +153,10 @@ impl Daemon {
             fills: Mutex::default(),
             stop: CancellationToken::new(),
             leaves: AtomicBool::new(false),
+            evictions: Mutex::default(),
+            taken_over: AtomicU64::new(0),
             is_ready: AtomicBool::new(false),
+            told_ready: AtomicBool::new(false),
             keeper_comes: AtomicBool::new(false),
             peering: OnceLock::new(),
             room_wanted: Arc::default(),
@@ -204,6 +212,7 @@ impl Daemon {
             started_ms: inner.started_ms,
             tiers: tiers.collect(),
             program: own_exe(),
+            ready: inner.told_ready.load(Ordering::Acquire),
         }
     }
 

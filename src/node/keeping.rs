@@ -56,10 +56,10 @@ impl Daemon {
         let client = started?;
         *known = Some(client.clone());
         drop(known);
-        self.give_mounts(&client).await?;
         if self.inner.table.is_some() {
             self.be_watched(client.clone()).await;
         }
+        self.give_mounts(&client).await?;
         Ok(client)
     }
 
@@ -179,6 +179,7 @@ impl Daemon {
     pub async fn tell_ready(&self) {
         self.inner.is_ready.store(true, Ordering::Release);
         self.tell_keeper("telling the keeper that we serve", Client::ready).await;
+        self.inner.told_ready.store(true, Ordering::Release);
     }
 
     /// Tells the keeper that this daemon will end, and that no other one is to be started.

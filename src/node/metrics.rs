@@ -39,6 +39,12 @@ macro_rules! metrics {
 metrics! {
     UP_SECONDS = "larder_up_seconds", Gauge, [], "seconds", "Time since the daemon started";
     MOUNTS = "larder_mounts", Gauge, ["state"], "mounts", "Mounts by state: mounted, mounting, failed";
+    TAKEN_OVER = "larder_mounts_taken_over_total", Counter, [], "mounts",
+        "Mounts that this daemon took over from one that died or was replaced";
+    WITHOUT_LEASE = "larder_mounts_without_lease", Gauge, [], "mounts",
+        "Mounts whose tier has not taken a lease: it may let the commit go, which is then read from the lake";
+    EVICTIONS = "larder_tier_evictions_total", Counter, ["tier", "reason"], "commits",
+        "Commits that this node, as the steward, let go: aged_out, room, uncached, leftover, other";
     FETCH_READ_BYTES = "larder_fetch_read_bytes_total", Counter, ["tier", "source"], "bytes",
         "Bytes served to readers, by where they came from: memory, tier, staging, peer, in_flight";
     FETCH_READS = "larder_fetch_reads_total", Counter, ["tier", "source"], "reads", "Reads served, by where the bytes came from";

@@ -3,6 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 
@@ -321,6 +322,12 @@ impl Daemon {
         }
     }
 
+    /// Counts the mounts whose tier has taken no lease.
+    pub(super) fn mounts_without_lease(&self) -> usize {
+        let live = self.inner.live.lock();
+        live.values().filter(|live| matches!(live, Live::Mounted(mounted) if mounted.lease.is_none())).count()
+    }
+
     /// Asks tiers again for the leases that they refused.
     pub(super) async fn retry_leases(&self) {
         let without: Vec<(MountRow, Snapshot)> = {
@@ -456,6 +463,9 @@ impl Daemon {
         let (id, dir) = (row.id, row.dir().to_owned());
         let now = match made {
             Ok(mounted) => {
+                if was_left {
+                    self.inner.taken_over.fetch_add(1, Ordering::Relaxed);
+                }
                 let what = if was_left { "taken over" } else { "mounted again" };
                 tracing::info!(dir = %dir.display(), revision = row.revision, "{what}");
                 self.note_use(row.commit);

@@ -5,6 +5,7 @@
 
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::extract::connect_info::{ConnectInfo, Connected};
@@ -252,6 +253,11 @@ impl Daemon {
             let count = mounts.iter().filter(|mount| mount.state == state).count();
             page.add(metrics::MOUNTS, &[&state.to_string()], count as f64);
         }
+        page.add(metrics::TAKEN_OVER, &[], self.inner.taken_over.load(Ordering::Relaxed) as f64);
+        for ((tier, reason), count) in self.inner.evictions.lock().iter() {
+            page.add(metrics::EVICTIONS, &[tier, reason], *count as f64);
+        }
+        page.add(metrics::WITHOUT_LEASE, &[], self.mounts_without_lease() as f64);
         for live in self.inner.live.lock().values() {
             if let Live::Mounted(mounted) = live {
                 page.mount(&mounted.row.dir().to_string_lossy(), &mounted.view.stats());

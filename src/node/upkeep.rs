@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::store::kv::Kv;
-use crate::store::tier::{StewardReport, Tier, TierError, Verdict};
+use crate::store::tier::{Reason, StewardReport, Tier, TierError, Verdict};
 
 use super::daemon::{Daemon, META_DISK_BYTES_MAX, OpenTier, blocking};
 use super::mounting::Live;
@@ -87,9 +87,10 @@ impl Daemon {
             tracing::debug!(tier = opened.name, "is still being looked after");
             return false;
         }
-        let (busy, kv) = (Arc::clone(busy), self.inner.kv.clone());
+        let (busy, kv, daemon) = (Arc::clone(busy), self.inner.kv.clone(), self.clone());
         tokio::spawn(async move {
-            if look_after(tier, opened.name.clone(), extras, kv).await {
+            let report = look_after(tier, opened.name.clone(), extras, kv).await;
+            if report.is_some_and(|report| daemon.count_evictions(&opened.name, &report)) {
                 opened.fetcher.resume_filling();
             }
             let fetcher = opened.fetcher;
@@ -99,6 +100,22 @@ impl Daemon {
             busy.lock().remove(&opened.name);
         });
         true
+    }
+
+    /// Counts what left, by reason. Says whether there is more room now.
+    fn count_evictions(&self, tier: &str, report: &StewardReport) -> bool {
+        let mut counts = self.inner.evictions.lock();
+        for decision in report.decisions.iter().filter(|decision| decision.verdict == Verdict::Leaves) {
+            let reason = match decision.reason {
+                Reason::AgedOut { .. } => "aged_out",
+                Reason::LeastRecentlyUsed { .. } => "room",
+                Reason::Uncached => "uncached",
+                Reason::Leftover => "leftover",
+                _ => "other",
+            };
+            *counts.entry((tier.to_owned(), reason)).or_default() += 1;
+        }
+        report.evicted > 0
     }
 
     /// Opens the tiers that are there and that nobody has used yet: they are looked after as well. In the
@@ -158,8 +175,8 @@ impl Daemon {
     }
 }
 
-/// Renews leases and does the steward's work of one tier. True: there is more room now.
-async fn look_after(tier: Arc<Tier>, name: String, extras: Extras, kv: Kv) -> bool {
+/// Renews leases and does the steward's work of one tier.
+async fn look_after(tier: Arc<Tier>, name: String, extras: Extras, kv: Kv) -> Option<StewardReport> {
     let label = name.clone();
     let looked = blocking("looking after a tier", move || {
         let renewed = tier.heartbeat();
@@ -178,13 +195,13 @@ async fn look_after(tier: Arc<Tier>, name: String, extras: Extras, kv: Kv) -> bo
     match looked.await {
         Ok(Ok(report)) => {
             tell(&name, &report);
-            report.evicted > 0
+            Some(report)
         }
         Ok(Err(error)) => {
             tracing::warn!(%error, tier = name, "the steward could not do its work");
-            false
+            None
         }
-        Err(_) => false,
+        Err(_) => None,
     }
 }
 

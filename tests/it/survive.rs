@@ -230,7 +230,7 @@ fn what_is_open_goes_on_with_the_next_daemon() {
     }
     let now = wait_for_another(&world, pid);
     assert_ne!(now, pid);
-    assert_eq!(backed_files(&world), Some(2), "the record was taken over");
+    wait_for("the record to be taken over", || backed_files(&world) == Some(2));
     drop((backed, second, small));
     wait_for("the releases", || metric(&world, "larder_mount_open_files") == Some(0));
     assert_eq!(count_backing_ids(&world), 0);

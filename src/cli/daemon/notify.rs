@@ -7,7 +7,7 @@ use crate::node::daemon::Daemon;
 
 /// Tells that the daemon is ready.
 pub(super) fn ready() {
-    tell("READY=1");
+    tell("READY=1", true);
 }
 
 /// Tells at half of the watchdog's period that the daemon answers on its own socket. One that does not is
@@ -22,19 +22,21 @@ pub(super) fn keep_watchdog_quiet(daemon: Daemon) {
     tokio::spawn(async move {
         while !stop.is_cancelled() {
             if let Ok(Ok(_)) = tokio::time::timeout(period, client.info()).await {
-                tell("WATCHDOG=1");
+                tell("WATCHDOG=1", false);
             }
             tokio::time::sleep(period / 2).await;
         }
     });
 }
 
-fn tell(what: &str) {
+/// Tells one word; where it may not wait, a manager that does not listen misses it.
+fn tell(what: &str, may_wait: bool) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
         return;
     };
     let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| {
         use std::os::unix::ffi::OsStrExt;
+        socket.set_nonblocking(!may_wait)?;
         match path.as_bytes().strip_prefix(b"@") {
             Some(name) => {
                 use std::os::linux::net::SocketAddrExt;

@@ -40,7 +40,7 @@ pub(super) fn run(ctx: &Context, program: Option<PathBuf>) -> anyhow::Result<()>
     let begun = Instant::now();
     loop {
         match ctx.block_on(client.info()) {
-            Ok(now) if now.pid != before.pid && now.program == program => {
+            Ok(now) if now.pid != before.pid && now.program == program && now.ready => {
                 if ctx.json() {
                     return ctx.print_json(&now);
                 }
@@ -48,13 +48,13 @@ pub(super) fn run(ctx: &Context, program: Option<PathBuf>) -> anyhow::Result<()>
                 ctx.say(format!("the daemon is {} (pid {}) now, it was {from}", now.version, now.pid));
                 return Ok(());
             }
-            Ok(now) if now.pid != before.pid => {
+            Ok(now) if now.pid != before.pid && now.program != program => {
                 let text = format!("{} did not come up; {} serves again", program.display(), now.program.display());
                 return Err(anyhow::anyhow!(text)).hint("`larder daemon log` says why");
             }
             _ if begun.elapsed() > timeout => {
                 let tail = Place::at(&ctx.config().state).log_tail(0, 10);
-                anyhow::bail!("no daemon answers after {} s; the end of its log:\n{tail}", timeout.as_secs());
+                anyhow::bail!("no daemon is ready after {} s; the end of its log:\n{tail}", timeout.as_secs());
             }
             _ => std::thread::sleep(LOOK_INTERVAL),
         }

@@ -27,7 +27,7 @@ fn five_hundred_kills_are_not_noticed() {
     while campaign.goes_on(kills, KILLS) {
         std::thread::sleep(Duration::from_millis(200 + campaign.below(600)));
         if campaign.below(8) == 0 {
-            wait_for("the daemon", || world.daemon_pid().is_some());
+            wait_for("the daemon", || world.run(["daemon", "status", "--json"]).stdout.contains("\"ready\": true"));
             world.ok(["daemon", "upgrade", programs[upgrades % 2].to_str().expect("plain")]);
             upgrades += 1;
             continue;

@@ -45,6 +45,8 @@ impl Cluster {
         world.set("LARDER_TIER", self.tier().to_str().expect("plain"));
         world.set("LARDER_PEER_LISTEN", "127.0.0.1:0");
         world.set("LARDER_STEWARD_PERIOD", "2s");
+        // A node that is killed stays dead.
+        world.set("LARDER_DAEMON_RESTART", "false");
         world.set("LARDER_TIER_GRACE", "90s");
         world.set("LARDER_TIER_SCRUB_RATE", "0");
         world
