@@ -131,7 +131,7 @@ pub const KEYS: &[Key] = &[
     key("daemon.start_timeout", Kind::Duration, Some("15s"), "LARDER_START_TIMEOUT", "start-timeout",
         "How long a command waits for the daemon that it started"),
     key("daemon.restart", Kind::Bool, Some("true"), "LARDER_DAEMON_RESTART", "daemon-restart",
-        "Whether the keeper starts a new daemon when one dies that has mounts; a service manager does that itself"),
+        "Whether a new daemon is started when one dies that has mounts; a service manager does that itself"),
 ];
 
 /// Keys of `[dataset.NAME]`; they have no variable and no flag.
