@@ -227,6 +227,10 @@ impl Context {
         let client = self.node_client_at_rest();
         let info = match client.info().await {
             Ok(info) => info,
+            Err(error) if error.is_absent() && !config.daemon.on_demand => {
+                return Err(error)
+                    .hint("start its service, as daemon.on_demand = false says: `systemctl start larder`");
+            }
             Err(error) if error.is_absent() && self.loaded().is_set("daemon.socket") && !self.may_start() => {
                 return Err(error).hint("start the daemon that owns this socket");
             }
@@ -273,7 +277,7 @@ impl Context {
         args
     }
 
-    fn check_same_lake(&self, info: &NodeInfo) -> anyhow::Result<()> {
+    pub(super) fn check_same_lake(&self, info: &NodeInfo) -> anyhow::Result<()> {
         let loaded = self.loaded();
         let means_it = loaded.is_set("lake.url") || !loaded.is_set("daemon.socket");
         let lake = &loaded.config.lake;

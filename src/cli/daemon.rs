@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use nix::sys::signal::{SigSet, Signal};
 
 use super::Context;
 use super::mount::with_hint;
 use super::output;
 use super::report::HintExt as _;
+use crate::config::Config;
 use crate::fs::session::HANDOVER;
 use crate::node::client::NodeClient;
 use crate::node::daemon::Daemon;
@@ -22,6 +24,9 @@ mod upgrade;
 
 /// How long running requests may take to end when the daemon stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a detached daemon waits for the lock of one that does not answer, and how often it looks.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 /// How long `daemon stop` waits for the end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -180,19 +185,43 @@ fn serve(ctx: &Context, detached: bool, keep_mounts: bool) -> anyhow::Result<()>
         // Fails only for a process that leads a group: then it is on its own already.
         let _ = nix::unistd::setsid();
     }
-    match ctx.block_on(serve_until_stopped(ctx, keep_mounts)) {
+    // A keeper that waits for signals passes them on blocked. Before there are threads, which inherit that.
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    signals.thread_unblock().context("cannot be told to stop by signals")?;
+    match ctx.block_on(serve_until_stopped(ctx, detached, keep_mounts)) {
         Err(error) if detached && matches!(error.downcast_ref(), Some(NodeError::AlreadyRuns { .. })) => Ok(()),
         other => other,
     }
 }
 
-async fn serve_until_stopped(ctx: &Context, keep_mounts: bool) -> anyhow::Result<()> {
+/// Opens the daemon. A detached one waits for one that has the lock and does not answer: it is dying, or begins.
+async fn open(config: &Config, detached: bool) -> Result<Daemon, NodeError> {
+    let client = NodeClient::at(&config.daemon.socket);
+    let until = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        let opened = Daemon::open(config.clone()).await;
+        let left = until.saturating_duration_since(Instant::now());
+        let is_taken = matches!(opened, Err(NodeError::AlreadyRuns { .. }));
+        if !is_taken
+            || !detached
+            || left.is_zero()
+            || matches!(tokio::time::timeout(left, client.info()).await, Ok(Ok(_)))
+        {
+            return opened;
+        }
+        tokio::time::sleep(LOCK_INTERVAL).await;
+    }
+}
+
+async fn serve_until_stopped(ctx: &Context, detached: bool, keep_mounts: bool) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut term = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let config = ctx.config();
-    let daemon = Daemon::open(config.clone()).await?;
-    if config.daemon.restart && std::env::var_os("NOTIFY_SOCKET").is_none() {
+    let daemon = open(config, detached).await?;
+    // One that was started on demand may have the manager of whoever needed it in its environment.
+    let is_managed = !detached && std::env::var_os("NOTIFY_SOCKET").is_some();
+    if config.daemon.restart && !is_managed {
         daemon.restart_with(ctx.daemon_args());
     }
     if keep_mounts {
@@ -212,13 +241,17 @@ async fn serve_until_stopped(ctx: &Context, keep_mounts: bool) -> anyhow::Result
         }
     });
     let upkeep = tokio::spawn(daemon.clone().upkeep());
-    notify::ready();
-    notify::keep_watchdog_quiet(daemon.clone());
+    if is_managed {
+        notify::ready();
+        notify::keep_watchdog_quiet(daemon.clone());
+    }
     let stopping = daemon.stopping();
     tokio::select! {
         _ = term.recv() => {
             tracing::info!("SIGTERM: stopping");
             if keep_mounts {
+                // Whoever sent the signal starts the next one, not the keeper.
+                daemon.tell_end().await;
                 daemon.leave();
             }
         }
@@ -232,7 +265,7 @@ async fn serve_until_stopped(ctx: &Context, keep_mounts: bool) -> anyhow::Result
     if daemon.leaves_mounts() {
         tracing::info!("the daemon ends; its mounts are left to the next one");
         // At once: leases and mounts are not given back, as if it had been killed.
-        std::process::exit(0);
+        crate::fs::exit_now();
     }
     daemon.tell_end().await;
     daemon.unmount_all().await;

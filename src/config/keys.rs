@@ -132,6 +132,8 @@ pub const KEYS: &[Key] = &[
         "How long a command waits for the daemon that it started"),
     key("daemon.restart", Kind::Bool, Some("true"), "LARDER_DAEMON_RESTART", "daemon-restart",
         "Whether a new daemon is started when one dies that has mounts; a service manager does that itself"),
+    key("daemon.on_demand", Kind::Bool, Some("true"), "LARDER_DAEMON_ON_DEMAND", "daemon-on-demand",
+        "Whether a command that needs a daemon starts one; false where only a service manager does"),
 ];
 
 /// Keys of `[dataset.NAME]`; they have no variable and no flag.

@@ -191,6 +191,8 @@ pub struct DaemonSection {
     pub start_timeout: Span,
     /// Whether the keeper starts a new daemon when this one dies.
     pub restart: bool,
+    /// Whether a command that needs a daemon starts one.
+    pub on_demand: bool,
 }
 
 /// Where a value came from.

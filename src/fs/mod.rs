@@ -22,3 +22,5 @@ mod sys;
 #[cfg(test)]
 mod tests;
 pub mod view;
+
+pub(crate) use sys::exit_now;

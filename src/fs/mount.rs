@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use tokio::runtime::Handle;
 
 use super::keeper::{Client, KeeperError, MountId, MountRequest};
@@ -55,6 +56,21 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
+    /// It was taken away: who had something open there has got errors.
+    #[error("nobody can take over the mount at {dir}")]
+    Lost {
+        dir: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl MountError {
+    /// Says that a mount that was to be taken over is there no more. Any other error has changed nothing: it waits
+    /// for the next try.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost { .. })
+    }
 }
 
 /// A mount that is being served.
@@ -101,8 +117,8 @@ fn request_of(spec: &MountSpec) -> Result<(PathBuf, MountRequest), MountError> {
     Ok((dir, request))
 }
 
-/// Takes over a mount that another daemon served. Where that cannot be, the mount is taken away by force, so
-/// that nobody waits for it for ever.
+/// Takes over a mount that another daemon served. Where that can never be, the mount is taken away by force, so
+/// that nobody waits for it for ever: then the error is [`MountError::Lost`].
 pub fn take_over(
     view: View,
     keeper: &Client,
@@ -111,18 +127,31 @@ pub fn take_over(
     rt: &Handle,
 ) -> Result<MountedView, MountError> {
     let MountSpec { dir, source, allow_other, note, serve, .. } = spec;
-    let fds = keeper.attach(id).map_err(|source| MountError::Keeper { dir: dir.clone(), source })?;
+    let fds = match keeper.attach(id) {
+        Ok(fds) => fds,
+        Err(KeeperError::Refused { errno, .. }) if errno == Errno::ENOENT as i32 => {
+            return Err(MountError::Lost { dir, source: Errno::ENOENT.into() });
+        }
+        Err(source) => return Err(MountError::Keeper { dir, source }),
+    };
     match Session::serve(view, fds.fuse, fds.slots, serve, rt.clone()) {
         Ok(session) => {
             let request = MountRequest { dir, source, allow_other, note };
             Ok(MountedView { id: AtomicU64::new(id.0), request, keeper: keeper.clone(), session })
         }
-        Err(source) => {
-            if let Err(error) = keeper.unmount(&dir, true) {
-                tracing::warn!(%error, dir = %dir.display(), "it stays mounted");
-            }
-            Err(MountError::Serve { dir, source })
+        Err(source) if source.kind() == io::ErrorKind::Unsupported => {
+            drop_mount(keeper, &dir, id);
+            Err(MountError::Lost { dir, source })
         }
+        Err(source) => Err(MountError::Serve { dir, source }),
+    }
+}
+
+/// Takes a mount away that nobody will serve. The keeper lets go of it in any case: what is open there gets errors.
+pub fn drop_mount(keeper: &Client, dir: &Path, id: MountId) {
+    let gone = keeper.unmount(dir, true).err().into_iter().chain(keeper.forget(id).err());
+    for error in gone {
+        tracing::warn!(%error, dir = %dir.display(), "it stays mounted");
     }
 }
 

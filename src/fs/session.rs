@@ -17,6 +17,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use fuser::{BackingId, Config, SessionACL};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
 use tokio::runtime::Handle;
 
 use super::fuse::{Adapter, Counters, Shared};
@@ -225,10 +227,13 @@ fn make_backing_id(device: &File, file: &impl AsFd) -> io::Result<u32> {
 
 /// Reads the kernel's first request; again, where a daemon may have died with it in its hands.
 fn first_init(device: &File, again: bool) -> io::Result<Vec<u8>> {
-    if again && let Err(error) = device::resend(device) {
-        tracing::debug!(%error, "this kernel sends no request again");
+    let sent = if again { device::resend(device) } else { Ok(()) };
+    match device::read_greeting(device) {
+        Err(error) if error.kind() == io::ErrorKind::TimedOut && sent.is_err() => Err(unsupported(
+            "a dead daemon has taken its greeting, and this kernel (before 6.9) does not give it again",
+        )),
+        other => other,
     }
-    device::read_greeting(device)
 }
 
 /// Answers a new mount's INIT; the answer is on record before. Says whether passthrough is agreed.
@@ -244,15 +249,14 @@ fn greet(shared: &Shared, greeting: &Greeting) -> io::Result<bool> {
 fn go_on(shared: &Shared, left: &Left, options: &ServeOptions) -> io::Result<bool> {
     let record = shared.handles.record();
     let Some(greeting) = &left.greeting else { return Ok(false) };
-    if !left.quiet && !device::can_resend(&greeting.request) {
+    if !device::can_resend(&greeting.request) {
         return Err(unsupported("this kernel (before 6.9) does not give requests again that a dead daemon had taken"));
     }
     device::answer(&shared.device, &greeting.answer)?;
     record.greeted()?;
     let agreed = device::has_passthrough(&greeting.answer);
-    device::settle(&shared.device, record, left, agreed && nix::unistd::geteuid().is_root())?;
-    record.set_quiet(false)?;
-    Ok(agreed && options.wants_passthrough())
+    let takes = device::settle(&shared.device, record, left, agreed && nix::unistd::geteuid().is_root())?;
+    Ok(takes && options.wants_passthrough())
 }
 
 /// The pair of sockets over which fuser is started; its end is replaced by the device.
@@ -273,6 +277,8 @@ struct Started {
 impl Joint {
     fn new(init: &[u8]) -> io::Result<Self> {
         let (ours, theirs) = sys::seqpacket_pair()?;
+        // A worker that does not read would hold the sender for ever.
+        setsockopt(&ours, sockopt::SendTimeout, &TimeVal::seconds(GATE_TIMEOUT.as_secs().cast_signed()))?;
         sys::send_message(ours.as_fd(), init, &[])?;
         let number = theirs.as_raw_fd();
         Ok(Self { ours, theirs: Some(theirs), number })

@@ -118,6 +118,12 @@ pub(crate) fn receive_message(socket: BorrowedFd<'_>, len_max: usize) -> io::Res
     Ok((bytes, fds))
 }
 
+/// Ends this process at once and well, whatever its threads do: nothing is run at the exit that one of them may still use.
+pub(crate) fn exit_now() -> ! {
+    // SAFETY: no memory is touched; the kernel ends all threads.
+    unsafe { libc::_exit(0) }
+}
+
 mod raw {
     nix::ioctl_write_ptr!(backing_close, 229, 2, u32);
 }

@@ -1,11 +1,12 @@
 //! The daemon and its keeper: each starts the other one again. `docs/formats/handover.md` has the rules.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::fs::keeper::{self, Client, KeeperError};
+use crate::fs::keeper::{self, Client, KeeperError, PACKET_BYTES_MAX};
 use crate::fs::session::HANDOVER;
 
 use super::api::{MountState, UpgradeRequest};
@@ -13,14 +14,20 @@ use super::daemon::{Daemon, blocking, own_exe};
 use super::error::NodeError;
 use super::mounting::Live;
 
-/// How long a keeper may take that a service manager starts. After that the daemon starts one of its own.
+/// How long a keeper is waited for that a service manager starts. After that who needs it gets the error: one
+/// that this daemon started could not mount from its sandbox, and would die with it.
 const KEEPER_COMES_WITHIN: Duration = Duration::from_secs(10);
+/// What an environment may take in the message that gives it to the keeper.
+const ENV_BYTES_MAX: usize = PACKET_BYTES_MAX / 2;
+/// Said by a service manager to the process that it has started, and to no other one.
+pub(super) const MANAGER_NAMES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
 impl Daemon {
     /// Has the keeper start a daemon with these arguments when this one dies.
     pub fn restart_with(&self, args: Vec<String>) {
         let text = |text: std::ffi::OsString| text.into_string().ok();
-        let env = std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect();
+        let env = std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?)));
+        let env = fitting(env.filter(|(name, _)| !MANAGER_NAMES.contains(&name.as_str())).collect());
         // Asked for once, at the start.
         let _ = self.inner.restart.set(keeper::Restart { program: own_exe(), args, env });
     }
@@ -35,22 +42,15 @@ impl Daemon {
         let mut known = self.inner.keeper.lock().await;
         if let Some(client) = known.clone() {
             let asked = client.clone();
-            if blocking("asking the keeper", move || asked.list().is_ok()).await? {
+            if blocking("asking the keeper", move || asked.is_same()).await? {
                 return Ok(client);
             }
-            tracing::warn!("the keeper was killed; another one is started");
+            tracing::warn!("the keeper was killed; another one is looked for, or started");
         }
         let (dir, exe) = (self.inner.keeper_dir.clone(), own_exe());
         let comes = self.inner.keeper_comes.load(Ordering::Acquire);
         let started = blocking("starting the keeper", move || {
-            let until = Instant::now() + KEEPER_COMES_WITHIN;
-            while comes && Instant::now() < until {
-                if let Ok(client) = Client::connect(&dir) {
-                    return Ok(client);
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            Client::start_or_connect(&dir, &exe)
+            if comes { wait_for_keeper(&dir) } else { Client::start_or_connect(&dir, &exe) }
         })
         .await?;
         let client = started?;
@@ -68,7 +68,9 @@ impl Daemon {
         let dir = self.inner.keeper_dir.clone();
         match blocking("looking for the keeper", move || Client::connect(&dir)).await? {
             Ok(_) => Ok(Some(self.keeper().await?)),
-            Err(_) => Ok(None),
+            Err(error) if error.is_absent() => Ok(None),
+            // It lives, and has the mounts: who mounts over them leaves their readers to wait for ever.
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -121,8 +123,8 @@ impl Daemon {
         let (daemon, rt) = (self.clone(), tokio::runtime::Handle::current());
         let spawned = std::thread::Builder::new().name("keeper-watch".to_owned()).spawn(move || {
             watching.wait();
-            // Where it answers, another daemon has come to it.
-            if !daemon.inner.stop.is_cancelled() && client.list().is_err() {
+            // Where it is the same, another daemon has come to it.
+            if !daemon.inner.stop.is_cancelled() && !client.is_same() {
                 rt.spawn(daemon.start_keeper_again());
             }
         });
@@ -221,14 +223,55 @@ impl Daemon {
 
     /// Names what should be mounted and is not.
     pub(super) fn not_ready(&self) -> Vec<String> {
+        // Before the table was gone through, nothing may be listed yet.
+        let begins = (!self.inner.is_ready.load(Ordering::Acquire)).then(|| "the daemon begins".to_owned());
         let mounts = self.mounts().into_iter().filter(|mount| mount.state != MountState::Mounted);
-        mounts
-            .map(|mount| format!("{}: {}", mount.dir.display(), mount.reason.unwrap_or(mount.state.to_string())))
-            .collect()
+        let mounts =
+            mounts.map(|mount| format!("{}: {}", mount.dir.display(), mount.reason.unwrap_or(mount.state.to_string())));
+        begins.into_iter().chain(mounts).collect()
     }
 
     /// Ends the keeper, unless it still has a mount.
     pub async fn stop_keeper(&self) {
         self.tell_keeper("ending the keeper", Client::stop).await;
+    }
+}
+
+fn wait_for_keeper(dir: &Path) -> Result<Client, KeeperError> {
+    let until = Instant::now() + KEEPER_COMES_WITHIN;
+    loop {
+        match Client::connect(dir) {
+            Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+            other => return other,
+        }
+    }
+}
+
+/// Gives the environment, or of one that is too long for the keeper what a daemon uses.
+fn fitting(mut env: Vec<(String, String)>) -> Vec<(String, String)> {
+    let is_used = |name: &str| {
+        let starts = ["XDG_", "LARDER_", "AWS_", "SSL_", "RUST_"].iter().any(|prefix| name.starts_with(prefix));
+        starts || name.to_ascii_uppercase().ends_with("_PROXY") || ["PATH", "HOME", "TMPDIR", "TZ"].contains(&name)
+    };
+    if serde_json::to_vec(&env).is_ok_and(|bytes| bytes.len() > ENV_BYTES_MAX) {
+        tracing::warn!("the environment is long: a daemon that the keeper starts gets the part of it that larder uses");
+        env.retain(|(name, _)| is_used(name));
+    }
+    env
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_long_environment_the_keeper_gets_what_a_daemon_uses() {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let used =
+            ["PATH", "HOME", "LARDER_LAKE", "AWS_REGION", "https_proxy", "SSL_CERT_FILE"].map(|name| pair(name, "v"));
+        let short: Vec<_> = used.iter().cloned().chain([pair("OTHER", "v")]).collect();
+        assert_eq!(fitting(short.clone()), short);
+        let long: Vec<_> = short.into_iter().chain([pair("FUNCTIONS", &"\n".repeat(ENV_BYTES_MAX / 2))]).collect();
+        assert_eq!(fitting(long), used);
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::fs::keeper::{self, KeeperError, MountId};
+use crate::fs::mount;
 
 use super::api::UmountRequest;
 use super::daemon::{Daemon, blocking};
@@ -53,8 +54,31 @@ impl Daemon {
             let keeper = self.keeper().await?;
             blocking("unmounting", move || keeper.unmount(&request.dir, force)).await??;
         }
-        self.inner.left.lock().remove(id);
+        let left = self.inner.left.lock().remove(id);
+        if let (Some(left), false) = (left, is_there) {
+            // Nowhere to be seen, but the keeper has it: who has something open there would wait for ever.
+            let keeper = self.keeper().await?;
+            blocking("letting go of a mount", move || keeper.forget(left)).await??;
+        }
         Ok(())
+    }
+
+    /// Takes away what was not taken over until the daemon stops: nobody will serve it.
+    pub(super) async fn drop_left(&self) {
+        let left: Vec<MountId> = self.inner.left.lock().drain().map(|(_, id)| id).collect();
+        let Some(keeper) = self.inner.keeper.lock().await.clone().filter(|_| !left.is_empty()) else {
+            return;
+        };
+        let dropped = blocking("taking away what was left", move || {
+            for kept in keeper.list()?.into_iter().filter(|kept| left.contains(&kept.id)) {
+                tracing::info!(dir = %kept.dir.display(), "taking away a mount that nobody serves");
+                mount::drop_mount(&keeper, &kept.dir, kept.id);
+            }
+            Ok::<_, KeeperError>(())
+        });
+        if let Ok(Err(error)) = dropped.await {
+            tracing::warn!(%error, "mounts of the daemon before stay");
+        }
     }
 }
 
@@ -124,7 +148,13 @@ fn unmount_dead(keeper: &keeper::Client, is_dead: impl Fn(&keeper::KeptMount) ->
 /// Cleans up after a `mount --foreground` that was killed; leaves one that lives alone.
 fn clean_private(dir: &Path) {
     let lives = |pid: i32| Path::new(&format!("/proc/{pid}")).exists();
-    let Ok(keeper) = keeper::Client::connect(dir) else {
+    let keeper = match keeper::Client::connect(dir) {
+        Ok(keeper) => Some(keeper),
+        Err(error) if error.is_absent() => None,
+        // It lives, and is busy or of another version.
+        Err(_) => return,
+    };
+    let Some(keeper) = keeper else {
         // Young ones may be starting.
         let age = std::fs::metadata(dir).and_then(|meta| meta.modified()).map(|at| at.elapsed());
         if matches!(age, Ok(Ok(age)) if age > PRIVATE_AGE_MIN) {

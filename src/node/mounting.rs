@@ -1,5 +1,6 @@
 //! Mounting, unmounting, and making again what was mounted before.
 
+use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +11,8 @@ use uuid::Uuid;
 use crate::format::ids::CommitId;
 use crate::format::paths;
 use crate::format::refs::{At, DatasetName, Revision};
-use crate::fs::mount::{self, MountSpec, MountedView, READ_AHEAD_KIB};
+use crate::fs::keeper::MountId;
+use crate::fs::mount::{self, MountError, MountSpec, MountedView, READ_AHEAD_KIB};
 use crate::fs::session::ServeOptions;
 use crate::fs::view::{Look, View, ViewOptions};
 use crate::store::catalog::Snapshot;
@@ -45,6 +47,12 @@ pub struct Mounted {
     pub snapshot: Snapshot,
     /// None: the tier did not take it (full, read-only) or there is none.
     pub lease: Option<Lease>,
+}
+
+impl Mounted {
+    fn is_of_tier(&self, name: &str) -> bool {
+        self.row.options.tier.as_deref() == Some(name)
+    }
 }
 
 /// A directory that is reserved for a mount; free again when dropped, unless the mount is there.
@@ -271,7 +279,7 @@ impl Daemon {
     async fn show(&self, view: View, id: Uuid, spec: MountSpec) -> Result<MountedView, NodeError> {
         let keeper = self.keeper().await?;
         let rt = tokio::runtime::Handle::current();
-        let left = self.inner.left.lock().remove(&id);
+        let left = self.inner.left.lock().get(&id).copied();
         let Some(left) = left else {
             let mounted = blocking("mounting", move || {
                 clear_dead(&keeper, &spec.dir);
@@ -279,7 +287,9 @@ impl Daemon {
             });
             return Ok(mounted.await??);
         };
-        Ok(blocking("taking over a mount", move || mount::take_over(view, &keeper, left, spec, &rt)).await??)
+        let taken = blocking("taking over a mount", move || mount::take_over(view, &keeper, left, spec, &rt)).await?;
+        note_taken(&mut self.inner.left.lock(), &id, taken.as_ref().err());
+        Ok(taken?)
     }
 
     async fn snapshot(&self, row: &MountRow, revision: Option<&Revision>) -> Result<Snapshot, NodeError> {
@@ -328,12 +338,12 @@ impl Daemon {
         live.values().filter(|live| matches!(live, Live::Mounted(mounted) if mounted.lease.is_none())).count()
     }
 
-    /// Asks tiers again for the leases that they refused.
-    pub(super) async fn retry_leases(&self) {
+    /// Asks a tier again for the leases that it refused.
+    pub(super) async fn retry_leases(&self, name: &str, tier: &Arc<Tier>) {
         let without: Vec<(MountRow, Snapshot)> = {
             let live = self.inner.live.lock();
             let mounted = live.values().filter_map(|live| match live {
-                Live::Mounted(mounted) if mounted.lease.is_none() => {
+                Live::Mounted(mounted) if mounted.lease.is_none() && mounted.is_of_tier(name) => {
                     Some((mounted.row.clone(), mounted.snapshot.clone()))
                 }
                 _ => None,
@@ -341,11 +351,7 @@ impl Daemon {
             mounted.collect()
         };
         for (row, snapshot) in without {
-            let opened = self.open_tiers().into_iter().find(|opened| row.options.tier.as_ref() == Some(&opened.name));
-            let Some(tier) = opened.and_then(|opened| opened.tier) else {
-                continue;
-            };
-            let Ok(Some(lease)) = self.lease(tier, &snapshot, &row).await else {
+            let Ok(Some(lease)) = self.lease(Arc::clone(tier), &snapshot, &row).await else {
                 continue;
             };
             tracing::info!(dir = %row.dir().display(), "the tier took the lease now");
@@ -499,12 +505,20 @@ impl Daemon {
             });
             let _ = ended.await;
         }
+        self.drop_left().await;
     }
 
     /// Waits until the one mount of a private daemon is gone.
     pub fn is_mounted(&self, id: &Uuid) -> bool {
         let live = self.inner.live.lock();
         matches!(live.get(id), Some(Live::Mounted(mounted)) if mounted.view.is_alive())
+    }
+}
+
+/// What was taken over, or is lost, is not waiting any more. After any other error it waits for the next try.
+fn note_taken(left: &mut HashMap<Uuid, MountId>, id: &Uuid, error: Option<&MountError>) {
+    if error.is_none_or(MountError::is_lost) {
+        left.remove(id);
     }
 }
 
@@ -593,5 +607,24 @@ pub fn at_text(revision: &Revision) -> String {
         At::Default => crate::format::refs::DEFAULT_BRANCH.to_owned(),
         At::Named(name) => name.as_str().to_owned(),
         At::Prefix(prefix) => prefix.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_that_could_not_be_taken_over_now_waits_for_the_next_try() {
+        let (dir, id) = (PathBuf::from("/m"), Uuid::new_v4());
+        let source = || std::io::Error::from(nix::errno::Errno::EAGAIN);
+        let after = |error: Option<MountError>| {
+            let mut left = HashMap::from([(id, MountId(1))]);
+            note_taken(&mut left, &id, error.as_ref());
+            left.contains_key(&id)
+        };
+        assert!(after(Some(MountError::Serve { dir: dir.clone(), source: source() })));
+        assert!(!after(Some(MountError::Lost { dir, source: source() })));
+        assert!(!after(None));
     }
 }

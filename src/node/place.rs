@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::format::ids::NodeId;
 
@@ -26,6 +27,10 @@ pub enum PlaceError {
 pub struct Place {
     root: PathBuf,
 }
+
+/// How often, and in which distance, the daemon's lock is asked for.
+const LOCK_TRIES: u32 = 5;
+const LOCK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Held while a daemon lives.
 #[derive(Debug)]
@@ -96,10 +101,14 @@ impl Place {
         let at = |source| PlaceError::Io { path: path.clone(), doing: "lock", source };
         let options = OpenOptions::new().create(true).read(true).write(true).truncate(false).mode(0o600).open(&path);
         let mut file = options.map_err(at)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => return Ok(None),
-            Err(fs::TryLockError::Error(error)) => return Err(at(error)),
+        // Who looks whether a daemon lives has the lock for an instant.
+        for tries_left in (0..LOCK_TRIES).rev() {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(fs::TryLockError::WouldBlock) if tries_left == 0 => return Ok(None),
+                Err(fs::TryLockError::WouldBlock) => std::thread::sleep(LOCK_INTERVAL),
+                Err(fs::TryLockError::Error(error)) => return Err(at(error)),
+            }
         }
         file.set_len(0)
             .and_then(|()| file.rewind())

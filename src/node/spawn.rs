@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::client::{ClientError, NodeClient};
+use super::keeping::MANAGER_NAMES;
 use super::place::{Place, PlaceError};
 
 /// How often a command looks whether the daemon answers.
@@ -89,7 +90,12 @@ fn start(spec: &SpawnSpec, place: &Place) -> Result<Child, SpawnError> {
         .open(&log_path)
         .map_err(|source| PlaceError::Io { path: log_path.clone(), doing: "open the daemon's log", source })?;
     let log_too = log.try_clone().map_err(|source| PlaceError::Io { path: log_path, doing: "open twice", source })?;
-    Command::new(&spec.exe)
+    let mut command = Command::new(&spec.exe);
+    // A service that runs this command is not the daemon's manager.
+    for name in MANAGER_NAMES {
+        command.env_remove(name);
+    }
+    command
         .args(&spec.args)
         .current_dir("/")
         .stdin(Stdio::null())

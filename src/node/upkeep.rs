@@ -53,7 +53,6 @@ impl Daemon {
             self.forget_gone();
             self.look_after_keeper().await;
             self.remount().await;
-            self.retry_leases().await;
             let sweep_verified = verified.is_none_or(|at| at.elapsed() >= VERIFIED_SWEEP_PERIOD);
             if sweep_verified {
                 verified = Some(Instant::now());
@@ -89,6 +88,7 @@ impl Daemon {
         }
         let (busy, kv, daemon) = (Arc::clone(busy), self.inner.kv.clone(), self.clone());
         tokio::spawn(async move {
+            daemon.retry_leases(&opened.name, &tier).await;
             let report = look_after(tier, opened.name.clone(), extras, kv).await;
             if report.is_some_and(|report| daemon.count_evictions(&opened.name, &report)) {
                 opened.fetcher.resume_filling();

@@ -14,9 +14,9 @@ use nix::unistd::Pid;
 use crate::kit::{World, wait_for};
 
 const UNITS: [&str; 2] = ["larder.service", "larder-keeper.service"];
-/// What `systemd-analyze security` may say, of 10, where 10 is no protection at all. The keeper cannot have a mount
-/// namespace of its own, which counts much.
-const EXPOSURE_MAX: [f64; 2] = [3.5, 4.5];
+/// What `systemd-analyze security` may say, of 10, where 10 is no protection at all. Generous: each version of
+/// systemd counts otherwise. The keeper cannot have a mount namespace of its own, which counts much.
+const EXPOSURE_MAX: [f64; 2] = [5.0, 6.0];
 
 fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name)
@@ -176,7 +176,7 @@ fn a_service_manager_restarts_the_daemon_under_open_files() {
     let file = File::open(mount.join("a.bin")).expect("opens");
     assert_eq!(world.keeper_pids().len(), 1, "the daemon uses the service's keeper");
     assert!(get(&socket, "/healthz").starts_with("HTTP/1.1 200"));
-    assert!(get(&socket, "/readyz").starts_with("HTTP/1.1 200"));
+    wait_for("ready", || get(&socket, "/readyz").starts_with("HTTP/1.1 200"));
     for _ in 0..2 {
         assert!(daemon.tell(Signal::SIGTERM), "ends well");
         assert_eq!(world.mounted(), std::slice::from_ref(&mount), "the mount stays");
@@ -189,7 +189,7 @@ fn a_service_manager_restarts_the_daemon_under_open_files() {
     drop(file);
     assert!(keeper.tell(Signal::SIGTERM), "the keeper unmounts everything and ends well");
     assert!(world.mounted().is_empty());
-    wait_for("a keeper of the daemon's own, or none", || world.keeper_pids().len() <= 1);
+    assert!(world.keeper_pids().is_empty(), "the daemon starts none of its own");
     daemon.tell(Signal::SIGKILL);
 }
 

@@ -316,7 +316,7 @@ fn a_daemon_that_was_told_to_stop_is_not_started_again() {
     world.ok(["daemon", "stop"]);
     assert!(world.mounted().is_empty());
     drop(open);
-    wait_for("the keeper's end", || world.keeper_pids().is_empty() || world.daemon_pid().is_none());
+    wait_for("the keeper's end", || world.keeper_pids().is_empty());
     assert!(world.daemon_pid().is_none());
     world.ok(["daemon"]);
     wait_for("the mount", || fs::read(&stage.files[0].0).is_ok_and(|read| read == stage.files[0].1));

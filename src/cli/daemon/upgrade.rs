@@ -8,8 +8,8 @@ use anyhow::Context as _;
 
 use crate::cli::Context;
 use crate::cli::mount::with_hint;
-use crate::cli::report::HintExt as _;
-use crate::node::api::UpgradeRequest;
+use crate::cli::report::{HintExt as _, usage};
+use crate::node::api::{NodeInfo, UpgradeRequest};
 use crate::node::daemon::own_exe;
 use crate::node::place::Place;
 
@@ -24,6 +24,7 @@ pub(super) fn run(ctx: &Context, program: Option<PathBuf>) -> anyhow::Result<()>
     };
     let client = ctx.node_client_at_rest();
     let before = ctx.block_on(client.info()).hint("`larder daemon` starts one")?;
+    check_same_place(ctx, &before)?;
     let args = ctx.daemon_args();
     let handover = ask(&program, &args)?;
     let has_mounts = !ctx.block_on(client.mounts()).map_err(with_hint)?.is_empty();
@@ -59,6 +60,18 @@ pub(super) fn run(ctx: &Context, program: Option<PathBuf>) -> anyhow::Result<()>
             _ => std::thread::sleep(LOOK_INTERVAL),
         }
     }
+}
+
+/// What takes over has the configuration of this command: it would look for the mounts in its state directory.
+fn check_same_place(ctx: &Context, daemon: &NodeInfo) -> anyhow::Result<()> {
+    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let own = &ctx.config().state;
+    if real(own) != real(&daemon.state) {
+        let (theirs, own) = (daemon.state.display(), own.display());
+        let text = format!("the daemon (pid {}) has its state in {theirs}, this command means {own}", daemon.pid);
+        return usage(text).hint("give this command the configuration that the daemon has");
+    }
+    ctx.check_same_lake(daemon)
 }
 
 /// Asks a program whether it can take over, with the configuration that it would have.

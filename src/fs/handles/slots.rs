@@ -15,7 +15,6 @@ use crate::fs::view::Ino;
 const MAGIC: &[u8; 8] = b"LARDSLT2";
 const LAST_ID_AT: u64 = 8;
 const GREETING_STATE_AT: u64 = 12;
-const QUIET_AT: u64 = 16;
 const CLOSING_AT: u64 = 64;
 const CLOSING_COUNT: usize = 32;
 const GREETING_AT: u64 = 256;
@@ -87,8 +86,6 @@ pub(crate) struct Greeting {
 pub(crate) struct Left {
     /// None: nobody has answered the kernel's INIT.
     pub greeting: Option<Greeting>,
-    /// The daemon ended with nothing unanswered.
-    pub quiet: bool,
     pub last_id: u32,
     /// Ids that were being closed, with their shards.
     pub closing: Vec<(u32, u32)>,
@@ -165,11 +162,6 @@ impl Slots {
     /// Records that the greeting was answered.
     pub fn greeted(&self) -> io::Result<()> {
         self.file.write_all_at(&2u32.to_le_bytes(), GREETING_STATE_AT)
-    }
-
-    /// Records whether nothing is left unanswered.
-    pub fn set_quiet(&self, quiet: bool) -> io::Result<()> {
-        self.file.write_all_at(&u32::from(quiet).to_le_bytes(), QUIET_AT)
     }
 
     /// Forgets that an id is being closed.
@@ -253,7 +245,6 @@ impl Slots {
         let slots = raw.get(SLOTS_AT as usize..).unwrap_or_default().chunks_exact(SLOT_LEN as usize);
         Ok(Found::Record(Left {
             greeting,
-            quiet: word(QUIET_AT) == 1,
             last_id: word(LAST_ID_AT),
             closing: closing.filter(|&(_, id)| id != 0).collect(),
             slots: (0..).zip(slots).filter_map(|(at, raw)| Some((at, Slot::decode(raw)?))).collect(),

@@ -164,9 +164,6 @@ fn a_greeting_is_on_record_before_and_after_it_is_answered() {
     assert_eq!(load(&file).greeting.as_ref(), Some(&greeting));
     handles.record().greeted().expect("records");
     assert_eq!(load(&file).greeting, Some(greeting));
-    assert!(!load(&file).quiet);
-    handles.record().set_quiet(true).expect("records");
-    assert!(load(&file).quiet);
     let long = Greeting { request: vec![1; 300], answer: vec![] };
     assert!(handles.record().prepare_greeting(&long).is_err());
 }

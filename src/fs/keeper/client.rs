@@ -43,6 +43,14 @@ pub enum KeeperError {
     Protocol { socket: PathBuf },
 }
 
+impl KeeperError {
+    /// Says that there is no keeper; any other error may come from one that lives.
+    pub fn is_absent(&self) -> bool {
+        use io::ErrorKind::{ConnectionRefused, NotFound};
+        matches!(self, Self::Unreachable { source, .. } if matches!(source.kind(), NotFound | ConnectionRefused))
+    }
+}
+
 /// The descriptors of a mount.
 #[derive(Debug)]
 pub struct MountFds {
@@ -75,13 +83,15 @@ impl Watching {
 #[derive(Debug, Clone)]
 pub struct Client {
     socket: PathBuf,
+    /// Of the process that answered first.
+    instance: u64,
 }
 
 impl Client {
     /// Finds the keeper of a state directory; an error where none answers.
     pub fn connect(state: &Path) -> Result<Self, KeeperError> {
-        let client = Self { socket: state.join(SOCKET_NAME) };
-        client.list()?;
+        let mut client = Self { socket: state.join(SOCKET_NAME), instance: 0 };
+        client.instance = client.list_all()?.1;
         Ok(client)
     }
 
@@ -148,17 +158,26 @@ impl Client {
         self.done(&Request::Replace(restart))
     }
 
+    /// Says whether the keeper that was found answers: not one that was started since.
+    pub fn is_same(&self) -> bool {
+        self.list_all().is_ok_and(|(_, instance)| instance == self.instance)
+    }
+
     /// Lists the keeper's mounts, by id.
     pub fn list(&self) -> Result<Vec<KeptMount>, KeeperError> {
+        Ok(self.list_all()?.0)
+    }
+
+    fn list_all(&self) -> Result<(Vec<KeptMount>, u64), KeeperError> {
         let mut all: Vec<KeptMount> = Vec::new();
         loop {
             let after = all.last().map(|mount| mount.id);
             match self.ask(&Request::List { after })? {
-                (Answer::Mounts { mounts, more }, _) => {
+                (Answer::Mounts { mounts, more, instance }, _) => {
                     let ends = !more || mounts.is_empty();
                     all.extend(mounts);
                     if ends {
-                        return Ok(all);
+                        return Ok((all, instance));
                     }
                 }
                 _ => return Err(self.protocol()),

@@ -45,7 +45,8 @@ pub use wire::{KeptMount, MountId, MountRequest, NOTE_BYTES_MAX, Restart};
 
 use table::Table;
 use watch::Watch;
-use wire::{Answer, PACKET_BYTES_MAX, Request};
+pub(crate) use wire::PACKET_BYTES_MAX;
+use wire::{Answer, Request};
 
 pub(crate) const SOCKET_NAME: &str = "keeper.sock";
 const LOCK_NAME: &str = "keeper.lock";
@@ -110,7 +111,7 @@ impl Keeper {
         }
         let listener = sys::listen_at(&socket)?;
         fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
-        Ok(Some(Self { listener, socket, table: Table::default(), watch: Watch::new(), signals: None, _lock: lock }))
+        Ok(Some(Self { listener, socket, table: Table::new(), watch: Watch::new(), signals: None, _lock: lock }))
     }
 
     /// Answers requests until it is told to stop, or its socket was removed and nothing is mounted.
@@ -169,7 +170,7 @@ impl Keeper {
 
     /// Waits for a connection, a change of the mount table, the daemon's end, or what is due.
     fn wait(&self, mount_table: BorrowedFd<'_>) -> io::Result<Seen> {
-        let due_ms = self.watch.idle_for().map_or(LOOK_INTERVAL_MS, |idle| {
+        let due_ms = self.watch.idle_for(!self.table.is_empty()).map_or(LOOK_INTERVAL_MS, |idle| {
             u16::try_from(idle.as_millis() + 1).unwrap_or(LOOK_INTERVAL_MS).min(LOOK_INTERVAL_MS)
         });
         let events = |fd, flags| PollFd::new(fd, flags);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::fstat;
 
 use super::mounts;
 use super::wire::{Answer, KeptMount, MountId, MountRequest, NOTE_BYTES_MAX, PACKET_BYTES_MAX, Request};
@@ -15,6 +16,10 @@ use super::wire::{Answer, KeptMount, MountId, MountRequest, NOTE_BYTES_MAX, PACK
 const MOUNTS_MAX: usize = 400;
 /// What an answer may take beside its mounts.
 const ENVELOPE_BYTES: usize = 1 << 10;
+/// An id is the keeper's instance and a number in it: a daemon that remembers an id of a keeper that died
+/// never gets another mount for it.
+const ID_BITS: u32 = 24;
+const INSTANCE_MASK: u64 = (1 << 36) - 1;
 
 #[derive(Debug)]
 struct Held {
@@ -27,10 +32,11 @@ struct Held {
 }
 
 /// The mounts by id.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Table {
     mounts: BTreeMap<MountId, Held>,
     last: u64,
+    instance: u64,
 }
 
 /// An answer, the descriptors that go with it, and whether the keeper is to end.
@@ -50,6 +56,12 @@ fn done() -> Handled {
 }
 
 impl Table {
+    /// Makes an empty one, whose instance and ids no keeper before it has used.
+    pub fn new() -> Self {
+        let instance = (uuid::Uuid::new_v4().as_u64_pair().1 & INSTANCE_MASK) | 1;
+        Self { mounts: BTreeMap::new(), last: instance << ID_BITS, instance }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.mounts.is_empty()
     }
@@ -114,7 +126,7 @@ impl Table {
         answer
     }
 
-    /// Takes in a mount that another keeper has left to the daemon.
+    /// Takes in a mount that another keeper has left to the daemon. One that is there already keeps its id.
     fn adopt(&mut self, request: MountRequest, fds: Vec<OwnedFd>, pid: i32) -> Handled {
         if let Err(refusal) = self.check(&request) {
             return refusal;
@@ -123,6 +135,11 @@ impl Table {
         let (Some(fuse), Some(slots)) = (fds.next(), fds.next()) else {
             return refused(Errno::EINVAL, "a mount comes with two descriptors");
         };
+        let known = self.mounts.iter_mut().find(|(_, held)| is_same_file(&held.slots, &slots));
+        if let Some((&id, held)) = known {
+            held.server_pid = pid;
+            return (Answer::Mount(id), Vec::new(), false);
+        }
         let id = self.next_id();
         self.mounts.insert(id, Held { request, fuse, slots, detached: false, server_pid: pid });
         (Answer::Mount(id), Vec::new(), false)
@@ -151,12 +168,12 @@ impl Table {
             let mount = held.describe(id);
             let len = serde_json::to_vec(&mount).map_or(0, |bytes| bytes.len() + 1);
             let Some(left) = room.checked_sub(len) else {
-                return Answer::Mounts { mounts, more: true };
+                return Answer::Mounts { mounts, more: true, instance: self.instance };
             };
             room = left;
             mounts.push(mount);
         }
-        Answer::Mounts { mounts, more: false }
+        Answer::Mounts { mounts, more: false, instance: self.instance }
     }
 
     fn unmount(&mut self, dir: &Path, lazy: bool) -> Handled {
@@ -214,6 +231,12 @@ impl Table {
     }
 }
 
+/// Says whether two descriptors are of the same memory file, and so of the same mount.
+fn is_same_file(one: &OwnedFd, other: &OwnedFd) -> bool {
+    let file = |fd: &OwnedFd| fstat(fd).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+    file(one).is_some_and(|one| Some(one) == file(other))
+}
+
 fn give(id: MountId, held: &Held) -> Handled {
     let duplicates = || -> io::Result<Vec<OwnedFd>> { Ok(vec![held.fuse.try_clone()?, held.slots.try_clone()?]) };
     match duplicates() {
@@ -239,5 +262,39 @@ impl Held {
 impl AsFd for Held {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.fuse.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory() -> OwnedFd {
+        memfd_create(c"test", MFdFlags::MFD_CLOEXEC).expect("a memory file")
+    }
+
+    fn adopt(table: &mut Table, fuse: &OwnedFd, slots: &OwnedFd) -> Answer {
+        let request =
+            MountRequest { dir: "/m".into(), source: "xray@v1".into(), allow_other: false, note: String::new() };
+        let fds = vec![fuse.try_clone().expect("dup"), slots.try_clone().expect("dup")];
+        table.handle(Request::Adopt(request), fds, 1).0
+    }
+
+    #[test]
+    fn a_mount_that_is_given_twice_is_one_mount() {
+        let mut table = Table::new();
+        let (fuse, slots) = (memory(), memory());
+        let first = adopt(&mut table, &fuse, &slots);
+        assert_eq!(adopt(&mut table, &fuse, &slots), first);
+        assert_eq!(table.mounts.len(), 1);
+        assert_ne!(adopt(&mut table, &fuse, &memory()), first, "another mount");
+        assert_eq!(table.mounts.len(), 2);
+    }
+
+    #[test]
+    fn an_id_of_one_keeper_names_no_mount_of_the_next() {
+        let (fuse, slots) = (memory(), memory());
+        let ids: Vec<Answer> = (0..2).map(|_| adopt(&mut Table::new(), &fuse, &slots)).collect();
+        assert_ne!(ids.first(), ids.last());
     }
 }

@@ -22,6 +22,8 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 /// How often a child that was started is looked at until it connects, or ends.
 const CHILD_INTERVAL: Duration = Duration::from_millis(100);
+/// A child that has not connected by then never will: it means another state directory, or hangs.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// When a daemon that died is started again.
 #[derive(Debug)]
@@ -74,8 +76,8 @@ pub(super) struct Watch {
     before: Option<Restart>,
     /// The daemon that is to be replaced has not ended yet.
     is_leaving: bool,
-    /// Started, and not connected yet.
-    starting: Option<Child>,
+    /// Started then, and not connected yet.
+    starting: Option<(Child, Instant)>,
     /// To be reaped.
     children: Vec<Child>,
     next: Option<Instant>,
@@ -109,7 +111,7 @@ impl Watch {
         self.is_ready = false;
         self.is_leaving = false;
         self.next = None;
-        self.children.extend(self.starting.take());
+        self.children.extend(self.starting.take().map(|(child, _)| child));
     }
 
     /// The daemon has taken its mounts over.
@@ -128,6 +130,7 @@ impl Watch {
     /// The daemon will end by itself.
     pub fn end(&mut self) {
         self.restart = None;
+        self.before = None;
     }
 
     /// The daemon's connection has broken.
@@ -148,42 +151,66 @@ impl Watch {
         }
     }
 
+    /// Says whether a daemon has to be started, now or at its time. An upgrade is finished also without mounts:
+    /// there may be rows that could not be mounted yet.
+    fn is_wanted(&self, has_mounts: bool) -> bool {
+        let nobody = self.daemon.is_none() && self.starting.is_none();
+        nobody && self.restart.is_some() && (has_mounts || self.before.is_some())
+    }
+
     /// Says how long nothing is to be done without an event.
-    pub fn idle_for(&self) -> Option<Duration> {
-        let until = self.next.filter(|_| self.restart.is_some());
-        let until = until.map(|next| next.saturating_duration_since(Instant::now()));
-        let has_children = self.starting.is_some() || !self.children.is_empty();
-        [until, has_children.then_some(CHILD_INTERVAL)].into_iter().flatten().min()
+    pub fn idle_for(&self, has_mounts: bool) -> Option<Duration> {
+        if self.starting.is_some() {
+            return Some(CHILD_INTERVAL);
+        }
+        let next = self.next.filter(|_| self.is_wanted(has_mounts));
+        next.map(|next| next.saturating_duration_since(Instant::now()))
     }
 
     /// Does what is due: reaps, and starts a daemon where there are mounts and nobody serves them.
     pub fn tick(&mut self, state: &Path, has_mounts: bool) {
         self.children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
-        if let Some(child) = &mut self.starting
-            && !matches!(child.try_wait(), Ok(None))
-        {
-            // It ended before it connected: it could not start, or another one was faster.
-            self.starting = None;
-            self.go_back();
-            let now = Instant::now();
-            self.next = Some(now + self.pace.wait(false, now));
-        }
+        self.look_at_child(Instant::now());
         let is_due = self.next.is_some_and(|next| next <= Instant::now());
-        if self.daemon.is_some() || self.starting.is_some() || !is_due || !has_mounts {
+        if !is_due || !self.is_wanted(has_mounts) {
             return;
         }
         let Some(restart) = &self.restart else { return };
         match start(restart, state) {
             Ok(child) => {
-                self.starting = Some(child);
+                self.starting = Some((child, Instant::now()));
                 self.next = None;
             }
-            Err(_) => {
-                let now = Instant::now();
-                self.next = Some(now + self.pace.wait(false, now));
-                self.go_back();
+            Err(_) => self.failed(Instant::now()),
+        }
+    }
+
+    /// Looks whether the child that is awaited has ended, or will never connect.
+    fn look_at_child(&mut self, now: Instant) {
+        let Some((child, since)) = &mut self.starting else { return };
+        match child.try_wait() {
+            Ok(None) if now.saturating_duration_since(*since) < CONNECT_TIMEOUT => {}
+            Ok(None) => {
+                let _ = child.kill();
+                self.children.extend(self.starting.take().map(|(child, _)| child));
+                self.failed(now);
+            }
+            // It found that a daemon runs already: the one that dies, or one that was faster.
+            Ok(Some(status)) if status.success() => {
+                self.starting = None;
+                self.next = Some(now + REFILL);
+            }
+            _ => {
+                self.starting = None;
+                self.failed(now);
             }
         }
+    }
+
+    /// What was started did not come up.
+    fn failed(&mut self, now: Instant) {
+        self.next = Some(now + self.pace.wait(false, now));
+        self.go_back();
     }
 }
 
@@ -228,8 +255,6 @@ mod tests {
 
     #[test]
     fn an_upgrade_that_does_not_come_up_gives_way_to_what_was_there_before() {
-        let restart = |program: &str| Restart { program: program.into(), args: Vec::new(), env: Vec::new() };
-        let connection = || crate::fs::sys::seqpacket_pair().expect("a pair").0;
         for was_ready in [false, true] {
             let mut watch = Watch::new();
             watch.begin(connection(), Some(restart("old")));
@@ -247,6 +272,92 @@ mod tests {
             watch.ready();
             watch.lost();
             assert_eq!(watch.restart, Some(restart("newer")), "it has served");
+        }
+    }
+
+    fn restart(program: &str) -> Restart {
+        Restart { program: program.into(), args: Vec::new(), env: Vec::new() }
+    }
+
+    fn connection() -> OwnedFd {
+        crate::fs::sys::seqpacket_pair().expect("a pair").0
+    }
+
+    /// A watch whose daemon was told to make room for another program, and has.
+    fn upgrading(to: &str) -> Watch {
+        let mut watch = Watch::new();
+        watch.begin(connection(), Some(restart("/larder-old")));
+        watch.ready();
+        watch.replace(restart(to));
+        watch.lost();
+        watch
+    }
+
+    /// Ticks until the child that is started has ended.
+    fn run_child(watch: &mut Watch, has_mounts: bool) {
+        let state = tempfile::tempdir().expect("a directory");
+        watch.tick(state.path(), has_mounts);
+        let (child, _) = watch.starting.as_mut().expect("is started");
+        child.wait().expect("ends");
+        watch.look_at_child(Instant::now());
+        assert!(watch.starting.is_none());
+    }
+
+    #[test]
+    fn a_keeper_without_mounts_sleeps_when_its_daemon_has_died() {
+        let mut watch = Watch::new();
+        watch.begin(connection(), Some(restart("/larder")));
+        watch.ready();
+        assert_eq!(watch.idle_for(true), None, "a daemon that serves is not looked at");
+        watch.lost();
+        assert_eq!(watch.idle_for(false), None);
+        assert_eq!(watch.idle_for(true), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_daemon_that_has_said_that_it_ends_is_not_started_again() {
+        let mut watch = Watch::new();
+        watch.begin(connection(), Some(restart("/bin/true")));
+        watch.ready();
+        watch.end();
+        watch.lost();
+        assert_eq!(watch.idle_for(true), None);
+        watch.tick(Path::new("/"), true);
+        assert!(watch.starting.is_none());
+    }
+
+    #[test]
+    fn a_daemon_that_finds_another_one_is_no_failure() {
+        let mut watch = upgrading("/bin/true");
+        run_child(&mut watch, true);
+        assert_eq!(watch.restart, Some(restart("/bin/true")), "the upgrade goes on");
+        assert_eq!(watch.pace.failures, 0);
+        assert!(watch.idle_for(true).is_some(), "it is tried again");
+        let mut watch = upgrading("/bin/false");
+        run_child(&mut watch, true);
+        assert_eq!((watch.restart, watch.pace.failures), (Some(restart("/larder-old")), 1));
+    }
+
+    #[test]
+    fn an_upgrade_is_finished_without_mounts() {
+        let mut watch = upgrading("/bin/true");
+        assert_eq!(watch.idle_for(false), Some(Duration::ZERO));
+        run_child(&mut watch, false);
+    }
+
+    #[test]
+    fn a_child_that_never_connects_is_given_up() {
+        let mut watch = upgrading("/bin/cat");
+        let child = Command::new("sleep").arg("600").spawn().expect("starts");
+        let begun = Instant::now();
+        watch.starting = Some((child, begun));
+        watch.look_at_child(begun);
+        assert!(watch.starting.is_some());
+        watch.look_at_child(begun + CONNECT_TIMEOUT);
+        assert!(watch.starting.is_none());
+        assert_eq!(watch.restart, Some(restart("/larder-old")));
+        for child in &mut watch.children {
+            child.wait().expect("was ended");
         }
     }
 

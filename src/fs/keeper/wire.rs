@@ -93,7 +93,16 @@ pub(crate) enum Request {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Answer {
     Mount(MountId),
-    Mounts { mounts: Vec<KeptMount>, more: bool },
+    Mounts {
+        mounts: Vec<KeptMount>,
+        more: bool,
+        /// Tells one process of a keeper from the next; 0: it is of a version that does not say.
+        #[serde(default)]
+        instance: u64,
+    },
     Done,
-    Failed { errno: i32, what: String },
+    Failed {
+        errno: i32,
+        what: String,
+    },
 }

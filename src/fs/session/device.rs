@@ -123,8 +123,9 @@ pub(super) fn resend(mut device: &File) -> io::Result<()> {
     device.write(&out_header(OUT_HEADER_BYTES, NOTIFY_RESEND, 0)).map(drop)
 }
 
-/// Brings the kernel's side and the record together, before anything is read.
-pub(super) fn settle(device: &File, record: &Slots, left: &Left, passthrough: bool) -> io::Result<()> {
+/// Brings the kernel's side and the record together, before anything is read. Says whether the kernel takes
+/// backing files from this process.
+pub(super) fn settle(device: &File, record: &Slots, left: &Left, passthrough: bool) -> io::Result<bool> {
     for (at, slot) in left.slots.iter().filter(|(_, slot)| slot.state == SlotState::Prepared) {
         if !answer(device, &open_answer(slot, slot.fh))? {
             answer(device, &open_answer(slot, slot.fh | RESENT))?;
@@ -138,7 +139,24 @@ pub(super) fn settle(device: &File, record: &Slots, left: &Left, passthrough: bo
         }
         record.clear_closing(shard)?;
     }
-    if passthrough { close_unrecorded(device, record, left.last_id, &recorded) } else { Ok(()) }
+    if !passthrough {
+        return Ok(false);
+    }
+    // Not worth a mount: an id that nobody closes holds a file of the tier open until the mount ends.
+    match close_unrecorded(device, record, left.last_id, &recorded) {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            tracing::warn!(%error, "backing files that the daemon before did not record may stay open");
+            Ok(!is_refusal(&error))
+        }
+    }
+}
+
+/// Says whether the kernel will never take a backing file from this process, as it does not from root of a user
+/// namespace.
+fn is_refusal(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EPERM | Errno::ENOTTY | Errno::EOPNOTSUPP))
 }
 
 fn close_id(device: &File, id: u32) {
@@ -167,6 +185,22 @@ fn close_unrecorded(device: &File, record: &Slots, last: u32, recorded: &HashSet
 mod tests {
     use super::*;
     use crate::fs::view::Ino;
+
+    #[test]
+    fn a_mount_whose_kernel_takes_no_backing_files_is_taken_over_without() {
+        let memory = File::from(memfd_create(c"test", MFdFlags::MFD_CLOEXEC).expect("a memory file"));
+        let record = Slots::create(memory).expect("a record");
+        let no_device = File::options().read(true).write(true).open("/dev/null").expect("opens");
+        let left = Left { last_id: 7, ..Left::default() };
+        assert!(matches!(settle(&no_device, &record, &left, true), Ok(false)));
+    }
+
+    #[test]
+    fn only_what_will_not_pass_is_a_refusal() {
+        let of = |errno: Errno| is_refusal(&errno.into());
+        assert!(of(Errno::EPERM) && of(Errno::ENOTTY) && of(Errno::EOPNOTSUPP));
+        assert!(!of(Errno::EMFILE) && !of(Errno::ENOMEM));
+    }
 
     #[test]
     fn answers_and_messages_have_the_kernels_layout() {
