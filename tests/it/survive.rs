@@ -382,3 +382,15 @@ fn a_program_that_says_it_can_and_does_not_come_up_gives_way_to_the_one_before()
     assert!(fs::read(&stage.files[0].0).expect("reads") == stage.files[0].1);
     assert_eq!(world.mounted().len(), 1);
 }
+
+#[test]
+fn an_upgrade_that_means_another_state_directory_is_refused_and_the_daemon_stays() {
+    let mut world = World::new();
+    world.set("LARDER_SOCKET", world.path("d.sock").display().to_string());
+    world.ok(["daemon"]);
+    let info = world.json(&["daemon", "status"]);
+    let other = format!("--state={}", world.make_dir("other").display());
+    let told = world.fails(2, ["daemon", "upgrade", &other]);
+    assert!(told.contains("this command means"), "{told}");
+    assert_eq!(world.json(&["daemon", "status"])["pid"], info["pid"]);
+}
