@@ -103,7 +103,7 @@ fn a_line_of_fstab_mounts() {
     world.push(&source, "data");
     let dir = world.make_dir("m");
     let place = dir.to_str().expect("plain");
-    let options = "ro,nofail,_netdev,x-systemd.requires=larder.service,umask=027,uid=7";
+    let options = "rw,noexec,nosuid,nodev,nofail,_netdev,x-systemd.requires=larder.service,umask=027,uid=7";
     let (code, said) = mount_helper(&world, &["data@main", place, "-o", options]);
     assert_eq!(code, 0, "{said}");
     assert_eq!(fs::read(dir.join("a.txt")).expect("reads"), b"alpha");
@@ -111,7 +111,9 @@ fn a_line_of_fstab_mounts() {
     assert_eq!((mounts[0]["options"]["uid"].as_u64(), mounts[0]["options"]["umask"].as_u64()), (Some(7), Some(0o27)));
     let (again, said) = mount_helper(&world, &["data@main", place, "-o", options]);
     assert_eq!(again, 0, "what is mounted already is right: {said}");
-    for (wrong, why) in [("rw", "never changes"), ("compress", "unknown option compress")] {
+    let (other, said) = mount_helper(&world, &["data@v9", place, "-o", options]);
+    assert!(other == 32 && said.contains("another commit"), "{other} {said}");
+    for (wrong, why) in [("remount", "cannot be changed"), ("compress", "unknown option compress")] {
         let (code, said) = mount_helper(&world, &["data", place, "-o", wrong]);
         assert!(code == 1 && said.contains(why), "{wrong}: {code} {said}");
     }
