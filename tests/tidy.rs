@@ -27,7 +27,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("s3s", &["store/lake/"]),
     ("redb", &["store/kv.rs", "store/catalog/push/"]),
     ("fuser", &["fs/fuse", "fs/session", "fs/passthrough"]),
-    ("axum", &["node/"]),
+    ("axum", &["node/", "scheduler/server.rs"]),
     ("clap", &["cli/", "config/"]),
     ("anyhow", &["cli/", "main.rs"]),
     ("indicatif", &["cli/"]),

@@ -223,31 +223,39 @@ impl Context {
     /// Gives a daemon that answers: the one that runs, or one that is started now. Refused where it
     /// serves another lake than this command means.
     pub async fn node_client(&self) -> anyhow::Result<NodeClient> {
-        let config = self.config();
         let client = self.node_client_at_rest();
         let info = match client.info().await {
             Ok(info) => info,
-            Err(error) if error.is_absent() && !config.daemon.on_demand => {
+            Err(error) if error.is_absent() && !self.config().daemon.on_demand => {
                 return Err(error)
                     .hint("start its service, as daemon.on_demand = false says: `systemctl start larder`");
             }
             Err(error) if error.is_absent() && self.loaded().is_set("daemon.socket") && !self.may_start() => {
                 return Err(error).hint("start the daemon that owns this socket");
             }
-            Err(error) if error.is_absent() => {
-                let spec = SpawnSpec {
-                    exe: daemon::own_exe(),
-                    args: self.daemon_args(),
-                    state: config.state.clone(),
-                    socket: config.daemon.socket.clone(),
-                    timeout: config.daemon.start_timeout.0,
-                };
-                spawn::connect_or_start(&spec).await?.info().await?
-            }
+            Err(error) if error.is_absent() => spawn::connect_or_start(&self.spawn_spec()).await?.info().await?,
             Err(error) => return Err(error.into()),
         };
         self.check_same_lake(&info)?;
         Ok(client)
+    }
+
+    /// Says how the daemon of this configuration is started.
+    pub(super) fn spawn_spec(&self) -> SpawnSpec {
+        let config = self.config();
+        SpawnSpec {
+            exe: daemon::own_exe(),
+            args: self.daemon_args(),
+            state: config.state.clone(),
+            socket: config.daemon.socket.clone(),
+            timeout: config.daemon.start_timeout.0,
+        }
+    }
+
+    /// Gives the arguments with which a daemon is started that has this command's configuration.
+    pub(super) fn daemon_args(&self) -> Vec<String> {
+        let run = ["daemon", "run", "--detached"].map(str::to_owned);
+        run.into_iter().chain(self.config_args()).collect()
     }
 
     /// A socket outside of the state directory may belong to the system's daemon: it is not started
@@ -257,9 +265,9 @@ impl Context {
         !dir.exists() || nix::unistd::access(dir, nix::unistd::AccessFlags::W_OK).is_ok()
     }
 
-    /// Gives the arguments with which a daemon is started that has this command's configuration.
-    pub(super) fn daemon_args(&self) -> Vec<String> {
-        let mut args = vec!["daemon".to_owned(), "run".to_owned(), "--detached".to_owned()];
+    /// Gives the arguments that give another command the configuration of this one.
+    pub(super) fn config_args(&self) -> Vec<String> {
+        let mut args = Vec::new();
         if let Some(file) = &self.loaded().file {
             args.extend(["--config".to_owned(), file.to_string_lossy().into_owned()]);
         }

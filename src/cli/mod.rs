@@ -27,6 +27,7 @@ pub mod doctor;
 pub mod gc;
 pub mod get;
 pub mod import;
+pub mod job;
 pub mod keeper;
 pub mod lake;
 pub mod log;
@@ -34,13 +35,16 @@ pub mod ls;
 pub mod man;
 pub mod mount;
 pub mod mounts;
+pub mod node;
 pub mod output;
+pub mod project;
 pub mod push;
 pub mod report;
 pub mod rm;
 pub mod scheduler;
 pub mod show;
 pub mod status;
+pub mod supervise;
 pub mod tag;
 pub mod tier;
 pub mod top;
@@ -137,7 +141,15 @@ pub enum Command {
     Lake(lake::Args),
     /// Runs, stops and asks the daemon that serves the mounts
     Daemon(daemon::Args),
-    /// Shares GPUs among projects
+    /// Submits a job: short for `job submit`
+    Submit(job::submit::Args),
+    /// Submits, shows and ends jobs
+    Job(job::Args),
+    /// Makes, shows and changes projects: who may use how many GPUs
+    Project(project::Args),
+    /// Adds, shows and changes nodes: where GPUs are
+    Node(node::Args),
+    /// Shares GPUs among projects: runs the scheduler, or simulates it
     Scheduler(scheduler::Args),
     /// Prints a shell's completions
     Completions(completions::Args),
@@ -146,12 +158,28 @@ pub enum Command {
     /// Holds mounts for a daemon (started by it)
     #[command(hide = true)]
     Keeper(keeper::Args),
+    /// Runs one command of a job (started by the scheduler)
+    #[command(hide = true)]
+    Supervise(supervise::Args),
 }
 
 impl Command {
     /// Says whether the command needs a valid configuration before it starts.
     fn needs_config(&self) -> bool {
-        !matches!(self, Self::Config(_) | Self::Scheduler(_) | Self::Completions(_) | Self::Man(_) | Self::Keeper(_))
+        match self {
+            Self::Scheduler(args) => args.needs_config(),
+            Self::Config(_) | Self::Completions(_) | Self::Man(_) | Self::Keeper(_) | Self::Supervise(_) => false,
+            _ => true,
+        }
+    }
+
+    /// Says whether the command goes on in the background, and logs as its configuration says.
+    fn is_service(&self) -> bool {
+        match self {
+            Self::Scheduler(args) => args.needs_config(),
+            Self::Daemon(_) | Self::Keeper(_) => true,
+            _ => false,
+        }
     }
 
     fn run(self, ctx: &Context) -> anyhow::Result<()> {
@@ -181,10 +209,15 @@ impl Command {
             Self::Tier(args) => tier::run(ctx, args),
             Self::Lake(args) => lake::run(ctx, args),
             Self::Daemon(args) => daemon::run(ctx, args),
+            Self::Submit(args) => job::submit::run(ctx, args),
+            Self::Job(args) => job::run(ctx, args),
+            Self::Project(args) => project::run(ctx, args),
+            Self::Node(args) => node::run(ctx, args),
             Self::Scheduler(args) => scheduler::run(ctx, args),
             Self::Completions(args) => completions::run(ctx, args),
             Self::Man(args) => man::run(ctx, args),
             Self::Keeper(args) => keeper::run(ctx, args),
+            Self::Supervise(args) => supervise::run(ctx, &args),
         }
     }
 }
@@ -243,7 +276,7 @@ fn run(cli: Cli, overrides: Overrides) -> anyhow::Result<()> {
     if cli.command.needs_config() {
         ctx.load_config()?;
     }
-    ctx.init_logging(matches!(cli.command, Command::Daemon(_) | Command::Keeper(_)));
+    ctx.init_logging(cli.command.is_service());
     cli.command.run(&ctx)
 }
 

@@ -11,7 +11,9 @@ use indicatif::ProgressBar;
 use super::output::{bytes, span};
 use super::report::{HintExt as _, usage};
 use super::{Context, output};
+use crate::format::commit::Lineage;
 use crate::format::refs::{DatasetName, RefName, Revision};
+use crate::store::catalog::Catalog;
 use crate::store::catalog::push::{Onto, Phase, Problem, Progress, PushError, PushOptions, PushOutcome, push};
 
 /// Problems that are listed; a tree of a million sockets should not fill a terminal.
@@ -23,6 +25,7 @@ const LISTED_MAX: usize = 100;
   larder push ./photos photos -m 'first version'
   larder push ./photos photos --tag v2 --exclude '*.tmp' --exclude /cache/
   larder push ./new photos --onto photos@v2 --at 2026/11
+  larder push ./model models --input photos@v2 --code $(git rev-parse HEAD)
 
 Pushing again stores only what changed, and an unchanged directory makes no new commit (unless
 -m or --meta asks for one). A push that was interrupted goes on where it stopped.
@@ -46,6 +49,18 @@ pub struct Args {
     /// Adds metadata to the commit (repeatable)
     #[arg(long, value_name = "KEY=VALUE")]
     pub meta: Vec<String>,
+    /// Names a commit that DIR was made from; gc keeps it as long as the new one (repeatable)
+    #[arg(long, value_name = "REV")]
+    pub input: Vec<String>,
+    /// Says which job made DIR; the same job pushing the same files again makes no other commit
+    #[arg(long, value_name = "ID")]
+    pub job: Option<String>,
+    /// Says in which container image DIR was made
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+    /// Says which version of the code made DIR
+    #[arg(long, value_name = "TEXT")]
+    pub code: Option<String>,
     /// Leaves out what matches (repeatable)
     #[arg(long, value_name = "GLOB")]
     pub exclude: Vec<String>,
@@ -68,6 +83,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     }
     let catalog = ctx.block_on(ctx.catalog_or_create())?;
     options.author.clone_from(&catalog.by);
+    options.lineage = ctx.block_on(lineage_of(&catalog, &args))?;
     let progress = Arc::new(Progress::default());
     let watch = Watch::start(ctx.progress(0), progress.clone());
     let result = push(&catalog, ctx.rt().handle(), &options, &progress);
@@ -120,6 +136,22 @@ fn options_of(args: &Args) -> anyhow::Result<PushOptions> {
     }
     options.skip_unreadable = args.skip_unreadable;
     Ok(options)
+}
+
+async fn lineage_of(catalog: &Catalog, args: &Args) -> anyhow::Result<Lineage> {
+    let mut inputs = Vec::new();
+    for input in &args.input {
+        let rev = match Revision::parse(input) {
+            Ok(rev) => rev,
+            Err(error) => return usage(format!("--input {input}: {error}")),
+        };
+        let commit = catalog.resolve(&rev).await.with_context(|| format!("cannot find the input {input}"))?;
+        if !inputs.contains(&commit) {
+            inputs.push(commit);
+        }
+    }
+    let (job, image, code) = (args.job.clone(), args.image.clone(), args.code.clone());
+    Ok(Lineage { inputs, job, image, code, imported_from: None })
 }
 
 /// What `--json` prints of a push that was refused: every name, however many.

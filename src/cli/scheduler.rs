@@ -1,4 +1,4 @@
-//! `larder scheduler`: shares GPUs among projects; so far, in simulation.
+//! `larder scheduler`: shares GPUs among projects, for real (`serve`) and in simulation.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -14,6 +14,10 @@ use crate::scheduler::simulate::plot::plot;
 use crate::scheduler::simulate::report::{Action, Report, Sample};
 use crate::scheduler::simulate::{Policy, Scenario, simulate};
 
+pub mod client;
+mod data;
+mod serve;
+
 /// Flags of `larder scheduler`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -23,6 +27,20 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    /// Runs the scheduler in this process, until SIGINT, SIGTERM or `scheduler stop`; jobs outlive it
+    Run(serve::RunArgs),
+    /// Ends the scheduler; its jobs go on, and the next one takes them up
+    #[command(after_help = "Examples:\n  larder scheduler stop")]
+    Stop,
+    /// Shows whether a scheduler runs; exit status 1 where none does
+    #[command(after_help = "Examples:\n  larder scheduler status --json")]
+    Status,
+    /// Prints the metrics as Prometheus text
+    #[command(after_help = "Examples:\n  larder scheduler metrics | grep project_gpus")]
+    Metrics,
+    /// Prints what the next decision starts from, as JSON
+    #[command(after_help = "Examples:\n  larder scheduler snapshot > snapshot.json")]
+    Snapshot,
     /// Plays a scenario and prints who had which GPUs when
     Simulate(SimulateArgs),
 }
@@ -74,9 +92,26 @@ impl From<PolicyArg> for Policy {
     }
 }
 
+impl Args {
+    /// Says whether the command needs a configuration; a simulation has none.
+    pub(super) fn needs_config(&self) -> bool {
+        !matches!(self.command, Command::Simulate(_))
+    }
+}
+
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
-    let Command::Simulate(args) = args.command;
+    match args.command {
+        Command::Run(args) => serve::run(ctx, &args),
+        Command::Stop => serve::stop(ctx),
+        Command::Status => serve::status(ctx),
+        Command::Metrics => serve::metrics(ctx),
+        Command::Snapshot => serve::snapshot(ctx),
+        Command::Simulate(args) => play(ctx, &args),
+    }
+}
+
+fn play(ctx: &Context, args: &SimulateArgs) -> anyhow::Result<()> {
     let scenario = read(&args.scenario)?;
     if args.compare {
         return compare(ctx, &scenario);

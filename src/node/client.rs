@@ -152,6 +152,20 @@ impl NodeClient {
         Ok(String::from_utf8_lossy(&body).into_owned())
     }
 
+    /// Asks another API that speaks as the daemon's does (the scheduler's), with a body where there is one.
+    pub async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&(impl Serialize + Sync)>,
+    ) -> Result<T, ClientError> {
+        let body = match body {
+            Some(body) => serde_json::to_vec(body).map_err(|error| self.lost(error))?,
+            None => Vec::new(),
+        };
+        self.ask(method, path, body.into()).await
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.ask(Method::GET, path, Bytes::new()).await
     }

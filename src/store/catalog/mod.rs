@@ -3,7 +3,7 @@
 //! * [`lakefmt`]: the format object at the root of the prefix: version, lake id, ref mode.
 //! * [`refs`]: datasets, tags, branches; one API over both ref modes.
 //! * [`open`]: [`Catalog`] itself: from a revision to a [`Snapshot`] in few round trips.
-//! * [`history`]: datasets, log, show, ls, diff, tag, branch, rm.
+//! * [`history`]: datasets, log, show, ls, diff, tag, branch, rm. [`lineage`]: what a commit came from.
 //! * [`get`]: contents copied out. * [`compare`]: what differs between two commits.
 //! * [`push`]: a directory becomes a commit. * [`import`]: objects that already lie in a bucket do.
 //! * [`gc`]: what nothing refers to leaves the lake.
@@ -15,6 +15,7 @@ pub mod get;
 pub mod history;
 pub mod import;
 pub mod lakefmt;
+pub mod lineage;
 pub mod open;
 pub mod push;
 mod puts;

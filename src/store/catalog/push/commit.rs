@@ -136,7 +136,7 @@ pub(super) async fn commit(
     if parent.is_none() || moved {
         store_roots(catalog, uploads, built).await?;
     }
-    let wanted = options.message.is_some() || !options.meta.is_empty();
+    let wanted = wants_commit(options, target);
     let in_place = target.heads.as_slice() == target.parents.as_slice();
     let made = match parent {
         Some(parent) if !wanted && in_place => {
@@ -151,6 +151,17 @@ pub(super) async fn commit(
     };
     tag(catalog, options, target, made.commit).await?;
     Ok(made)
+}
+
+/// Says whether an unchanged tree gets a commit of its own all the same. The output of a job is known by
+/// the job's id: a push of it that is repeated, because nobody saw the first one end, adds nothing.
+fn wants_commit(options: &PushOptions, target: &Target) -> bool {
+    let lineage = &options.lineage;
+    let before = target.base.as_ref().and_then(|base| base.commit_body.lineage.job.as_ref());
+    if lineage.job.is_some() && lineage.job.as_ref() == before {
+        return false;
+    }
+    options.message.is_some() || !options.meta.is_empty() || *lineage != Lineage::default()
 }
 
 /// A new commit cannot have a tag that names the head before it.
@@ -190,7 +201,7 @@ async fn store_commit(
         message: options.message.clone().unwrap_or_default(),
         author: options.author.clone(),
         meta: options.meta.iter().cloned().collect(),
-        lineage: Lineage::default(),
+        lineage: options.lineage.clone(),
     };
     let bytes = body.encode();
     let id = Commit::id_of(&bytes);

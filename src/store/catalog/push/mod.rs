@@ -23,6 +23,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::format::commit::Lineage;
 use crate::format::ids::{CommitId, TreeId};
 use crate::format::pack::Layout;
 use crate::format::refs::{DatasetName, RefName, Revision};
@@ -65,6 +66,8 @@ pub struct PushOptions {
     /// None: the default branch, or the one that `onto` names.
     pub branch: Option<RefName>,
     pub meta: Vec<(String, String)>,
+    /// What the directory was made from. A job that pushes again what it pushed already makes no commit.
+    pub lineage: Lineage,
     /// Globs over paths below `dir`.
     pub excludes: Vec<String>,
     pub onto: Option<Onto>,
@@ -127,6 +130,7 @@ impl PushOptions {
             tag: None,
             branch: None,
             meta: Vec::new(),
+            lineage: Lineage::default(),
             excludes: Vec::new(),
             onto: None,
             skip_unreadable: false,

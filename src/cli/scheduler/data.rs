@@ -1,0 +1,110 @@
+//! The scheduler's side of the data: commits are mounted and warmed by the node's daemon, and made by
+//! `larder push`, all with the configuration of the scheduler.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::node::api::{FillRequest, MountRequest, MountState, UmountRequest};
+use crate::node::client::{ClientError, NodeClient};
+use crate::node::spawn::{self, SpawnError, SpawnSpec};
+use crate::scheduler::lake_side::{DataError, LakeSide, NewCommit};
+
+/// How often a mount is looked at that is being made.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A daemon, and how to start it.
+#[derive(Debug)]
+pub struct DaemonSide {
+    pub rt: tokio::runtime::Handle,
+    pub spawn: SpawnSpec,
+    /// Arguments that give a command this configuration.
+    pub config_args: Vec<String>,
+}
+
+impl DaemonSide {
+    async fn client(&self) -> Result<NodeClient, SpawnError> {
+        spawn::connect_or_start(&self.spawn).await
+    }
+
+    async fn mount_now(&self, revision: String, dir: &Path) -> Result<(), DataError> {
+        let client = self.client().await?;
+        loop {
+            let mounts = client.mounts().await?;
+            match mounts.iter().find(|mount| mount.dir == dir).map(|mount| mount.state) {
+                Some(MountState::Mounted) => return Ok(()),
+                // By an earlier scheduler, or by a daemon that starts.
+                Some(MountState::Mounting) => tokio::time::sleep(LOOK_INTERVAL).await,
+                Some(MountState::Failed) => {
+                    client.umount(&UmountRequest { dir: dir.to_owned(), force: true }).await?;
+                }
+                None => break,
+            }
+        }
+        let request = MountRequest {
+            revision,
+            dir: dir.to_owned(),
+            mkdir: true,
+            // Jobs run as their submitters, whoever mounts for them.
+            allow_other: nix::unistd::geteuid().is_root().then_some(true),
+            ..MountRequest::default()
+        };
+        client.mount(&request).await?;
+        Ok(())
+    }
+
+    async fn umount_now(&self, dir: &Path) -> Result<(), DataError> {
+        let client = self.client().await?;
+        if client.mounts().await?.iter().any(|mount| mount.dir == dir) {
+            client.umount(&UmountRequest { dir: dir.to_owned(), force: false }).await?;
+        }
+        Ok(())
+    }
+
+    async fn warm_now(&self, revision: String) -> Result<(), DataError> {
+        let request = FillRequest { revision, ..FillRequest::default() };
+        match self.client().await?.fill(&request).await {
+            Ok(_) => Ok(()),
+            // Without a tier there is nothing to warm.
+            Err(ClientError::Refused { status: 400, .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl LakeSide for DaemonSide {
+    fn mount(&self, dataset: &str, commit: &str, dir: &Path) -> Result<(), DataError> {
+        self.rt.block_on(self.mount_now(format!("{dataset}@{commit}"), dir))
+    }
+
+    fn umount(&self, dir: &Path) -> Result<(), DataError> {
+        self.rt.block_on(self.umount_now(dir))
+    }
+
+    fn warm(&self, dataset: &str, commit: &str) -> Result<(), DataError> {
+        self.rt.block_on(self.warm_now(format!("{dataset}@{commit}")))
+    }
+
+    fn push(&self, commit: &NewCommit) -> (Vec<String>, BTreeMap<String, String>) {
+        let mut argv = vec![self.spawn.exe.to_string_lossy().into_owned(), "push".to_owned()];
+        argv.extend([commit.dir.to_string_lossy().into_owned(), commit.dataset.clone()]);
+        let mut add = |flag: &str, value: &str| argv.extend([flag.to_owned(), value.to_owned()]);
+        add("--message", &commit.message);
+        for (key, value) in &commit.meta {
+            add("--meta", &format!("{key}={value}"));
+        }
+        commit.inputs.iter().for_each(|input| add("--input", input));
+        add("--job", &commit.job);
+        if let Some(image) = &commit.image {
+            add("--image", image);
+        }
+        if let Some(code) = &commit.code {
+            add("--code", code);
+        }
+        argv.extend(["--json".to_owned(), "--quiet".to_owned()]);
+        argv.extend(self.config_args.iter().cloned());
+        let env =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        (argv, env.collect())
+    }
+}

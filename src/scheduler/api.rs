@@ -1,0 +1,89 @@
+//! The requests and answers of the scheduler's API, as JSON over HTTP on a unix socket.
+//!
+//! ```text
+//! GET    /v1/info                              who the scheduler is
+//! GET    /v1/projects                          [ProjectView]
+//! POST   /v1/projects/{name}                   ProjectChange -> ProjectView; makes it
+//! PATCH  /v1/projects/{name}                   ProjectChange -> ProjectView
+//! DELETE /v1/projects/{name}                   ProjectView
+//! GET    /v1/nodes                             [NodeView]
+//! POST   /v1/nodes                             NodeRequest -> NodeView
+//! PATCH  /v1/nodes/{name}                      NodeChange -> NodeView
+//! DELETE /v1/nodes/{name}?force=true           NodeView
+//! GET    /v1/jobs?project=P                    [JobView]
+//! POST   /v1/jobs                              SubmitRequest -> JobView
+//! GET    /v1/jobs/{name}?project=P             JobView
+//! DELETE /v1/jobs/{name}?project=P             JobView, as it was
+//! POST   /v1/jobs/{name}/cancel?project=P      JobView
+//! POST   /v1/jobs/{name}/rerun?project=P       RerunRequest -> JobView
+//! POST   /v1/jobs/{name}/exec?project=P        ExecRequest -> ExecPlan
+//! GET    /v1/jobs/{name}/log?project=P&rank=R&offset=N   LogPart
+//! GET    /v1/snapshot                          what the next decision starts from (quota's Snapshot)
+//! POST   /v1/stop                              ends the scheduler; jobs go on
+//! GET    /metrics                              Prometheus text
+//! ```
+//!
+//! Errors are as the daemon's: `error`, `causes`, `hint`, with a status of 400, 403, 404, 409 or 500.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::job::JobSpec;
+
+/// Who the scheduler is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SchedulerInfo {
+    pub version: String,
+    pub pid: u32,
+    pub dir: PathBuf,
+    pub jobs: usize,
+    pub cycles: u64,
+}
+
+/// A job to submit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubmitRequest {
+    pub project: String,
+    pub name: String,
+    pub spec: JobSpec,
+}
+
+/// A job to submit again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RerunRequest {
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
+/// A command to run beside a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecRequest {
+    pub argv: Vec<String>,
+    #[serde(default)]
+    pub rank: u32,
+}
+
+/// A piece of what a job printed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogPart {
+    /// The bytes, as base64: a job prints what it likes.
+    pub base64: String,
+    /// Where the next piece begins.
+    pub next: u64,
+    /// Nothing comes behind this piece any more.
+    pub last: bool,
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub error: String,
+    #[serde(default)]
+    pub causes: Vec<String>,
+    #[serde(default)]
+    pub hint: Option<String>,
+}

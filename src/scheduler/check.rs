@@ -1,0 +1,129 @@
+//! What a request must look like before it is taken.
+
+use super::core::Options;
+use super::error::SchedulerError;
+use super::job::JobSpec;
+
+/// Templates, datasets, outputs and the like that a job may have.
+const PARTS_MAX: usize = 64;
+/// Processes of a gang; each is a process of this machine, and a supervisor.
+const PROCESSES_MAX: u32 = 1024;
+
+fn wrong<T>(what: impl Into<String>) -> Result<T, SchedulerError> {
+    Err(SchedulerError::Wrong { what: what.into() })
+}
+
+/// Checks the name of a job, a project, a node or a volume: it is part of paths.
+pub fn name(kind: &'static str, name: &str) -> Result<(), SchedulerError> {
+    let mut bytes = name.bytes();
+    let first = bytes.next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let rest = bytes.all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if first && rest && name.len() <= 63 {
+        return Ok(());
+    }
+    Err(SchedulerError::Name { kind, name: name.to_owned() })
+}
+
+/// Checks a path inside of a job.
+fn inside(path: &str) -> Result<(), SchedulerError> {
+    let parts = path.strip_prefix('/').unwrap_or_default().split('/');
+    if path.len() > 1 && path.starts_with('/') && !path.contains([':', '\0', ',']) {
+        let mut parts = parts.peekable();
+        if parts.all(|part| !part.is_empty() && part != "." && part != "..") {
+            return Ok(());
+        }
+    }
+    wrong(format!("`{path}` is no path for a job: write an absolute one without `.`, `..` and `:`, such as /data"))
+}
+
+/// Checks what was asked for.
+pub fn spec(spec: &JobSpec, options: &Options) -> Result<(), SchedulerError> {
+    if spec.command.is_empty() && spec.image.is_none() {
+        return wrong("a job without an image needs a command: write it behind `--`");
+    }
+    if spec.image.is_some() && options.containers.is_none() {
+        return wrong("the scheduler has no container engine: install podman and start it again, or leave out --image");
+    }
+    if spec.templates.is_empty() {
+        return wrong("a job needs at least one template");
+    }
+    if let Some(template) = spec.templates.iter().find(|template| !template.is_sound()) {
+        let gpus = template.gpus;
+        return wrong(format!(
+            "{gpus} GPUs can't be given to a process: ask for a fraction below 1, or for whole ones"
+        ));
+    }
+    if spec.templates.iter().any(|template| template.processes > PROCESSES_MAX) {
+        return wrong(format!("a job may have {PROCESSES_MAX} processes at most"));
+    }
+    let parts = [spec.templates.len(), spec.datasets.len(), spec.outputs.len(), spec.volumes.len()];
+    if parts.iter().any(|count| *count > PARTS_MAX) {
+        return wrong(format!("a job may have {PARTS_MAX} templates, datasets, outputs and volumes each"));
+    }
+    paths(spec, options)
+}
+
+fn paths(spec: &JobSpec, options: &Options) -> Result<(), SchedulerError> {
+    let datasets = spec.datasets.iter().map(|data| &data.path);
+    let outputs = spec.outputs.iter().map(|output| &output.path);
+    let volumes = spec.volumes.iter().map(|volume| &volume.path);
+    let host = spec.host_paths.iter().map(|host| &host.path);
+    let all: Vec<&String> = datasets.chain(outputs).chain(volumes).chain(host).collect();
+    all.iter().try_for_each(|path| inside(path))?;
+    for (number, path) in all.iter().enumerate() {
+        let others = all.iter().enumerate().filter(|(other, _)| *other != number);
+        if let Some((_, other)) = others.into_iter().find(|(_, other)| covers(path, other)) {
+            return wrong(format!("the job has two things at {path} and {other}: one would hide the other"));
+        }
+    }
+    let mut names: Vec<&String> = spec.outputs.iter().map(|output| &output.dataset).collect();
+    names.sort();
+    if names.windows(2).any(|pair| matches!(pair, [a, b] if a == b)) {
+        return wrong("two outputs of a job can't be the same dataset");
+    }
+    spec.volumes.iter().try_for_each(|volume| name("volume", &volume.name))?;
+    spec.outputs.iter().try_for_each(|output| name("dataset", &output.dataset))?;
+    let commit = |commit: &str| commit.len() == 64 && commit.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if let Some(data) = spec.datasets.iter().find(|data| !commit(&data.commit)) {
+        return wrong(format!("`{}` is no commit id", data.commit));
+    }
+    for host in &spec.host_paths {
+        let plain = !host.host.components().any(|part| part == std::path::Component::ParentDir);
+        // Links are followed now: what the policy allows is what is really there.
+        let real = std::fs::canonicalize(&host.host).unwrap_or_else(|_| host.host.clone());
+        if !plain || !options.host_paths.iter().any(|allowed| real.starts_with(allowed)) {
+            return wrong(format!(
+                "{} is not among the paths that jobs may see (`larder scheduler run --host-path`)",
+                host.host.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Says whether `b` is `a` or lies inside of it.
+fn covers(a: &str, b: &str) -> bool {
+    b.strip_prefix(a).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_paths_that_could_lead_out_of_their_place_are_refused() {
+        for good in ["a", "train-1", "x.y_z", "0"] {
+            assert!(name("job", good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "-a", "a b", "ä", &"x".repeat(64)] {
+            assert!(name("job", bad).is_err(), "{bad}");
+        }
+        for good in ["/data", "/a/b.c"] {
+            assert!(inside(good).is_ok(), "{good}");
+        }
+        for bad in ["", "/", "data", "/a/../b", "/a//b", "/a/", "/./a", "/a:b"] {
+            assert!(inside(bad).is_err(), "{bad}");
+        }
+        assert!(covers("/a", "/a") && covers("/a", "/a/b") && !covers("/a", "/ab"));
+    }
+}

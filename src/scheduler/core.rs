@@ -1,0 +1,332 @@
+//! The scheduler's state, and what may be asked of it.
+//!
+//! One thread owns it ([`super::service`]), so there is no lock. Each [turn](Core::turn) looks at the
+//! tasks (`progress`), decides (`decide`), and carries out (`progress`, `mounts`). A record is on disk
+//! before anything follows from it: where writing fails, memory stays as the disk is, and the next turn
+//! tries again.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::process::Child;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use uuid::Uuid;
+
+use super::cluster::Cluster;
+use super::disk::DiskError;
+use super::error::SchedulerError;
+use super::executor::{Containers, ExecPlan, Executor, Launch, Processes};
+use super::job::{FORMAT, JobRecord, JobSpec, State, Stop, Submitter};
+use super::lake_side::LakeSide;
+use super::mounts::{MountEnd, Mounts};
+use super::store::{Store, StoreError};
+use super::task::TaskDir;
+use super::view::{JobView, Look};
+use crate::quota::{JobId, ProjectShare, Why};
+
+/// How a scheduler is set up.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub dir: PathBuf,
+    /// This program, for supervisors.
+    pub exe: PathBuf,
+    /// The container engine, where there is one.
+    pub containers: Option<Containers>,
+    /// Paths of the machine that jobs may name; what lies below them too.
+    pub host_paths: Vec<PathBuf>,
+    /// Brings a waiting job's commits near.
+    pub warm: bool,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl Caller {
+    /// Says whether the caller may do everything: root, and who runs the scheduler.
+    pub fn is_master(&self) -> bool {
+        self.uid == 0 || self.uid == nix::unistd::geteuid().as_raw()
+    }
+}
+
+/// Names a job: its project may be left out where the name is unlike any other's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    pub project: Option<String>,
+    pub name: String,
+}
+
+/// What the last decision said of a job that waits, or that starts when others are gone.
+#[derive(Debug, Clone)]
+pub(super) enum Outlook {
+    Waits(Why),
+    After(Vec<JobId>),
+}
+
+/// The scheduler.
+#[derive(Debug)]
+pub struct Core {
+    pub(super) options: Options,
+    pub(super) store: Store,
+    pub(super) cluster: Cluster,
+    pub(super) jobs: BTreeMap<Uuid, JobRecord>,
+    pub(super) lake: Arc<dyn LakeSide>,
+    pub(super) mounts: Mounts,
+    /// Supervisors that this process started, until they end.
+    pub(super) supervisors: HashMap<TaskDir, Child>,
+    pub(super) outlook: HashMap<JobId, Outlook>,
+    pub(super) shares: Vec<ProjectShare>,
+    /// Something changed since the last decision.
+    pub(super) dirty: bool,
+    pub(super) cycles: u64,
+    pub(super) cycle_us: u64,
+    next_seq: u64,
+}
+
+pub(super) fn now_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}
+
+impl Core {
+    /// Opens the directory and takes up what is in it.
+    pub fn open(options: Options, lake: Arc<dyn LakeSide>, mount_ends: Sender<MountEnd>) -> Result<Self, StoreError> {
+        let store = Store::open(&options.dir)?;
+        let cluster = store.cluster()?;
+        let jobs: BTreeMap<Uuid, JobRecord> = store.jobs()?.into_iter().map(|job| (job.id, job)).collect();
+        let next_seq = jobs.values().map(|job| job.seq + 1).max().unwrap_or(0);
+        let mounts = Mounts::new(Arc::clone(&lake), mount_ends);
+        Ok(Self {
+            options,
+            store,
+            cluster,
+            jobs,
+            lake,
+            mounts,
+            supervisors: HashMap::new(),
+            outlook: HashMap::new(),
+            shares: Vec::new(),
+            dirty: true,
+            cycles: 0,
+            cycle_us: 0,
+            next_seq,
+        })
+    }
+
+    /// Does what is to be done now.
+    pub fn turn(&mut self) {
+        self.supervisors.retain(|_, child| !matches!(child.try_wait(), Ok(Some(_))));
+        self.progress();
+        self.leave_nodes();
+        if self.dirty {
+            self.decide();
+        }
+        let needed = self.commits_in_use();
+        self.mounts.keep_only(&needed, &self.store);
+    }
+
+    /// Changes a job: on disk, then in memory.
+    pub(super) fn change(&mut self, id: &Uuid, change: impl FnOnce(&mut JobRecord)) -> Result<(), DiskError> {
+        let Some(mut job) = self.jobs.get(id).cloned() else {
+            return Ok(());
+        };
+        change(&mut job);
+        self.store.keep(&job)?;
+        self.jobs.insert(*id, job);
+        self.dirty = true;
+        Ok(())
+    }
+
+    pub(super) fn find(&self, named: &Named) -> Result<&JobRecord, SchedulerError> {
+        let mut found = self.jobs.values().filter(|job| {
+            job.name == named.name && named.project.as_ref().is_none_or(|project| *project == job.project)
+        });
+        let first = found.next().ok_or_else(|| SchedulerError::NoJob { named: named.clone() })?;
+        match found.next() {
+            None => Ok(first),
+            Some(other) => Err(SchedulerError::Ambiguous {
+                name: named.name.clone(),
+                projects: [first.project.clone(), other.project.clone()],
+            }),
+        }
+    }
+
+    /// Finds a job that the caller may act on.
+    fn own(&self, named: &Named, caller: Caller) -> Result<&JobRecord, SchedulerError> {
+        let job = self.find(named)?;
+        if caller.is_master() || job.submitter.uid == caller.uid {
+            return Ok(job);
+        }
+        Err(SchedulerError::Denied { uid: caller.uid, what: "act on another user's job" })
+    }
+
+    /// Takes a job in.
+    pub fn submit(
+        &mut self,
+        project: &str,
+        name: &str,
+        spec: JobSpec,
+        caller: Caller,
+    ) -> Result<JobView, SchedulerError> {
+        self.admit(project, name, &spec, caller)?;
+        let job = JobRecord {
+            format: FORMAT,
+            id: Uuid::new_v4(),
+            name: name.to_owned(),
+            project: project.to_owned(),
+            seq: self.next_seq,
+            submitter: Submitter { uid: caller.uid, gid: caller.gid },
+            submitted_ms: now_ms(),
+            spec,
+            state: State::Pending,
+            ended_ms: None,
+            attempts: Vec::new(),
+            pauses: 0,
+            losses: 0,
+            outputs: Vec::new(),
+            push_tries: 0,
+        };
+        self.store.keep(&job)?;
+        self.next_seq += 1;
+        self.dirty = true;
+        if self.options.warm {
+            job.spec.datasets.iter().for_each(|data| self.mounts.warm(&data.dataset, &data.commit));
+        }
+        let id = job.id;
+        self.jobs.insert(id, job);
+        Ok(self.view(&id).expect("it was just taken in"))
+    }
+
+    fn admit(&self, project: &str, name: &str, spec: &JobSpec, caller: Caller) -> Result<(), SchedulerError> {
+        let Some(record) = self.cluster.projects.get(project) else {
+            return Err(SchedulerError::NoProject { name: project.to_owned() });
+        };
+        if !record.users.is_empty() && !record.users.contains(&caller.uid) && !caller.is_master() {
+            return Err(SchedulerError::Denied { uid: caller.uid, what: "submit to this project" });
+        }
+        super::check::name("job", name)?;
+        super::check::spec(spec, &self.options)?;
+        if self.jobs.values().any(|job| job.project == project && job.name == name) {
+            return Err(SchedulerError::Exists { kind: "job", name: format!("{project}/{name}") });
+        }
+        Ok(())
+    }
+
+    /// Submits a job again, with the same commits.
+    pub fn rerun(&mut self, named: &Named, name: Option<String>, caller: Caller) -> Result<JobView, SchedulerError> {
+        let job = self.find(named)?;
+        let (project, base, spec) = (job.project.clone(), job.name.clone(), job.spec.clone());
+        let taken = |name: &str| self.jobs.values().any(|job| job.project == project && job.name == name);
+        let free = (2u32..).map(|number| format!("{base}-{number}")).find(|name| !taken(name));
+        let name = name.or(free).unwrap_or(base);
+        self.submit(&project, &name, spec, caller)
+    }
+
+    /// Ends a job; its record stays.
+    pub fn cancel(&mut self, named: &Named, caller: Caller) -> Result<JobView, SchedulerError> {
+        let id = self.own(named, caller)?.id;
+        self.end(&id, Stop::Cancelled)?;
+        self.view(&id)
+    }
+
+    /// Ends a job and forgets it.
+    pub fn delete(&mut self, named: &Named, caller: Caller) -> Result<JobView, SchedulerError> {
+        let id = self.own(named, caller)?.id;
+        let view = self.view(&id)?;
+        self.end(&id, Stop::Deleted)?;
+        Ok(view)
+    }
+
+    fn end(&mut self, id: &Uuid, stop: Stop) -> Result<(), SchedulerError> {
+        let Some(job) = self.jobs.get(id) else {
+            return Ok(());
+        };
+        match &job.state {
+            State::Starting | State::Running => self.change(id, |job| job.state = State::Stopping { stop })?,
+            // A deletion is stronger than what it was stopped for before, a cancellation than a pause.
+            State::Stopping { stop: Stop::Deleted } => {}
+            State::Stopping { .. } => self.change(id, |job| job.state = State::Stopping { stop })?,
+            _ if stop == Stop::Deleted => self.forget(id),
+            State::Pending | State::Completing => self.change(id, |job| {
+                job.state = State::Cancelled;
+                job.ended_ms = Some(now_ms());
+            })?,
+            State::Succeeded | State::Failed { .. } | State::Cancelled => {}
+        }
+        Ok(())
+    }
+
+    pub(super) fn forget(&mut self, id: &Uuid) {
+        let Some(job) = self.jobs.remove(id) else {
+            return;
+        };
+        // Nothing that stores an output goes on behind the back of who deleted the job.
+        for output in 0..job.spec.outputs.len() {
+            let task = self.store.job(id).push(job.push_tries, output);
+            if task.path().exists() {
+                let _ = task.ask_to_stop(std::time::Duration::ZERO);
+            }
+        }
+        self.store.forget(id);
+        self.dirty = true;
+    }
+
+    /// Shows a job.
+    pub fn look_at(&self, named: &Named) -> Result<JobView, SchedulerError> {
+        let id = self.find(named)?.id;
+        self.view(&id)
+    }
+
+    /// Shows the jobs of a project, or all, in the order of their submission.
+    pub fn list(&self, project: Option<&str>) -> Vec<JobView> {
+        let mut jobs: Vec<&JobRecord> =
+            self.jobs.values().filter(|job| project.is_none_or(|project| project == job.project)).collect();
+        jobs.sort_by_key(|job| (job.submitted_ms, job.seq));
+        jobs.iter().filter_map(|job| self.view(&job.id).ok()).collect()
+    }
+
+    pub(super) fn view(&self, id: &Uuid) -> Result<JobView, SchedulerError> {
+        let job = self.jobs.get(id).ok_or(SchedulerError::Gone)?;
+        Ok(JobView::new(job, &Look { outlook: self.outlook.get(&job.key()), mounts: &self.mounts }))
+    }
+
+    /// Gives where a job's output lies, and whether more may come.
+    pub fn log_of(&self, named: &Named, rank: u32) -> Result<(PathBuf, bool), SchedulerError> {
+        let job = self.find(named)?;
+        Ok((self.store.job(&job.id).log(rank), !job.state.is_over()))
+    }
+
+    /// Gives the command that runs `argv` beside a running job.
+    pub fn exec_plan(
+        &self,
+        named: &Named,
+        rank: u32,
+        argv: &[String],
+        caller: Caller,
+    ) -> Result<ExecPlan, SchedulerError> {
+        let job = self.own(named, caller)?;
+        if !matches!(job.state, State::Running) {
+            return Err(SchedulerError::NotRunning { name: job.name.clone(), state: job.state.word() });
+        }
+        let launch = self.launch(job, rank).ok_or(SchedulerError::NoRank { rank })?;
+        Ok(self.executor(job).exec(&launch, argv))
+    }
+
+    /// Gives what a rank of the present attempt is run with.
+    pub(super) fn launch<'a>(&'a self, job: &'a JobRecord, rank: u32) -> Option<Launch<'a>> {
+        let attempt = job.attempt()?;
+        let seat = attempt.placement.seats.get(rank as usize)?;
+        let simulated = self.cluster.nodes.get(seat.node.as_str()).is_none_or(|node| node.simulated);
+        Some(Launch { store: &self.store, job, attempt, rank, seat, simulated })
+    }
+
+    pub(super) fn executor(&self, job: &JobRecord) -> Box<dyn Executor> {
+        match (&job.spec.image, &self.options.containers) {
+            (Some(_), Some(containers)) => Box::new(containers.clone()),
+            _ => Box::new(Processes),
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! How a job's process is run: as a plain process, or in a container. The seam is thin on purpose: an
+//! executor says which command a rank is, and everything that must not fail (once, and not lost) is the
+//! [task](super::task)'s.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::disk::{self, DiskError};
+use super::job::{Attempt, JobRecord};
+use super::store::{JobPlace, Store};
+use super::task::TaskSpec;
+use crate::quota::{MilliGpus, Seat};
+
+/// Ports from here on are given to gangs for their rendezvous.
+const PORT_FIRST: u128 = 20_000;
+const PORTS: u128 = 10_000;
+/// Where a container finds the list of its gang's nodes.
+const HOSTFILE: &str = "/etc/larder/hostfile";
+
+/// One rank of an attempt that is to be run.
+#[derive(Debug)]
+pub struct Launch<'a> {
+    pub store: &'a Store,
+    pub job: &'a JobRecord,
+    pub attempt: &'a Attempt,
+    pub rank: u32,
+    pub seat: &'a Seat,
+    /// The node's GPUs are only counted.
+    pub simulated: bool,
+}
+
+/// A command beside a running job, for `job exec`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecPlan {
+    pub argv: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    pub cwd: PathBuf,
+    /// As whom; None: as who runs the scheduler.
+    #[serde(default)]
+    pub user: Option<(u32, u32)>,
+}
+
+/// Something that runs jobs.
+pub trait Executor: Send + std::fmt::Debug {
+    /// Gives the command of a rank.
+    fn task(&self, launch: &Launch<'_>) -> TaskSpec;
+
+    /// Gives a command beside it, with the same surroundings.
+    fn exec(&self, launch: &Launch<'_>, argv: &[String]) -> ExecPlan;
+}
+
+/// A path that a job names, and what lies there.
+struct Shown {
+    /// `DATASET_XRAY`: the variable that says where, without the prefix.
+    variable: String,
+    path: String,
+    source: PathBuf,
+    read_only: bool,
+}
+
+impl Launch<'_> {
+    fn place(&self) -> JobPlace {
+        self.store.job(&self.job.id)
+    }
+
+    /// Gives as whom the job runs; None: as the scheduler's own user.
+    pub fn user(&self) -> Option<(u32, u32)> {
+        let own = nix::unistd::geteuid();
+        let submitter = self.job.submitter;
+        (own.is_root() && submitter.uid != own.as_raw()).then_some((submitter.uid, submitter.gid))
+    }
+
+    fn shown(&self) -> Vec<Shown> {
+        let spec = &self.job.spec;
+        let place = self.place();
+        let datasets = spec.datasets.iter().map(|data| Shown {
+            variable: format!("DATASET_{}", variable(&data.dataset)),
+            path: data.path.clone(),
+            source: self.store.mount(&data.commit),
+            read_only: true,
+        });
+        let outputs = spec.outputs.iter().map(|output| Shown {
+            variable: format!("OUTPUT_{}", variable(&output.dataset)),
+            path: output.path.clone(),
+            source: place.output(&output.dataset),
+            read_only: false,
+        });
+        let volumes = spec.volumes.iter().map(|volume| Shown {
+            variable: format!("VOLUME_{}", variable(&volume.name)),
+            path: volume.path.clone(),
+            source: self.store.volume(&self.job.project, &volume.name),
+            read_only: false,
+        });
+        let host = spec.host_paths.iter().map(|host| Shown {
+            variable: format!("PATH_{}", variable(host.path.trim_matches('/'))),
+            path: host.path.clone(),
+            source: host.host.clone(),
+            read_only: false,
+        });
+        datasets.chain(outputs).chain(volumes).chain(host).collect()
+    }
+
+    /// Makes what the job needs before it starts: directories, links, the list of its nodes. Done again
+    /// after a crash, it changes nothing.
+    pub fn lay_out(&self) -> Result<(), DiskError> {
+        let place = self.place();
+        let spec = &self.job.spec;
+        JobPlace::make_for(&place.work(), self.user())?;
+        for output in &spec.outputs {
+            JobPlace::make_for(&place.output(&output.dataset), self.user())?;
+        }
+        for volume in &spec.volumes {
+            JobPlace::make_for(&self.store.volume(&self.job.project, &volume.name), self.user())?;
+        }
+        let log = place.log(self.rank);
+        disk::make_dir(log.parent().unwrap_or(Path::new("/")), 0o711)?;
+        if spec.image.is_none() {
+            for shown in self.shown() {
+                link(&shown.source, &place.root(&shown.path))?;
+            }
+        }
+        let hosts = place.attempt_file(self.attempt.number, "hostfile");
+        disk::make_dir(hosts.parent().unwrap_or(Path::new("/")), 0o711)?;
+        fs::write(&hosts, self.hostfile()).map_err(disk::at(&hosts, "write"))
+    }
+
+    /// A line for each node: its name, and how many ranks it has.
+    fn hostfile(&self) -> String {
+        let mut slots: Vec<(&str, usize)> = Vec::new();
+        for seat in &self.attempt.placement.seats {
+            match slots.iter_mut().find(|(node, _)| *node == seat.node.as_str()) {
+                Some((_, count)) => *count += 1,
+                None => slots.push((seat.node.as_str(), 1)),
+            }
+        }
+        slots.iter().map(|(node, count)| format!("{node} slots={count}\n")).collect()
+    }
+
+    /// Gives what the job's variables say, but for where things lie.
+    fn variables(&self) -> BTreeMap<String, String> {
+        let job = self.job;
+        let seats = &self.attempt.placement.seats;
+        let here = |seat: &&Seat| seat.node == self.seat.node;
+        let before = seats.iter().take(self.rank as usize).filter(here).count();
+        let gpus: Vec<String> = self.seat.gpus.iter().map(ToString::to_string).collect();
+        let port = PORT_FIRST + job.id.as_u128().wrapping_add(u128::from(self.attempt.number)) % PORTS;
+        let mut all = job.spec.env.clone();
+        let mut set = |name: &str, value: String| all.insert(name.to_owned(), value);
+        set("LARDER_JOB", job.name.clone());
+        set("LARDER_PROJECT", job.project.clone());
+        set("LARDER_JOB_ID", job.id.to_string());
+        set("LARDER_ATTEMPT", self.attempt.number.to_string());
+        set("LARDER_NODE", self.seat.node.to_string());
+        set("NVIDIA_VISIBLE_DEVICES", gpus.join(","));
+        set("CUDA_VISIBLE_DEVICES", gpus.join(","));
+        set("RANK", self.rank.to_string());
+        set("WORLD_SIZE", seats.len().to_string());
+        set("LOCAL_RANK", before.to_string());
+        set("LOCAL_WORLD_SIZE", seats.iter().filter(here).count().to_string());
+        // All nodes of this executor are this machine.
+        set("MASTER_ADDR", "127.0.0.1".to_owned());
+        set("MASTER_PORT", port.to_string());
+        if self.seat.each < MilliGpus::ONE {
+            set("LARDER_GPU_MEMORY_SHARE", self.seat.each.to_string());
+            set("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", (self.seat.each.0 / 10).max(1).to_string());
+        }
+        all
+    }
+
+    fn marker(&self) -> String {
+        format!("{}.{}.{}", self.job.id, self.attempt.number, self.rank)
+    }
+
+    fn spec(&self, argv: Vec<String>, env: BTreeMap<String, String>, cwd: PathBuf) -> TaskSpec {
+        let (log, stdout, kill) = (self.place().log(self.rank), None, Vec::new());
+        TaskSpec { marker: self.marker(), argv, env, cwd, user: self.user(), log, stdout, kill }
+    }
+}
+
+/// Makes a symbolic link, or leaves the one that is there.
+fn link(source: &Path, at: &Path) -> Result<(), DiskError> {
+    disk::make_dir(at.parent().unwrap_or(Path::new("/")), 0o755)?;
+    match std::os::unix::fs::symlink(source, at) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.map_err(disk::at(at, "link")),
+    }
+}
+
+/// Makes a name fit for a variable: `x-ray` is `X_RAY`.
+fn variable(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
+}
+
+/// What every program expects.
+fn surroundings(user: Option<(u32, u32)>, cwd: &Path) -> BTreeMap<String, String> {
+    let own = nix::unistd::geteuid();
+    let uid = user.map_or(own, |(uid, _)| nix::unistd::Uid::from_raw(uid));
+    let known = nix::unistd::User::from_uid(uid).ok().flatten();
+    let home = known.as_ref().map_or_else(|| cwd.to_owned(), |user| user.dir.clone());
+    let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned());
+    let mut env = BTreeMap::from([
+        ("PATH".to_owned(), path),
+        ("HOME".to_owned(), home.to_string_lossy().into_owned()),
+        ("LANG".to_owned(), "C.UTF-8".to_owned()),
+    ]);
+    if let Some(user) = known {
+        env.insert("USER".to_owned(), user.name);
+    }
+    env
+}
+
+/// Runs jobs as processes of this machine. What they name by path lies below their own `root`
+/// directory; variables say where.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Processes;
+
+impl Processes {
+    fn env(launch: &Launch<'_>) -> BTreeMap<String, String> {
+        let place = launch.place();
+        let mut env = surroundings(launch.user(), &place.work());
+        env.extend(launch.variables());
+        for shown in launch.shown() {
+            let at = place.root(&shown.path).to_string_lossy().into_owned();
+            env.insert(format!("LARDER_{}", shown.variable), at);
+        }
+        let hosts = place.attempt_file(launch.attempt.number, "hostfile");
+        env.insert("LARDER_HOSTFILE".to_owned(), hosts.to_string_lossy().into_owned());
+        env
+    }
+}
+
+impl Executor for Processes {
+    fn task(&self, launch: &Launch<'_>) -> TaskSpec {
+        launch.spec(launch.job.spec.command.clone(), Self::env(launch), launch.place().work())
+    }
+
+    fn exec(&self, launch: &Launch<'_>, argv: &[String]) -> ExecPlan {
+        let cwd = launch.place().work();
+        ExecPlan { argv: argv.to_vec(), env: Self::env(launch), cwd, user: launch.user() }
+    }
+}
+
+/// Runs jobs in containers, by podman or docker.
+#[derive(Debug, Clone)]
+pub struct Containers {
+    /// `podman` or `docker`.
+    pub engine: String,
+    /// Arguments of each `run`, before ours.
+    pub args: Vec<String>,
+}
+
+impl Containers {
+    fn name(launch: &Launch<'_>) -> String {
+        format!("larder-{}-{}-{}", launch.job.id, launch.attempt.number, launch.rank)
+    }
+
+    fn env() -> BTreeMap<String, String> {
+        let mut env = surroundings(None, Path::new("/"));
+        for name in ["XDG_RUNTIME_DIR", "DOCKER_HOST", "CONTAINER_HOST"] {
+            env.extend(std::env::var(name).ok().map(|value| (name.to_owned(), value)));
+        }
+        env
+    }
+
+    fn run_args(&self, launch: &Launch<'_>) -> Vec<String> {
+        let spec = &launch.job.spec;
+        let mut args = vec![self.engine.clone(), "run".to_owned(), "--rm".to_owned()];
+        args.extend(self.args.iter().cloned());
+        let mut add = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
+        add("--name", Self::name(launch));
+        if let Some((uid, gid)) = launch.user() {
+            add("--user", format!("{uid}:{gid}"));
+        }
+        for (name, value) in launch.variables() {
+            add("--env", format!("{name}={value}"));
+        }
+        for shown in launch.shown() {
+            let mode = if shown.read_only { ":ro" } else { "" };
+            add("--volume", format!("{}:{}{mode}", shown.source.display(), shown.path));
+            add("--env", format!("LARDER_{}={}", shown.variable, shown.path));
+        }
+        let hosts = launch.place().attempt_file(launch.attempt.number, "hostfile");
+        add("--volume", format!("{}:{HOSTFILE}:ro", hosts.display()));
+        add("--env", format!("LARDER_HOSTFILE={HOSTFILE}"));
+        if !launch.simulated {
+            for gpu in &launch.seat.gpus {
+                add("--device", format!("nvidia.com/gpu={gpu}"));
+            }
+        }
+        for port in &spec.ports {
+            add("--publish", port.clone());
+        }
+        if spec.large_shm {
+            add("--ipc", "host".to_owned());
+        }
+        args
+    }
+}
+
+impl Executor for Containers {
+    fn task(&self, launch: &Launch<'_>) -> TaskSpec {
+        let mut argv = self.run_args(launch);
+        argv.extend(launch.job.spec.image.clone());
+        argv.extend(launch.job.spec.command.iter().cloned());
+        let mut spec = launch.spec(argv, Self::env(), PathBuf::from("/"));
+        // The engine runs as the scheduler's user, what is inside as the submitter.
+        spec.user = None;
+        spec.kill = ["rm", "--force", &Self::name(launch)].map(str::to_owned).to_vec();
+        spec.kill.insert(0, self.engine.clone());
+        spec
+    }
+
+    fn exec(&self, launch: &Launch<'_>, argv: &[String]) -> ExecPlan {
+        let mut all = vec![self.engine.clone(), "exec".to_owned(), "--interactive".to_owned()];
+        all.push(Self::name(launch));
+        all.extend(argv.iter().cloned());
+        ExecPlan { argv: all, env: Self::env(), cwd: PathBuf::from("/"), user: None }
+    }
+}

@@ -1,0 +1,39 @@
+//! What the scheduler needs of the data: commits mounted, warmed and made. The scheduler does not know a
+//! lake; whoever runs it gives it this, which speaks with the node's daemon as any client does.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Why something with data did not work; told to the job's owner with its causes.
+pub type DataError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A directory that is to become a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewCommit {
+    pub dir: PathBuf,
+    pub dataset: String,
+    pub message: String,
+    pub meta: BTreeMap<String, String>,
+    /// Commits that it was made from, as `dataset@commit`.
+    pub inputs: Vec<String>,
+    /// The job's id.
+    pub job: String,
+    pub image: Option<String>,
+    pub code: Option<String>,
+}
+
+/// Mounts, warms and makes commits. Calls may take long and come from several threads.
+pub trait LakeSide: Send + Sync + std::fmt::Debug {
+    /// Mounts a commit at a directory, made where it is missing. Done already: fine.
+    fn mount(&self, dataset: &str, commit: &str, dir: &Path) -> Result<(), DataError>;
+
+    /// Unmounts a directory. Not mounted: fine.
+    fn umount(&self, dir: &Path) -> Result<(), DataError>;
+
+    /// Begins to bring a commit near; does not wait.
+    fn warm(&self, dataset: &str, commit: &str) -> Result<(), DataError>;
+
+    /// Gives the command that makes a commit and prints it as JSON, and its environment. Run again for
+    /// the same job after it succeeded, it must find the commit and make no other.
+    fn push(&self, commit: &NewCommit) -> (Vec<String>, BTreeMap<String, String>);
+}

@@ -1,0 +1,319 @@
+//! Projects and nodes: what may be asked of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::check;
+use super::cluster::{Cluster, NodeRecord, ProjectRecord, ProjectShares};
+use super::core::{Caller, Core};
+use super::error::SchedulerError;
+use super::job::{State, Stop};
+use crate::quota::{MilliGpus, Node, NodeState};
+
+/// GPUs that a node may have; more than any machine does.
+const GPUS_MAX: u32 = 1024;
+
+/// What is to be changed of a project; None: it stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProjectChange {
+    #[serde(default)]
+    pub quota: Option<MilliGpus>,
+    #[serde(default)]
+    pub weight: Option<MilliGpus>,
+    #[serde(default)]
+    pub limit: Option<MilliGpus>,
+    #[serde(default)]
+    pub train_pools: Option<BTreeSet<String>>,
+    #[serde(default)]
+    pub interactive_pools: Option<BTreeSet<String>>,
+    #[serde(default)]
+    pub interactive_limit_ms: Option<u64>,
+    #[serde(default)]
+    pub users: Option<BTreeSet<u32>>,
+    /// Names of what is to be as if it had never been set: `weight`, `limit`, `interactive_limit_ms`.
+    #[serde(default)]
+    pub unset: BTreeSet<String>,
+}
+
+/// A node that is to be added.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeRequest {
+    pub name: String,
+    pub gpus: u32,
+    pub simulated: bool,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub pools: BTreeSet<String>,
+}
+
+/// What is to be changed of a node; None: it stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeChange {
+    #[serde(default)]
+    pub state: Option<NodeState>,
+    /// None as a value: the label goes.
+    #[serde(default)]
+    pub labels: BTreeMap<String, Option<String>>,
+    #[serde(default)]
+    pub pools: Option<BTreeSet<String>>,
+}
+
+/// How a project stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectView {
+    pub name: String,
+    #[serde(flatten)]
+    pub project: ProjectRecord,
+    pub allocated: MilliGpus,
+    /// None: no decision was made yet.
+    pub fair_share: Option<MilliGpus>,
+    pub running: usize,
+    pub pending: usize,
+}
+
+/// A job on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeUse {
+    pub job: String,
+    pub rank: u32,
+    pub gpus: Vec<u32>,
+    pub each: MilliGpus,
+}
+
+/// How a node stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    #[serde(flatten)]
+    pub node: NodeRecord,
+    pub allocated: MilliGpus,
+    pub uses: Vec<NodeUse>,
+}
+
+fn master(caller: Caller, what: &'static str) -> Result<(), SchedulerError> {
+    if caller.is_master() { Ok(()) } else { Err(SchedulerError::Denied { uid: caller.uid, what }) }
+}
+
+impl Core {
+    fn change_cluster(&mut self, change: impl FnOnce(&mut Cluster)) -> Result<(), SchedulerError> {
+        let mut cluster = self.cluster.clone();
+        change(&mut cluster);
+        self.store.keep_cluster(&cluster)?;
+        self.cluster = cluster;
+        self.dirty = true;
+        Ok(())
+    }
+
+    /// Makes a project, or changes it.
+    pub fn set_project(
+        &mut self,
+        name: &str,
+        change: ProjectChange,
+        new: bool,
+        caller: Caller,
+    ) -> Result<ProjectView, SchedulerError> {
+        master(caller, "change projects")?;
+        check::name("project", name)?;
+        let had = self.cluster.projects.get(name).cloned();
+        let record = match (new, had) {
+            (true, Some(_)) => return Err(SchedulerError::Exists { kind: "project", name: name.to_owned() }),
+            (false, None) => return Err(SchedulerError::NoProject { name: name.to_owned() }),
+            (false, Some(record)) => record,
+            (true, None) => ProjectRecord {
+                shares: ProjectShares {
+                    quota: MilliGpus(0),
+                    weight: None,
+                    limit: None,
+                    train_pools: BTreeSet::new(),
+                    interactive_pools: BTreeSet::new(),
+                },
+                interactive_limit_ms: None,
+                users: BTreeSet::new(),
+            },
+        };
+        let record = changed(record, change);
+        self.change_cluster(|cluster| {
+            cluster.projects.insert(name.to_owned(), record);
+        })?;
+        self.project(name)
+    }
+
+    /// Removes a project that has no jobs but such that are over, and forgets these.
+    pub fn remove_project(&mut self, name: &str, caller: Caller) -> Result<ProjectView, SchedulerError> {
+        master(caller, "remove projects")?;
+        let view = self.project(name)?;
+        let jobs = self.jobs.values().filter(|job| job.project == name && !job.state.is_over()).count();
+        if jobs > 0 {
+            return Err(SchedulerError::InUse { kind: "project", name: name.to_owned(), jobs });
+        }
+        let over: Vec<_> = self.jobs.values().filter(|job| job.project == name).map(|job| job.id).collect();
+        over.iter().for_each(|id| self.forget(id));
+        self.change_cluster(|cluster| {
+            cluster.projects.remove(name);
+        })?;
+        Ok(view)
+    }
+
+    fn project(&self, name: &str) -> Result<ProjectView, SchedulerError> {
+        let found = self.projects().into_iter().find(|view| view.name == name);
+        found.ok_or_else(|| SchedulerError::NoProject { name: name.to_owned() })
+    }
+
+    /// Shows all projects.
+    pub fn projects(&self) -> Vec<ProjectView> {
+        let show = |(name, project): (&String, &ProjectRecord)| {
+            let theirs = || self.jobs.values().filter(|job| job.project == *name);
+            let with_gpus = || theirs().filter(|job| job.state.has_gpus());
+            let attempts = with_gpus().filter_map(|job| job.attempt());
+            let share = self.shares.iter().find(|share| share.project.as_str() == name);
+            ProjectView {
+                name: name.clone(),
+                project: project.clone(),
+                allocated: attempts.map(|attempt| attempt.placement.size()).sum(),
+                fair_share: share.map(|share| share.fair_share),
+                running: with_gpus().count(),
+                pending: theirs().filter(|job| job.state == State::Pending).count(),
+            }
+        };
+        self.cluster.projects.iter().map(show).collect()
+    }
+
+    /// Adds a node.
+    pub fn add_node(&mut self, request: NodeRequest, caller: Caller) -> Result<NodeView, SchedulerError> {
+        master(caller, "add nodes")?;
+        check::name("node", &request.name)?;
+        if request.gpus > GPUS_MAX {
+            return Err(SchedulerError::Wrong { what: format!("a node has {GPUS_MAX} GPUs at most") });
+        }
+        let name = request.name.clone();
+        if self.cluster.nodes.contains_key(&name) {
+            return Err(SchedulerError::Exists { kind: "node", name });
+        }
+        let NodeRequest { gpus, simulated, labels, pools, .. } = request;
+        let node = Node { labels, pools, ..Node::new(&name, gpus) };
+        self.change_cluster(|cluster| {
+            cluster.nodes.insert(name.clone(), NodeRecord { node, simulated, leaving: false });
+        })?;
+        self.node(&name)
+    }
+
+    /// Changes a node.
+    pub fn change_node(&mut self, name: &str, change: NodeChange, caller: Caller) -> Result<NodeView, SchedulerError> {
+        master(caller, "change nodes")?;
+        self.node(name)?;
+        self.change_cluster(|cluster| {
+            let Some(record) = cluster.nodes.get_mut(name) else {
+                return;
+            };
+            record.node.state = change.state.unwrap_or(record.node.state);
+            if let Some(pools) = change.pools {
+                record.node.pools = pools;
+            }
+            for (label, value) in change.labels {
+                match value {
+                    Some(value) => record.node.labels.insert(label, value),
+                    None => record.node.labels.remove(&label),
+                };
+            }
+        })?;
+        self.node(name)
+    }
+
+    /// Takes a node away; by force also where jobs run: they go back to the queue.
+    pub fn remove_node(&mut self, name: &str, force: bool, caller: Caller) -> Result<NodeView, SchedulerError> {
+        master(caller, "remove nodes")?;
+        let view = self.node(name)?;
+        let here: Vec<_> = self.jobs_on(name);
+        if !force && !here.is_empty() {
+            return Err(SchedulerError::InUse { kind: "node", name: name.to_owned(), jobs: here.len() });
+        }
+        self.change_cluster(|cluster| {
+            if let Some(record) = cluster.nodes.get_mut(name) {
+                record.leaving = true;
+                record.node.state = NodeState::Cordoned;
+            }
+        })?;
+        for id in here {
+            let stop = Stop::NodeGone { node: name.to_owned() };
+            self.change(&id, |job| {
+                if matches!(job.state, State::Starting | State::Running) {
+                    job.state = State::Stopping { stop };
+                }
+            })?;
+        }
+        self.leave_nodes();
+        Ok(view)
+    }
+
+    /// Drops nodes that are leaving and have no jobs any more.
+    pub(super) fn leave_nodes(&mut self) {
+        let leaving = self.cluster.nodes.iter().filter(|(_, record)| record.leaving).map(|(name, _)| name.clone());
+        let gone: BTreeSet<String> = leaving.filter(|name| self.jobs_on(name).is_empty()).collect();
+        if gone.is_empty() {
+            return;
+        }
+        if let Err(error) = self.change_cluster(|cluster| cluster.nodes.retain(|name, _| !gone.contains(name))) {
+            tracing::error!(error = &error as &dyn std::error::Error, "a node could not be dropped");
+        }
+    }
+
+    fn jobs_on(&self, node: &str) -> Vec<uuid::Uuid> {
+        let with_gpus = self.jobs.values().filter(|job| job.state.has_gpus());
+        let here = with_gpus.filter(|job| {
+            let seats = job.attempt().into_iter().flat_map(|attempt| &attempt.placement.seats);
+            seats.into_iter().any(|seat| seat.node.as_str() == node)
+        });
+        here.map(|job| job.id).collect()
+    }
+
+    fn node(&self, name: &str) -> Result<NodeView, SchedulerError> {
+        let found = self.nodes().into_iter().find(|view| view.node.node.id.as_str() == name);
+        found.ok_or_else(|| SchedulerError::NoNode { name: name.to_owned() })
+    }
+
+    /// Shows all nodes.
+    pub fn nodes(&self) -> Vec<NodeView> {
+        let mut uses: BTreeMap<&str, Vec<NodeUse>> = BTreeMap::new();
+        for job in self.jobs.values().filter(|job| job.state.has_gpus()) {
+            let seats = job.attempt().into_iter().flat_map(|attempt| &attempt.placement.seats);
+            for (rank, seat) in (0u32..).zip(seats) {
+                uses.entry(seat.node.as_str()).or_default().push(NodeUse {
+                    job: job.key().to_string(),
+                    rank,
+                    gpus: seat.gpus.clone(),
+                    each: seat.each,
+                });
+            }
+        }
+        let show = |(name, node): (&String, &NodeRecord)| {
+            let mut uses = uses.get(name.as_str()).cloned().unwrap_or_default();
+            uses.sort_by(|a, b| (&a.gpus, &a.job).cmp(&(&b.gpus, &b.job)));
+            let size = |one: &NodeUse| MilliGpus(one.each.0.saturating_mul(one.gpus.len() as u64));
+            NodeView { node: node.clone(), allocated: uses.iter().map(size).sum(), uses }
+        };
+        self.cluster.nodes.iter().map(show).collect()
+    }
+}
+
+fn changed(mut record: ProjectRecord, change: ProjectChange) -> ProjectRecord {
+    let shares = &mut record.shares;
+    shares.quota = change.quota.unwrap_or(shares.quota);
+    shares.weight = change.weight.or(shares.weight).filter(|_| !change.unset.contains("weight"));
+    shares.limit = change.limit.or(shares.limit).filter(|_| !change.unset.contains("limit"));
+    if let Some(pools) = change.train_pools {
+        shares.train_pools = pools;
+    }
+    if let Some(pools) = change.interactive_pools {
+        shares.interactive_pools = pools;
+    }
+    let keep = !change.unset.contains("interactive_limit_ms");
+    record.interactive_limit_ms = change.interactive_limit_ms.or(record.interactive_limit_ms).filter(|_| keep);
+    if let Some(users) = change.users {
+        record.users = users;
+    }
+    record
+}

@@ -1,0 +1,93 @@
+//! The scheduler's thread, and how others speak with it.
+//!
+//! One thread owns the [`Core`]: requests come through a channel and are done between its turns. Nothing
+//! else touches the state, so there is no lock and no order of locks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::core::{Core, Options};
+use super::error::SchedulerError;
+use super::lake_side::LakeSide;
+use super::mounts::MountEnd;
+use super::store::StoreError;
+
+/// How often the tasks are looked at where nobody asks anything.
+const TURN_INTERVAL: Duration = Duration::from_millis(100);
+
+type Request = Box<dyn FnOnce(&mut Core) + Send>;
+
+/// Speaks with the scheduler's thread. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    requests: Sender<Request>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").finish_non_exhaustive()
+    }
+}
+
+impl Handle {
+    /// Runs something on the scheduler's thread and gives what it gave.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        what: impl FnOnce(&mut Core) -> T + Send + 'static,
+    ) -> Result<T, SchedulerError> {
+        let (tell, told) = oneshot::channel();
+        let request: Request = Box::new(move |core| {
+            let _ = tell.send(what(core));
+        });
+        self.requests.send(request).map_err(|_| SchedulerError::Stopping)?;
+        told.await.map_err(|_| SchedulerError::Stopping)
+    }
+
+    /// Ends the thread after its present turn. Jobs go on.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Says whether it was told to end.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+}
+
+/// Opens the scheduler's directory and starts its thread.
+pub fn start(options: Options, lake: Arc<dyn LakeSide>) -> Result<(Handle, std::thread::JoinHandle<()>), StoreError> {
+    let (ends_to, ends) = channel();
+    let core = Core::open(options, lake, ends_to)?;
+    let (requests, incoming) = channel();
+    let handle = Handle { requests, stopping: Arc::new(AtomicBool::new(false)) };
+    let stopping = Arc::clone(&handle.stopping);
+    let spawned = std::thread::Builder::new()
+        .name("scheduler".to_owned())
+        .spawn(move || turns(core, &incoming, &ends, &stopping))
+        .map_err(super::disk::at(std::path::Path::new("/proc/self"), "start the scheduler's thread"))?;
+    Ok((handle, spawned))
+}
+
+fn turns(mut core: Core, incoming: &Receiver<Request>, ends: &mpsc::Receiver<MountEnd>, stopping: &AtomicBool) {
+    while !stopping.load(Ordering::Relaxed) {
+        while let Ok(end) = ends.try_recv() {
+            core.mounts.ended(end);
+        }
+        core.turn();
+        match incoming.recv_timeout(TURN_INTERVAL) {
+            Ok(request) => {
+                request(&mut core);
+                while let Ok(request) = incoming.try_recv() {
+                    request(&mut core);
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}

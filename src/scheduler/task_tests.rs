@@ -1,0 +1,132 @@
+//! Tasks with real processes, supervised by threads of the test.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::super::supervise;
+use super::*;
+
+/// A task in a directory of its own, that runs a shell script.
+struct Rig {
+    dir: tempfile::TempDir,
+}
+
+impl Rig {
+    fn new(script: &str) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let dir = tempfile::tempdir().expect("a directory");
+        let marker = format!("test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let spec = TaskSpec {
+            marker,
+            argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            env: [("PATH".to_owned(), std::env::var("PATH").unwrap_or_default())].into(),
+            cwd: dir.path().to_owned(),
+            user: None,
+            log: dir.path().join("log"),
+            stdout: None,
+            kill: Vec::new(),
+        };
+        let rig = Self { dir };
+        rig.task().prepare(&spec).expect("prepares");
+        rig
+    }
+
+    fn task(&self) -> TaskDir {
+        TaskDir::at(&self.dir.path().join("task"))
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Supervises in a thread of the test's process.
+    fn supervise(&self) -> std::thread::JoinHandle<()> {
+        let dir = self.task().path().to_owned();
+        std::thread::spawn(move || supervise::run(&dir).expect("supervises"))
+    }
+
+    fn marker(&self) -> String {
+        let spec: TaskSpec = disk::read_json(&self.task().spec_file()).expect("reads").expect("is there");
+        spec.marker
+    }
+}
+
+fn wait_until(mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "not within a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn many_supervisors_of_one_task_run_it_once() {
+    let rig = Rig::new("echo ran; exit 3");
+    assert_eq!(rig.task().look().expect("looks"), Sight::Fresh);
+    let all: Vec<_> = (0..5).map(|_| rig.supervise()).collect();
+    all.into_iter().for_each(|one| one.join().expect("ends"));
+    rig.supervise().join().expect("ends");
+    assert_eq!(rig.log(), "ran\n");
+    let Sight::Ended(exit) = rig.task().look().expect("looks") else { panic!("ended") };
+    assert_eq!((exit.code, exit.stopped, exit.lost), (Some(3), false, false));
+}
+
+#[test]
+fn a_task_that_is_asked_to_stop_hears_sigterm_and_its_exit_is_written_down() {
+    let rig = Rig::new("trap 'echo saved; exit 0' TERM; echo up; while :; do sleep 0.05; done");
+    let supervisor = rig.supervise();
+    wait_until(|| rig.log().contains("up"));
+    assert_eq!(rig.task().look().expect("looks"), Sight::Alive { started: true });
+    rig.task().ask_to_stop(Duration::from_secs(600)).expect("asks");
+    supervisor.join().expect("ends");
+    assert_eq!(rig.log(), "up\nsaved\n");
+    let Sight::Ended(exit) = rig.task().look().expect("looks") else { panic!("ended") };
+    assert_eq!((exit.code, exit.stopped), (Some(0), true));
+}
+
+#[test]
+fn after_the_grace_time_everything_of_the_task_is_killed_also_what_left_its_group() {
+    let rig = Rig::new("trap '' TERM; setsid sleep 1000 & echo up; sleep 1000");
+    let supervisor = rig.supervise();
+    wait_until(|| rig.log().contains("up") && processes_with(&rig.marker()).len() >= 3);
+    rig.task().ask_to_stop(Duration::ZERO).expect("asks");
+    supervisor.join().expect("ends");
+    assert_eq!(processes_with(&rig.marker()), []);
+    let Sight::Ended(exit) = rig.task().look().expect("looks") else { panic!("ended") };
+    assert_eq!(exit.signal, Some(9));
+}
+
+#[test]
+fn a_task_whose_supervisor_is_gone_is_lost_and_closed_with_all_that_is_left_of_it() {
+    let rig = Rig::new("sleep 1000");
+    // As after the death of a supervisor that had begun: the marks are there, nobody holds the lock.
+    assert!(disk::make_once(&rig.task().started_file()).expect("marks"));
+    let mut left = Command::new("sleep").arg("1000").env(MARKER, rig.marker()).spawn().expect("starts");
+    assert_eq!(rig.task().look().expect("looks"), Sight::Lost);
+    // It is reaped at once, as init would.
+    let reaper = std::thread::spawn(move || left.wait().expect("waits"));
+    let exit = rig.task().close(7).expect("closes").expect("nobody has the lock");
+    assert!(exit.lost && !exit.succeeded(), "{exit:?}");
+    assert!(!reaper.join().expect("ends").success());
+    assert_eq!(rig.task().look().expect("looks"), Sight::Ended(exit));
+}
+
+#[test]
+fn a_task_that_was_closed_before_it_started_never_starts() {
+    let rig = Rig::new("echo ran");
+    let exit = rig.task().close(7).expect("closes").expect("nobody has the lock");
+    assert!(exit.stopped && !exit.lost);
+    rig.supervise().join().expect("ends");
+    assert_eq!(rig.log(), "");
+}
+
+#[test]
+fn a_command_that_is_not_there_is_an_end_with_its_reason() {
+    let rig = Rig::new("true");
+    let mut spec: TaskSpec = disk::read_json(&rig.task().spec_file()).expect("reads").expect("is there");
+    spec.argv = vec!["no-such-command".to_owned()];
+    disk::write_json(&rig.task().spec_file(), &spec).expect("writes");
+    rig.supervise().join().expect("ends");
+    let Sight::Ended(exit) = rig.task().look().expect("looks") else { panic!("ended") };
+    assert_eq!(exit.code, Some(127));
+    assert!(exit.to_string().contains("could not be started"), "{exit}");
+}
