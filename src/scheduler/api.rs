@@ -65,6 +65,9 @@ pub struct ExecRequest {
     pub argv: Vec<String>,
     #[serde(default)]
     pub rank: u32,
+    /// Somebody types in a terminal.
+    #[serde(default)]
+    pub terminal: bool,
 }
 
 /// A piece of what a job printed.

@@ -13,6 +13,7 @@ use std::sync::mpsc::Sender;
 
 use uuid::Uuid;
 
+use super::api::ExecRequest;
 use super::cluster::Cluster;
 use super::disk::DiskError;
 use super::error::SchedulerError;
@@ -299,20 +300,15 @@ impl Core {
         Ok((self.store.job(&job.id).log(rank), !job.state.is_over()))
     }
 
-    /// Gives the command that runs `argv` beside a running job.
-    pub fn exec_plan(
-        &self,
-        named: &Named,
-        rank: u32,
-        argv: &[String],
-        caller: Caller,
-    ) -> Result<ExecPlan, SchedulerError> {
+    /// Gives the command that runs what is asked for beside a running job.
+    pub fn exec_plan(&self, named: &Named, request: &ExecRequest, caller: Caller) -> Result<ExecPlan, SchedulerError> {
         let job = self.own(named, caller)?;
         if !matches!(job.state, State::Running) {
             return Err(SchedulerError::NotRunning { name: job.name.clone(), state: job.state.word() });
         }
+        let rank = request.rank;
         let launch = self.launch(job, rank).ok_or(SchedulerError::NoRank { rank })?;
-        Ok(self.executor(job).exec(&launch, argv))
+        Ok(self.executor(job).exec(&launch, request))
     }
 
     /// Gives what a rank of the present attempt is run with.

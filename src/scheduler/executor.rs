@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::api::ExecRequest;
 use super::disk::{self, DiskError};
 use super::job::{Attempt, JobRecord};
 use super::store::{JobPlace, Store};
@@ -49,7 +50,7 @@ pub trait Executor: Send + std::fmt::Debug {
     fn task(&self, launch: &Launch<'_>) -> TaskSpec;
 
     /// Gives a command beside it, with the same surroundings.
-    fn exec(&self, launch: &Launch<'_>, argv: &[String]) -> ExecPlan;
+    fn exec(&self, launch: &Launch<'_>, request: &ExecRequest) -> ExecPlan;
 }
 
 /// A path that a job names, and what lies there.
@@ -237,9 +238,9 @@ impl Executor for Processes {
         launch.spec(launch.job.spec.command.clone(), Self::env(launch), launch.place().work())
     }
 
-    fn exec(&self, launch: &Launch<'_>, argv: &[String]) -> ExecPlan {
+    fn exec(&self, launch: &Launch<'_>, request: &ExecRequest) -> ExecPlan {
         let cwd = launch.place().work();
-        ExecPlan { argv: argv.to_vec(), env: Self::env(launch), cwd, user: launch.user() }
+        ExecPlan { argv: request.argv.clone(), env: Self::env(launch), cwd, user: launch.user() }
     }
 }
 
@@ -313,10 +314,11 @@ impl Executor for Containers {
         spec
     }
 
-    fn exec(&self, launch: &Launch<'_>, argv: &[String]) -> ExecPlan {
+    fn exec(&self, launch: &Launch<'_>, request: &ExecRequest) -> ExecPlan {
         let mut all = vec![self.engine.clone(), "exec".to_owned(), "--interactive".to_owned()];
+        all.extend(request.terminal.then(|| "--tty".to_owned()));
         all.push(Self::name(launch));
-        all.extend(argv.iter().cloned());
+        all.extend(request.argv.iter().cloned());
         ExecPlan { argv: all, env: Self::env(), cwd: PathBuf::from("/"), user: None }
     }
 }

@@ -276,7 +276,7 @@ async fn exec(
     request: Given<ExecRequest>,
 ) -> Answer<ExecPlan> {
     let (caller, request) = (peer.admit()?, body(request)?);
-    served.ask(move |core| core.exec_plan(&asked.named(name), request.rank, &request.argv, caller)).await
+    served.ask(move |core| core.exec_plan(&asked.named(name), &request, caller)).await
 }
 
 async fn log(

@@ -7,6 +7,7 @@ mod cache;
 mod campaign;
 mod cli;
 mod config;
+mod containers;
 mod daemon;
 mod format;
 mod gc;

@@ -3,7 +3,7 @@
 //! * [`submit`]: from flags to what the scheduler takes. * [`show`]: listings and descriptions.
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 
 use anyhow::Context as _;
@@ -214,7 +214,8 @@ fn logs(ctx: &Context, client: &Client<'_>, view: &JobView, follow: bool, rank: 
 fn exec(client: &Client<'_>, one: &One, rank: u32, command: Vec<String>) -> anyhow::Result<()> {
     let argv = if command.is_empty() { vec!["sh".to_owned()] } else { command };
     let path = client.job_path(one.project.as_deref(), &one.name, "/exec")?;
-    let plan: ExecPlan = client.send(Method::POST, &path, &ExecRequest { argv, rank })?;
+    let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    let plan: ExecPlan = client.send(Method::POST, &path, &ExecRequest { argv, rank, terminal })?;
     let Some((program, args)) = plan.argv.split_first() else {
         return usage("there is no command");
     };

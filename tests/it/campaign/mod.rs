@@ -13,6 +13,7 @@ use rand::{Rng, RngExt, SeedableRng};
 mod damage;
 mod fault;
 mod import;
+mod jobs;
 mod kill;
 mod nodes;
 mod pressure;

@@ -1,0 +1,115 @@
+//! Jobs in real containers, by podman: what they read and make, logs, exec, pausing, and kills in the
+//! middle. Skipped, with a line, where podman can't run here.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::kit::gpus::Gpus;
+use crate::kit::{World, wait_for};
+
+const IMAGE: &str = "localhost/larder-test:1";
+/// What podman's `run` needs in a container that is itself one.
+const RUN_ARGS: [&str; 6] = [
+    "--runtime",
+    "runc",
+    "--ulimit=nofile=1024:1024",
+    "--ulimit=nproc=1000:1000",
+    "--network=none",
+    "--cgroups=disabled",
+];
+
+/// Makes an image of busybox in a storage of this world's own, and a program that is podman with it. None,
+/// with a line that says why, where that does not work.
+fn engine(world: &World) -> Option<String> {
+    let skip = |why: &str| {
+        eprintln!("skipped: {why}");
+        None
+    };
+    if !nix::unistd::geteuid().is_root() {
+        return skip("containers are tried as root only");
+    }
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
+    let Some(busybox) = busybox else { return skip("there is no busybox (busybox-static) to make an image of") };
+    let bin = world.make_dir("image/bin");
+    fs::copy(busybox, bin.join("busybox")).expect("copies busybox");
+    for name in ["sh", "cat", "echo", "sleep", "test", "touch"] {
+        symlink("busybox", bin.join(name)).expect("links");
+    }
+    let (root, run) = (world.make_dir("containers"), world.make_dir("run"));
+    let engine = world.path("engine");
+    let text = format!(
+        "#!/bin/sh\nexec podman --storage-driver vfs --root {} --runroot {} \"$@\"\n",
+        root.display(),
+        run.display()
+    );
+    fs::write(&engine, text).expect("writes the engine");
+    fs::set_permissions(&engine, fs::Permissions::from_mode(0o755)).expect("makes it a program");
+    let import = format!("tar -C {} -c . | {} import - {IMAGE}", world.path("image").display(), engine.display());
+    let quiet = |command: &mut Command| {
+        let done = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        done.is_ok_and(|status| status.success())
+    };
+    if !quiet(Command::new("sh").args(["-c", &import])) {
+        return skip("there is no podman that imports an image");
+    }
+    if !quiet(Command::new(&engine).arg("run").args(RUN_ARGS).args(["--rm", IMAGE, "sh", "-c", "exit 0"])) {
+        return skip("podman runs no container here");
+    }
+    Some(engine.to_str().expect("a plain path").to_owned())
+}
+
+/// It writes a checkpoint when it is told to stop, and goes on from it.
+const SCRIPT: &str = "if test -e /out/step; then cat /data/a.txt >> /out/step; echo went on; exit 0; fi; \
+    trap 'echo 41 > /out/step; exit 0' TERM; echo begun in $LARDER_DATASET_XRAY; while :; do sleep 1; done";
+
+#[test]
+fn a_container_reads_its_commit_outlives_kills_is_paused_goes_on_and_its_output_knows_where_it_came_from() {
+    let world = World::new();
+    let Some(engine) = engine(&world) else { return };
+    let mut args = vec!["--engine".to_owned(), engine];
+    args.extend(RUN_ARGS.iter().map(|arg| format!("--engine-arg={arg}")));
+    let mut gpus = Gpus::new(world, &args.iter().map(String::as_str).collect::<Vec<_>>());
+    gpus.world.ok(["node", "add", "n0", "--gpus", "1"]);
+    gpus.world.ok(["project", "create", "team", "--gpus", "1"]);
+    gpus.world.ok(["project", "create", "guest", "--gpus", "0", "--weight", "1"]);
+    let source = gpus.world.files("source", &[("a.txt", b"alpha\n")]);
+    let input = gpus.world.push(&source, "xray");
+    let mut submit = vec!["submit", "train", "-p", "guest", "-i", IMAGE, "--grace", "10m"];
+    submit.extend(["--dataset", "xray:/data", "--output", "model:/out", "--", "sh", "-c", SCRIPT]);
+    gpus.world.ok(submit);
+    let logs = |gpus: &Gpus| gpus.world.ok(["job", "logs", "train", "-p", "guest"]);
+    gpus.wait("the container's first words", |gpus| logs(gpus).contains("begun in /data"));
+    let exec = ["job", "exec", "train", "-p", "guest", "--", "cat", "/data/a.txt"];
+    assert_eq!(gpus.world.ok(exec), "alpha\n");
+    gpus.kill();
+    gpus.world.kill_daemon();
+    gpus.start();
+    let exec = ["job", "exec", "train", "-p", "guest", "--", "echo", "alive"];
+    assert_eq!(gpus.world.ok(exec), "alive\n");
+    assert_eq!(gpus.job("guest", "train")["attempts"].as_array().map(Vec::len), Some(1), "it is the same container");
+    gpus.world.ok([
+        "submit",
+        "shell",
+        "-p",
+        "team",
+        "-i",
+        IMAGE,
+        "--interactive",
+        "--grace",
+        "0s",
+        "--",
+        "sleep",
+        "100000",
+    ]);
+    gpus.wait_status("team", "shell", "Running");
+    assert_eq!(gpus.job("guest", "train")["status"], "Pending");
+    gpus.world.ok(["job", "delete", "shell", "-p", "team"]);
+    gpus.wait("the job's end", |gpus| gpus.job("guest", "train")["status"] == "Succeeded");
+    assert!(logs(&gpus).contains("went on"));
+    assert_eq!(gpus.world.ok(["cat", "model", "step"]), "41\nalpha\n");
+    let shown = gpus.world.json(&["show", "model"]);
+    assert_eq!((&shown["lineage"]["inputs"][0], &shown["lineage"]["image"]), (&input.into(), &IMAGE.into()));
+    wait_for("the mount's end", || gpus.world.json(&["mounts"]) == serde_json::json!([]));
+}
