@@ -44,6 +44,17 @@ pub fn spec(spec: &JobSpec, options: &Options) -> Result<(), SchedulerError> {
     if spec.image.is_some() && options.containers.is_none() {
         return wrong("the scheduler has no container engine: install podman and start it again, or leave out --image");
     }
+    // The engine would take it for one of its options.
+    if let Some(image) = spec.image.as_ref().filter(|image| image.is_empty() || image.starts_with('-')) {
+        return wrong(format!("`{image}` is no image"));
+    }
+    if spec.env.keys().any(|key| key.is_empty() || key.contains(['=', '\0'])) {
+        return wrong("the name of a variable is not empty and has no `=`");
+    }
+    let mut texts = spec.command.iter().chain(spec.env.values());
+    if texts.any(|text| text.contains('\0')) {
+        return wrong("commands and variables have no NUL bytes");
+    }
     if spec.templates.is_empty() {
         return wrong("a job needs at least one template");
     }

@@ -208,6 +208,11 @@ impl Core {
         if !record.users.is_empty() && !record.users.contains(&caller.uid) && !caller.is_master() {
             return Err(SchedulerError::Denied { uid: caller.uid, what: "submit to this project" });
         }
+        let own = nix::unistd::geteuid();
+        if !own.is_root() && caller.uid != own.as_raw() {
+            let what = "submit here: only root's scheduler can run jobs as somebody else";
+            return Err(SchedulerError::Denied { uid: caller.uid, what });
+        }
         super::check::name("job", name)?;
         super::check::spec(spec, &self.options)?;
         if self.jobs.values().any(|job| job.project == project && job.name == name) {

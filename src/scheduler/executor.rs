@@ -274,6 +274,8 @@ impl Containers {
         add("--name", Self::name(launch));
         if let Some((uid, gid)) = launch.user() {
             add("--user", format!("{uid}:{gid}"));
+            // A setuid program of the image must not make its user root of what is shown to it.
+            add("--security-opt", "no-new-privileges".to_owned());
         }
         for (name, value) in launch.variables() {
             add("--env", format!("{name}={value}"));

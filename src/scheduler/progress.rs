@@ -76,8 +76,12 @@ impl Core {
         let sights = self.sights(job)?;
         let tasks = self.tasks(job);
         for (rank, (task, sight)) in (0u32..).zip(tasks.iter().zip(&sights)) {
-            if *sight == Sight::Fresh {
-                self.spawn_rank(job, rank, task)?;
+            if *sight == Sight::Fresh
+                && let Err(error) = self.spawn_rank(job, rank, task)
+            {
+                // Not its own fault perhaps, but holding GPUs until somebody looks helps nobody.
+                let cause = std::error::Error::source(&error).map_or(String::new(), |cause| format!(": {cause}"));
+                return self.begin_stop(&job.id, Stop::Failed { why: format!("{error}{cause}") });
             }
         }
         let begun = |sight: &Sight| !matches!(sight, Sight::Fresh | Sight::Alive { started: false });

@@ -24,6 +24,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How often, and in which steps, the lock is tried.
 const LOCK_TRIES: u32 = 200;
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
+/// How often, and in which steps, it is tried to write down the end: for an hour.
+const WRITE_TRIES: u32 = 360;
+const WRITE_INTERVAL: Duration = Duration::from_secs(10);
 /// The status of a shell that finds no such command.
 const CANNOT_START: i32 = 127;
 
@@ -51,7 +54,23 @@ pub fn run(dir: &Path) -> Result<(), DiskError> {
     // What the command left behind goes with it: the GPUs are given to others now.
     end_what_is_left(&spec);
     exit.ended_ms = jiff::Timestamp::now().as_millisecond();
-    disk::write_json(&task.exit_file(), &exit)
+    write_down(&task, &exit)
+}
+
+/// Writes down how it ended. A disk that is full for a while must not make a job that ended run again.
+fn write_down(task: &TaskDir, exit: &TaskExit) -> Result<(), DiskError> {
+    for _ in 1..WRITE_TRIES {
+        match disk::write_json(&task.exit_file(), exit) {
+            Ok(()) => return Ok(()),
+            Err(error) => eprintln!("{error}; trying again"),
+        }
+        // A job that was deleted has no place to write to any more.
+        if !task.path().exists() {
+            break;
+        }
+        std::thread::sleep(WRITE_INTERVAL);
+    }
+    disk::write_json(&task.exit_file(), exit)
 }
 
 /// Takes the task's lock. Who only looks at the task has it for a moment too, so it is tried for a while;

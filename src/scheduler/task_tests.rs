@@ -78,7 +78,8 @@ fn a_task_that_is_asked_to_stop_hears_sigterm_and_its_exit_is_written_down() {
     assert_eq!(rig.task().look().expect("looks"), Sight::Alive { started: true });
     rig.task().ask_to_stop(Duration::from_secs(600)).expect("asks");
     supervisor.join().expect("ends");
-    assert_eq!(rig.log(), "up\nsaved\n");
+    // A shell may say in between that its sleep was terminated.
+    assert!(rig.log().starts_with("up\n") && rig.log().ends_with("\nsaved\n"), "{}", rig.log());
     let Sight::Ended(exit) = rig.task().look().expect("looks") else { panic!("ended") };
     assert_eq!((exit.code, exit.stopped), (Some(0), true));
 }
@@ -87,7 +88,7 @@ fn a_task_that_is_asked_to_stop_hears_sigterm_and_its_exit_is_written_down() {
 fn after_the_grace_time_everything_of_the_task_is_killed_also_what_left_its_group() {
     let rig = Rig::new("trap '' TERM; setsid sleep 1000 & echo up; sleep 1000");
     let supervisor = rig.supervise();
-    wait_until(|| rig.log().contains("up") && processes_with(&rig.marker()).len() >= 3);
+    wait_until(|| rig.log().contains("up") && processes_with(&rig.marker()).len() >= 2);
     rig.task().ask_to_stop(Duration::ZERO).expect("asks");
     supervisor.join().expect("ends");
     assert_eq!(processes_with(&rig.marker()), []);

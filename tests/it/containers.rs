@@ -11,14 +11,8 @@ use crate::kit::{World, wait_for};
 
 const IMAGE: &str = "localhost/larder-test:1";
 /// What podman's `run` needs in a container that is itself one.
-const RUN_ARGS: [&str; 6] = [
-    "--runtime",
-    "runc",
-    "--ulimit=nofile=1024:1024",
-    "--ulimit=nproc=1000:1000",
-    "--network=none",
-    "--cgroups=disabled",
-];
+const RUN_ARGS: [&str; 5] =
+    ["--runtime", "runc", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000", "--network=none"];
 
 /// Makes an image of busybox in a storage of this world's own, and a program that is podman with it. None,
 /// with a line that says why, where that does not work.
