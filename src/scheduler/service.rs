@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -59,21 +59,35 @@ impl Handle {
     }
 }
 
-/// Opens the scheduler's directory and starts its thread.
-pub fn start(options: Options, lake: Arc<dyn LakeSide>) -> Result<(Handle, std::thread::JoinHandle<()>), StoreError> {
-    let (ends_to, ends) = channel();
-    let core = Core::open(options, lake, ends_to)?;
-    let (requests, incoming) = channel();
-    let handle = Handle { requests, stopping: Arc::new(AtomicBool::new(false)) };
-    let stopping = Arc::clone(&handle.stopping);
-    let spawned = std::thread::Builder::new()
-        .name("scheduler".to_owned())
-        .spawn(move || turns(core, &incoming, &ends, &stopping))
-        .map_err(super::disk::at(std::path::Path::new("/proc/self"), "start the scheduler's thread"))?;
-    Ok((handle, spawned))
+/// A scheduler that has its directory's lock, and does nothing yet.
+#[derive(Debug)]
+pub struct Opened {
+    core: Core,
+    ends: Receiver<MountEnd>,
 }
 
-fn turns(mut core: Core, incoming: &Receiver<Request>, ends: &mpsc::Receiver<MountEnd>, stopping: &AtomicBool) {
+/// Opens the scheduler's directory.
+pub fn open(options: Options, lake: Arc<dyn LakeSide>) -> Result<Opened, StoreError> {
+    let (ends_to, ends) = channel();
+    Ok(Opened { core: Core::open(options, lake, ends_to)?, ends })
+}
+
+impl Opened {
+    /// Starts the scheduler's thread.
+    pub fn start(self) -> Result<(Handle, std::thread::JoinHandle<()>), StoreError> {
+        let (requests, incoming) = channel();
+        let handle = Handle { requests, stopping: Arc::new(AtomicBool::new(false)) };
+        let stopping = Arc::clone(&handle.stopping);
+        let Self { core, ends } = self;
+        let spawned = std::thread::Builder::new()
+            .name("scheduler".to_owned())
+            .spawn(move || turns(core, &incoming, &ends, &stopping))
+            .map_err(super::disk::at(std::path::Path::new("/proc/self"), "start the scheduler's thread"))?;
+        Ok((handle, spawned))
+    }
+}
+
+fn turns(mut core: Core, incoming: &Receiver<Request>, ends: &Receiver<MountEnd>, stopping: &AtomicBool) {
     while !stopping.load(Ordering::Relaxed) {
         while let Ok(end) = ends.try_recv() {
             core.mounts.ended(end);

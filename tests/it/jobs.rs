@@ -180,7 +180,7 @@ fn jobs_share_one_mount_that_a_killed_scheduler_neither_loses_nor_makes_twice() 
 #[test]
 fn a_job_whose_supervisor_dies_is_put_back_and_nothing_of_it_is_left_running() {
     let gpus = one_project("1");
-    gpus.world.ok(["submit", "job", "--", "sh", "-c", "echo attempt $LARDER_ATTEMPT; setsid sleep 1000000"]);
+    gpus.world.ok(["submit", "job", "--", "sh", "-c", "echo attempt $LARDER_ATTEMPT; setsid sleep 1000000 & wait"]);
     wait_for("the first attempt", || gpus.world.ok(["job", "logs", "job"]).contains("attempt 1"));
     let job = gpus.job("team", "job");
     let task = gpus.dir().join("jobs").join(job["id"].as_str().expect("an id")).join("attempts/1/0");

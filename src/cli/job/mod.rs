@@ -84,7 +84,7 @@ enum Command {
     /// Waits until jobs are over; exit status 1 where one did not succeed
     #[command(after_help = "Examples:\n  larder job wait train-1 && larder mount model ./m --mkdir")]
     Wait(Many),
-    /// Shows who uses which GPU now, for how long, and how far it is
+    /// Shows who uses which GPU now, and for how long
     #[command(after_help = "Examples:\n  larder job top")]
     Top,
     /// Says in one sentence what a job waits for, and what would let it run

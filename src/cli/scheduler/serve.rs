@@ -82,9 +82,11 @@ async fn serve_until_stopped(ctx: &Context, options: Options) -> anyhow::Result<
     let socket = client::socket(ctx);
     let rt = tokio::runtime::Handle::current();
     let data = DaemonSide { rt, spawn: ctx.spawn_spec(), config_args: ctx.config_args() };
-    let (handle, thread) = service::start(options, Arc::new(data))?;
-    // Behind the directory's lock: what is at the socket's place can only be left over.
+    let opened = service::open(options, Arc::new(data))?;
+    // Behind the directory's lock: what is at the socket's place can only be left over. And before the
+    // thread starts: the socket is made under another umask.
     let listener = listen(&socket, ctx.config().daemon.group.as_deref())?;
+    let (handle, thread) = opened.start()?;
     tracing::info!(socket = %socket.display(), "the scheduler serves");
     let stop = tokio_util::sync::CancellationToken::new();
     let serving = tokio::spawn(server::serve(handle.clone(), listener, stop.clone()));

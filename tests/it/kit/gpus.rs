@@ -58,7 +58,7 @@ impl Gpus {
     /// Waits until a job has this status.
     #[track_caller]
     pub fn wait_status(&self, project: &str, name: &str, status: &str) {
-        wait_for(&format!("{project}/{name} to be {status}"), || self.job(project, name)["status"] == status);
+        self.wait(&format!("{project}/{name} to be {status}"), |gpus| gpus.job(project, name)["status"] == status);
     }
 
     /// Waits until something is so; tells all jobs and the log where it is not within three minutes.
