@@ -97,6 +97,9 @@ fn start(spec: &SpawnSpec, place: &Place) -> Result<Child, SpawnError> {
     }
     command
         .args(&spec.args)
+        // It serves others too: it does not end with the job that happened to start it.
+        .env_remove("LARDER_TASK")
+        .env("LARDER_APART", "1")
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log)

@@ -8,6 +8,21 @@ use super::job::JobSpec;
 const PARTS_MAX: usize = 64;
 /// Processes of a gang; each is a process of this machine, and a supervisor.
 const PROCESSES_MAX: u32 = 1024;
+/// The command, and the environment, as JSON: each becomes one argument of the push that stores an output, and
+/// the kernel takes no longer one.
+const TEXT_BYTES_MAX: usize = 100 << 10;
+/// Prefixes by which an engine takes something of the machine's, seen as the scheduler sees it, for an image.
+const TRANSPORTS: [&str; 9] = [
+    "dir:",
+    "docker-archive:",
+    "docker-daemon:",
+    "oci:",
+    "oci-archive:",
+    "containers-storage:",
+    "sif:",
+    "ostree:",
+    "tarball:",
+];
 
 fn wrong<T>(what: impl Into<String>) -> Result<T, SchedulerError> {
     Err(SchedulerError::Wrong { what: what.into() })
@@ -48,10 +63,25 @@ pub fn spec(spec: &JobSpec, options: &Options) -> Result<(), SchedulerError> {
     if let Some(image) = spec.image.as_ref().filter(|image| image.is_empty() || image.starts_with('-')) {
         return wrong(format!("`{image}` is no image"));
     }
+    let image = spec.image.as_deref().unwrap_or_default();
+    if TRANSPORTS.iter().any(|transport| image.starts_with(transport)) {
+        return wrong(format!("`{image}` names files of the machine: push the image to a registry, or load it"));
+    }
+    let grace = std::time::Duration::from_millis(spec.grace_ms);
+    if grace > options.grace_max {
+        let longest = humantime::format_duration(options.grace_max);
+        return wrong(format!("the grace time is longer than this scheduler allows, {longest}"));
+    }
     if spec.env.keys().any(|key| key.is_empty() || key.contains(['=', '\0'])) {
         return wrong("the name of a variable is not empty and has no `=`");
     }
-    let mut texts = spec.command.iter().chain(spec.env.values());
+    let sizes = [serde_json::to_string(&spec.command), serde_json::to_string(&spec.env)];
+    if sizes.iter().any(|text| text.as_ref().is_ok_and(|text| text.len() > TEXT_BYTES_MAX)) {
+        let what = "the command or its variables are longer than 100 KiB: put them into a file, and name that";
+        return wrong(what);
+    }
+    let others = spec.image.iter().chain(&spec.code).chain(&spec.ports);
+    let mut texts = spec.command.iter().chain(spec.env.values()).chain(others);
     if texts.any(|text| text.contains('\0')) {
         return wrong("commands and variables have no NUL bytes");
     }
@@ -67,9 +97,10 @@ pub fn spec(spec: &JobSpec, options: &Options) -> Result<(), SchedulerError> {
     if spec.templates.iter().any(|template| template.processes > PROCESSES_MAX) {
         return wrong(format!("a job may have {PROCESSES_MAX} processes at most"));
     }
-    let parts = [spec.templates.len(), spec.datasets.len(), spec.outputs.len(), spec.volumes.len()];
-    if parts.iter().any(|count| *count > PARTS_MAX) {
-        return wrong(format!("a job may have {PARTS_MAX} templates, datasets, outputs and volumes each"));
+    let lists = [spec.templates.len(), spec.datasets.len(), spec.outputs.len(), spec.volumes.len()];
+    let others = [spec.host_paths.len(), spec.ports.len()];
+    if lists.iter().chain(&others).any(|count| *count > PARTS_MAX) {
+        return wrong(format!("a job may have {PARTS_MAX} templates, datasets, outputs, volumes and paths each"));
     }
     paths(spec, options)
 }
@@ -94,17 +125,23 @@ fn paths(spec: &JobSpec, options: &Options) -> Result<(), SchedulerError> {
     }
     spec.volumes.iter().try_for_each(|volume| name("volume", &volume.name))?;
     spec.outputs.iter().try_for_each(|output| name("dataset", &output.dataset))?;
+    if let Some(output) = spec.outputs.iter().find(|output| output.dataset.bytes().any(|b| b.is_ascii_uppercase())) {
+        return wrong(format!("`{}` can't be the name of a dataset: use small letters", output.dataset));
+    }
     let commit = |commit: &str| commit.len() == 64 && commit.bytes().all(|byte| byte.is_ascii_hexdigit());
     if let Some(data) = spec.datasets.iter().find(|data| !commit(&data.commit)) {
         return wrong(format!("`{}` is no commit id", data.commit));
     }
     for host in &spec.host_paths {
         let plain = !host.host.components().any(|part| part == std::path::Component::ParentDir);
-        // Links are followed now: what the policy allows is what is really there.
-        let real = std::fs::canonicalize(&host.host).unwrap_or_else(|_| host.host.clone());
-        if !plain || !options.host_paths.iter().any(|allowed| real.starts_with(allowed)) {
+        let plain = plain && host.host.is_absolute() && !host.host.to_string_lossy().contains([':', ',', '\0']);
+        let is_below = |path: &std::path::Path| options.host_paths.iter().any(|allowed| path.starts_with(allowed));
+        // First by its text: nobody makes the scheduler wait for a file system that is not for jobs. Then by
+        // where its links lead, which is looked at again at each start.
+        let real = || std::fs::canonicalize(&host.host).is_ok_and(|real| is_below(&real));
+        if !plain || !is_below(&host.host) || !real() {
             return wrong(format!(
-                "{} is not among the paths that jobs may see (`larder scheduler run --host-path`)",
+                "{} is not there, or not among the paths that jobs may see (`larder scheduler run --host-path`)",
                 host.host.display()
             ));
         }

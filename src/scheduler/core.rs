@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::process::Child;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -36,6 +38,8 @@ pub struct Options {
     pub containers: Option<Containers>,
     /// Paths of the machine that jobs may name; what lies below them too.
     pub host_paths: Vec<PathBuf>,
+    /// Longest grace time that a job may ask for.
+    pub grace_max: Duration,
     /// Brings a waiting job's commits near.
     pub warm: bool,
 }
@@ -85,6 +89,12 @@ pub struct Core {
     pub(super) dirty: bool,
     pub(super) cycles: u64,
     pub(super) cycle_us: u64,
+    /// When the first job that is held may be looked at again.
+    pub(super) wake_ms: Option<i64>,
+    /// Supervisors in a row that ended before they began, by task, and when the next one is started.
+    pub(super) stillborn: HashMap<TaskDir, (u32, i64)>,
+    /// Threads that end what lost its supervisor.
+    pub(super) closings: HashMap<TaskDir, JoinHandle<()>>,
     next_seq: u64,
 }
 
@@ -113,6 +123,9 @@ impl Core {
             dirty: true,
             cycles: 0,
             cycle_us: 0,
+            wake_ms: None,
+            stillborn: HashMap::new(),
+            closings: HashMap::new(),
             next_seq,
         })
     }
@@ -120,8 +133,10 @@ impl Core {
     /// Does what is to be done now.
     pub fn turn(&mut self) {
         self.supervisors.retain(|_, child| !matches!(child.try_wait(), Ok(Some(_))));
+        self.closings.retain(|_, closing| !closing.is_finished());
         self.progress();
         self.leave_nodes();
+        self.dirty |= self.wake_ms.is_some_and(|wake_ms| wake_ms <= now_ms());
         if self.dirty {
             self.decide();
         }
@@ -188,6 +203,8 @@ impl Core {
             pauses: 0,
             losses: 0,
             outputs: Vec::new(),
+            hold: None,
+            holds: 0,
             push_tries: 0,
         };
         self.store.keep(&job)?;
@@ -251,12 +268,14 @@ impl Core {
             return Ok(());
         };
         match &job.state {
-            State::Starting | State::Running => self.change(id, |job| job.state = State::Stopping { stop })?,
+            State::Starting | State::Running => self.change(id, |job| job.stop(stop, now_ms()))?,
             // A deletion is stronger than what it was stopped for before, a cancellation than a pause.
-            State::Stopping { stop: Stop::Deleted } => {}
-            State::Stopping { .. } => self.change(id, |job| job.state = State::Stopping { stop })?,
-            _ if stop == Stop::Deleted => self.forget(id),
-            State::Pending | State::Completing => self.change(id, |job| {
+            State::Stopping { stop: Stop::Deleted, .. } | State::Completing { stop: Some(Stop::Deleted) } => {}
+            State::Stopping { .. } => self.change(id, |job| job.stop(stop, now_ms()))?,
+            // First what stores its outputs ends: it must not read what is being removed.
+            State::Completing { .. } => self.change(id, |job| job.state = State::Completing { stop: Some(stop) })?,
+            _ if stop == Stop::Deleted => self.forget(id)?,
+            State::Pending => self.change(id, |job| {
                 job.state = State::Cancelled;
                 job.ended_ms = Some(now_ms());
             })?,
@@ -265,19 +284,12 @@ impl Core {
         Ok(())
     }
 
-    pub(super) fn forget(&mut self, id: &Uuid) {
-        let Some(job) = self.jobs.remove(id) else {
-            return;
-        };
-        // Nothing that stores an output goes on behind the back of who deleted the job.
-        for output in 0..job.spec.outputs.len() {
-            let task = self.store.job(id).push(job.push_tries, output);
-            if task.path().exists() {
-                let _ = task.ask_to_stop(std::time::Duration::ZERO);
-            }
-        }
-        self.store.forget(id);
+    /// Forgets a job of which nothing runs: on disk, then in memory.
+    pub(super) fn forget(&mut self, id: &Uuid) -> Result<(), DiskError> {
+        self.store.forget(id)?;
+        self.jobs.remove(id);
         self.dirty = true;
+        Ok(())
     }
 
     /// Shows a job.
@@ -313,7 +325,8 @@ impl Core {
         }
         let rank = request.rank;
         let launch = self.launch(job, rank).ok_or(SchedulerError::NoRank { rank })?;
-        Ok(self.executor(job).exec(&launch, request))
+        let executor = self.executor(job);
+        Ok(executor.ok_or(SchedulerError::NoEngine)?.exec(&launch, request))
     }
 
     /// Gives what a rank of the present attempt is run with.
@@ -321,13 +334,22 @@ impl Core {
         let attempt = job.attempt()?;
         let seat = attempt.placement.seats.get(rank as usize)?;
         let simulated = self.cluster.nodes.get(seat.node.as_str()).is_none_or(|node| node.simulated);
-        Some(Launch { store: &self.store, job, attempt, rank, seat, simulated })
+        let beside_real = simulated && self.cluster.nodes.values().any(|node| !node.simulated);
+        let host_paths = &self.options.host_paths;
+        Some(Launch { store: &self.store, job, attempt, rank, seat, simulated, beside_real, host_paths })
     }
 
-    pub(super) fn executor(&self, job: &JobRecord) -> Box<dyn Executor> {
+    /// Gives what runs a job; None where that is not there (any more): a job with an image is never run
+    /// without its container.
+    pub(super) fn executor(&self, job: &JobRecord) -> Option<Box<dyn Executor>> {
         match (&job.spec.image, &self.options.containers) {
-            (Some(_), Some(containers)) => Box::new(containers.clone()),
-            _ => Box::new(Processes),
+            (Some(_), Some(containers)) => Some(Box::new(containers.clone())),
+            (Some(_), None) => None,
+            (None, _) => Some(Box::new(Processes)),
         }
     }
 }
+
+#[cfg(test)]
+#[path = "core_tests.rs"]
+mod tests;

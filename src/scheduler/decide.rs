@@ -13,6 +13,7 @@ use crate::quota::{Cause, Job, JobId, JobState, Placement, Plan, Snapshot, plan}
 impl Core {
     /// Gives what a decision starts from.
     pub fn snapshot(&self) -> Snapshot {
+        let now_ms = now_ms();
         let mut held: BTreeMap<String, BTreeSet<_>> = BTreeMap::new();
         for job in self.jobs.values().filter(|job| job.state.has_gpus()) {
             let seats = job.attempt().into_iter().flat_map(|attempt| &attempt.placement.seats);
@@ -24,7 +25,7 @@ impl Core {
         Snapshot {
             projects: self.cluster.projects.iter().map(|(name, project)| project.project(name)).collect(),
             nodes: self.cluster.nodes.values().map(|record| record.node.clone()).collect(),
-            jobs: self.jobs.values().filter_map(job_of).collect(),
+            jobs: self.jobs.values().filter_map(|job| job_of(job, now_ms)).collect(),
             held,
         }
     }
@@ -33,6 +34,8 @@ impl Core {
     pub(super) fn decide(&mut self) {
         let begun = Instant::now();
         self.dirty = false;
+        let held = self.jobs.values().filter(|job| job.state == State::Pending).filter_map(|job| job.hold.as_ref());
+        self.wake_ms = held.map(|hold| hold.until_ms).filter(|until_ms| *until_ms > now_ms()).min();
         let decided = match plan(&self.snapshot()) {
             Ok(decided) => decided,
             Err(error) => {
@@ -59,7 +62,7 @@ impl Core {
             };
             if let Some(id) = ids.get(&preemption.job) {
                 tracing::info!(job = %preemption.job, why, "pausing");
-                self.change(id, |job| job.state = State::Stopping { stop: Stop::Preempted { why } })?;
+                self.change(id, |job| job.stop(Stop::Preempted { why }, now_ms()))?;
             }
         }
         let mut start = self.jobs.values().filter(|job| job.state.has_gpus()).filter_map(JobRecord::attempt);
@@ -79,15 +82,16 @@ impl Core {
 }
 
 /// Gives what a decision sees of a job; None where it has and wants no GPUs.
-fn job_of(job: &JobRecord) -> Option<Job> {
+fn job_of(job: &JobRecord, now_ms: i64) -> Option<Job> {
     let placement = || job.attempt().map(|attempt| attempt.placement.clone());
     let state = match &job.state {
+        State::Pending if job.hold.as_ref().is_some_and(|hold| hold.until_ms > now_ms) => return None,
         State::Pending => JobState::Waiting,
         State::Starting | State::Running => {
             JobState::Running { placement: placement()?, started: job.attempt().map_or(0, |attempt| attempt.start) }
         }
         State::Stopping { .. } => JobState::Stopping { placement: placement()? },
-        State::Completing | State::Succeeded | State::Failed { .. } | State::Cancelled => return None,
+        State::Completing { .. } | State::Succeeded | State::Failed { .. } | State::Cancelled => return None,
     };
     Some(Job {
         id: job.key(),

@@ -43,7 +43,7 @@ pub(super) fn make_dir(path: &Path, mode: u32) -> Result<(), DiskError> {
     fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(at(path, "make the directory"))
 }
 
-fn sync_dir(dir: &Path) -> Result<(), DiskError> {
+pub(super) fn sync_dir(dir: &Path) -> Result<(), DiskError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(at(dir, "sync the directory"))
 }
 

@@ -30,6 +30,8 @@ pub enum SchedulerError {
     NotRunning { name: String, state: &'static str },
     #[error("the job has no rank {rank} now")]
     NoRank { rank: u32 },
+    #[error("the scheduler has no container engine now")]
+    NoEngine,
     #[error("the job is gone")]
     Gone,
     #[error("the scheduler is stopping")]
@@ -46,7 +48,7 @@ impl SchedulerError {
             Self::Exists { .. } | Self::InUse { .. } | Self::NotRunning { .. } => 409,
             Self::Denied { .. } => 403,
             Self::Ambiguous { .. } | Self::Name { .. } | Self::Wrong { .. } | Self::NoRank { .. } => 400,
-            Self::Stopping | Self::Disk(_) => 500,
+            Self::Stopping | Self::Disk(_) | Self::NoEngine => 500,
         }
     }
 
@@ -61,6 +63,7 @@ impl SchedulerError {
             Self::InUse { kind: "node", .. } => {
                 Some("drain it first, or put its jobs back into the queue with `larder node rm --force`")
             }
+            Self::NoEngine => Some("install podman and start the scheduler again, or name one with --engine"),
             Self::InUse { .. } => Some("cancel or delete them first"),
             Self::NotRunning { .. } => Some("`larder job describe` says where it stands"),
             _ => None,

@@ -12,7 +12,7 @@ use super::api::ExecRequest;
 use super::disk::{self, DiskError};
 use super::job::{Attempt, JobRecord};
 use super::store::{JobPlace, Store};
-use super::task::TaskSpec;
+use super::task::{MARKER, TaskSpec};
 use crate::quota::{MilliGpus, Seat};
 
 /// Ports from here on are given to gangs for their rendezvous.
@@ -31,6 +31,10 @@ pub struct Launch<'a> {
     pub seat: &'a Seat,
     /// The node's GPUs are only counted.
     pub simulated: bool,
+    /// They are only counted, and another node has the GPUs of this machine: the job must not see those.
+    pub beside_real: bool,
+    /// Paths of the machine that jobs may see.
+    pub host_paths: &'a [PathBuf],
 }
 
 /// A command beside a running job, for `job exec`.
@@ -98,7 +102,7 @@ impl Launch<'_> {
         let host = spec.host_paths.iter().map(|host| Shown {
             variable: format!("PATH_{}", variable(host.path.trim_matches('/'))),
             path: host.path.clone(),
-            source: host.host.clone(),
+            source: real(&host.host),
             read_only: false,
         });
         datasets.chain(outputs).chain(volumes).chain(host).collect()
@@ -109,6 +113,9 @@ impl Launch<'_> {
     pub fn lay_out(&self) -> Result<(), DiskError> {
         let place = self.place();
         let spec = &self.job.spec;
+        for host in &spec.host_paths {
+            self.allow(&host.host)?;
+        }
         JobPlace::make_for(&place.work(), self.user())?;
         for output in &spec.outputs {
             JobPlace::make_for(&place.output(&output.dataset), self.user())?;
@@ -126,6 +133,17 @@ impl Launch<'_> {
         let hosts = place.attempt_file(self.attempt.number, "hostfile");
         disk::make_dir(hosts.parent().unwrap_or(Path::new("/")), 0o711)?;
         fs::write(&hosts, self.hostfile()).map_err(disk::at(&hosts, "write"))
+    }
+
+    /// Says again whether the job may see a path: what a link leads to may have changed since it was submitted.
+    fn allow(&self, path: &Path) -> Result<(), DiskError> {
+        let real = real(path);
+        let is_plain = !real.to_string_lossy().contains([':', ',']);
+        if is_plain && real.exists() && self.host_paths.iter().any(|allowed| real.starts_with(allowed)) {
+            return Ok(());
+        }
+        let cause = "it is not there, or not among the paths that jobs may see (`larder scheduler run --host-path`)";
+        Err(disk::at(path, "show it to the job")(std::io::Error::other(cause)))
     }
 
     /// A line for each node: its name, and how many ranks it has.
@@ -155,8 +173,8 @@ impl Launch<'_> {
         set("LARDER_JOB_ID", job.id.to_string());
         set("LARDER_ATTEMPT", self.attempt.number.to_string());
         set("LARDER_NODE", self.seat.node.to_string());
-        set("NVIDIA_VISIBLE_DEVICES", gpus.join(","));
-        set("CUDA_VISIBLE_DEVICES", gpus.join(","));
+        set("NVIDIA_VISIBLE_DEVICES", if self.beside_real { "void".to_owned() } else { gpus.join(",") });
+        set("CUDA_VISIBLE_DEVICES", if self.beside_real { String::new() } else { self.cuda_devices() });
         set("RANK", self.rank.to_string());
         set("WORLD_SIZE", seats.len().to_string());
         set("LOCAL_RANK", before.to_string());
@@ -171,13 +189,21 @@ impl Launch<'_> {
         all
     }
 
+    /// Gives the numbers by which CUDA knows its GPUs. A container has only those, counted from 0.
+    fn cuda_devices(&self) -> String {
+        let in_container = self.job.spec.image.is_some();
+        let numbers = (0..).zip(&self.seat.gpus).map(|(at, gpu)| if in_container { at } else { *gpu });
+        numbers.map(|number: u32| number.to_string()).collect::<Vec<_>>().join(",")
+    }
+
     fn marker(&self) -> String {
         format!("{}.{}.{}", self.job.id, self.attempt.number, self.rank)
     }
 
     fn spec(&self, argv: Vec<String>, env: BTreeMap<String, String>, cwd: PathBuf) -> TaskSpec {
-        let (log, stdout, kill) = (self.place().log(self.rank), None, Vec::new());
-        TaskSpec { marker: self.marker(), argv, env, cwd, user: self.user(), log, stdout, kill }
+        let log = self.place().log(self.rank);
+        let (stdout, kill, left) = (None, Vec::new(), Vec::new());
+        TaskSpec { marker: self.marker(), argv, env, cwd, user: self.user(), log, stdout, kill, left }
     }
 }
 
@@ -188,6 +214,11 @@ fn link(source: &Path, at: &Path) -> Result<(), DiskError> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         other => other.map_err(disk::at(at, "link")),
     }
+}
+
+/// Follows the links of a path.
+fn real(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Makes a name fit for a variable: `x-ray` is `X_RAY`.
@@ -240,7 +271,10 @@ impl Executor for Processes {
 
     fn exec(&self, launch: &Launch<'_>, request: &ExecRequest) -> ExecPlan {
         let cwd = launch.place().work();
-        ExecPlan { argv: request.argv.clone(), env: Self::env(launch), cwd, user: launch.user() }
+        // It ends with the job, as all that has its marker.
+        let mut env = Self::env(launch);
+        env.insert(MARKER.to_owned(), launch.marker());
+        ExecPlan { argv: request.argv.clone(), env, cwd, user: launch.user() }
     }
 }
 
@@ -280,6 +314,7 @@ impl Containers {
         for (name, value) in launch.variables() {
             add("--env", format!("{name}={value}"));
         }
+        add("--env", format!("{MARKER}={}", launch.marker()));
         for shown in launch.shown() {
             let mode = if shown.read_only { ":ro" } else { "" };
             add("--volume", format!("{}:{}{mode}", shown.source.display(), shown.path));
@@ -311,8 +346,11 @@ impl Executor for Containers {
         let mut spec = launch.spec(argv, Self::env(), PathBuf::from("/"));
         // The engine runs as the scheduler's user, what is inside as the submitter.
         spec.user = None;
-        spec.kill = ["rm", "--force", &Self::name(launch)].map(str::to_owned).to_vec();
-        spec.kill.insert(0, self.engine.clone());
+        let name = Self::name(launch);
+        spec.kill = [&self.engine, "rm", "--force", &name].map(str::to_owned).to_vec();
+        let filter = format!("name=^{name}$");
+        let left = [&self.engine, "ps", "--all", "--filter", &filter, "--format", "{{.Names}}"];
+        spec.left = left.map(str::to_owned).to_vec();
         spec
     }
 

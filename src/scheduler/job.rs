@@ -121,6 +121,8 @@ pub enum Stop {
     NodeGone { node: String },
     /// One of its processes was lost: likewise, [`LOST_MAX`] times.
     Lost,
+    /// It can't start now, through no fault of its own (the lake can't be reached): likewise, but not at once.
+    Unready { why: String },
     /// One of its processes failed: so does the job.
     Failed { why: String },
     /// Somebody cancelled it: its record stays.
@@ -139,10 +141,18 @@ pub enum State {
     Starting,
     /// All its processes have begun.
     Running,
-    /// Was told to stop; still has its GPUs.
-    Stopping { stop: Stop },
-    /// Ended well; its outputs become commits. Has no GPUs any more.
-    Completing,
+    /// Was told to stop; still has its GPUs. What ended before `since_ms` ended by itself.
+    Stopping {
+        stop: Stop,
+        #[serde(default)]
+        since_ms: i64,
+    },
+    /// Ended well; its outputs become commits. Has no GPUs any more. `stop`: it was cancelled or deleted, and
+    /// is so when nothing stores an output any more.
+    Completing {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stop: Option<Stop>,
+    },
     /// Ended well, its outputs are commits.
     Succeeded,
     /// Ended, not well.
@@ -159,7 +169,7 @@ impl State {
             Self::Starting => "Starting",
             Self::Running => "Running",
             Self::Stopping { .. } => "Stopping",
-            Self::Completing => "Completing",
+            Self::Completing { .. } => "Completing",
             Self::Succeeded => "Succeeded",
             Self::Failed { .. } => "Failed",
             Self::Cancelled => "Cancelled",
@@ -203,6 +213,13 @@ pub struct OutputCommit {
     pub commit: String,
 }
 
+/// Why a job that could run is not looked at yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    pub until_ms: i64,
+    pub why: String,
+}
+
 /// Everything about a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobRecord {
@@ -230,6 +247,11 @@ pub struct JobRecord {
     pub losses: u32,
     #[serde(default)]
     pub outputs: Vec<OutputCommit>,
+    /// Waits in the queue until then, and why; `holds`: how often in a row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Hold>,
+    #[serde(default)]
+    pub holds: u32,
     /// How often its outputs were tried to be stored.
     #[serde(default)]
     pub push_tries: u32,
@@ -246,6 +268,15 @@ impl JobRecord {
         self.attempts.last()
     }
 
+    /// Tells it to stop. A stronger reason replaces a weaker one; since when it stops stays.
+    pub fn stop(&mut self, stop: Stop, now_ms: i64) {
+        let since_ms = match self.state {
+            State::Stopping { since_ms, .. } => since_ms,
+            _ => now_ms,
+        };
+        self.state = State::Stopping { stop, since_ms };
+    }
+
     /// Begins an attempt, forgetting the oldest where there are too many.
     pub fn begin(&mut self, placement: Placement, start: u64, now_ms: i64) {
         let number = self.attempt().map_or(1, |last| last.number.saturating_add(1));
@@ -255,5 +286,6 @@ impl JobRecord {
         let (ended_ms, exits, stop) = (None, Vec::new(), None);
         self.attempts.push(Attempt { number, placement, start, begun_ms: now_ms, ended_ms, exits, stop });
         self.state = State::Starting;
+        self.hold = None;
     }
 }

@@ -27,6 +27,9 @@ pub trait LakeSide: Send + Sync + std::fmt::Debug {
     /// Mounts a commit at a directory, made where it is missing. Done already: fine.
     fn mount(&self, dataset: &str, commit: &str, dir: &Path) -> Result<(), DataError>;
 
+    /// Says whether a mount that failed so fails for ever: there is no such commit. Otherwise it is tried again.
+    fn is_final(&self, error: &DataError) -> bool;
+
     /// Unmounts a directory. Not mounted: fine.
     fn umount(&self, dir: &Path) -> Result<(), DataError>;
 

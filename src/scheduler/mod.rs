@@ -6,6 +6,7 @@
 //!   `mounts`: commits that jobs share.
 //! * [`executor`]: a job's process as a command: plain, or in a container. [`task`]: a command that runs
 //!   at most once, whatever happens to the scheduler. [`supervise`]: who runs it.
+//!   `family`: its processes.
 //! * [`job`], [`cluster`]: the records. [`store`]: the directory that has them. `disk`: files that
 //!   survive a crash.
 //! * [`api`], [`server`], [`view`], `metrics`: how others see it. [`lake_side`]: what it needs of data.
@@ -23,6 +24,7 @@ mod decide;
 mod disk;
 pub mod error;
 pub mod executor;
+mod family;
 pub mod job;
 pub mod lake_side;
 mod metrics;

@@ -10,21 +10,35 @@ use uuid::Uuid;
 
 use super::core::{Core, now_ms};
 use super::disk::DiskError;
-use super::job::{JobRecord, LOST_MAX, OutputCommit, State, Stop};
+use super::job::{Hold, JobRecord, LOST_MAX, OutputCommit, State, Stop};
 use super::lake_side::NewCommit;
 use super::mounts::MountSight;
-use super::task::{Sight, TaskDir, TaskExit, TaskSpec};
+use super::task::{EndError, Sight, TaskDir, TaskExit, TaskSpec};
 use crate::quota::Kind;
 
-/// How often storing an output is tried.
-const PUSH_TRIES_MAX: u32 = 6;
-/// After how much time it is tried again, at first.
+/// How often storing an output is tried. A job whose outputs wait holds no GPU, and what it made can't be
+/// made again for nothing: with the pauses below, this is a week.
+const PUSH_TRIES_MAX: u32 = 1024;
+/// After how much time it is tried again, at first and at most.
 const PUSH_PAUSE_MS: i64 = 1000;
+const PUSH_PAUSE_MS_MAX: i64 = 600_000;
+/// The exit status of a push that was given a wrong command line: trying again changes nothing.
+const PUSH_USAGE: i32 = 2;
+/// Supervisors in a row that may end before they begin, and the time before the next one, at first.
+const STILLBORN_MAX: u32 = 6;
+const STILLBORN_PAUSE_MS: i64 = 200;
+/// An attempt that ran so long forgives the losses before it.
+const LOST_RESET_MS: i64 = 3_600_000;
+/// Tasks that are closed at the same time.
+const CLOSINGS_MAX: usize = 16;
+/// After how much time a job that could not start is looked at again, at first and at most.
+const HOLD_MS: i64 = 10_000;
+const HOLD_MS_MAX: i64 = 600_000;
 
 impl Core {
     /// Looks at all jobs to which something may have happened, and takes the next step of each.
     pub(super) fn progress(&mut self) {
-        let is_active = |job: &&JobRecord| job.state.has_gpus() || job.state == State::Completing;
+        let is_active = |job: &&JobRecord| job.state.has_gpus() || matches!(job.state, State::Completing { .. });
         let active: Vec<Uuid> = self.jobs.values().filter(is_active).map(|job| job.id).collect();
         for id in active {
             if let Err(error) = self.step(&id) {
@@ -41,8 +55,9 @@ impl Core {
         match &job.state {
             State::Starting => self.start(&job),
             State::Running => self.watch(&job),
-            State::Stopping { stop } => self.stop(&job, stop),
-            State::Completing => self.complete(&job),
+            State::Stopping { stop, since_ms } => self.stop(&job, stop, *since_ms),
+            State::Completing { stop: None } => self.complete(&job),
+            State::Completing { stop: Some(stop) } => self.leave_outputs(&job, stop),
             State::Pending | State::Succeeded | State::Failed { .. } | State::Cancelled => Ok(()),
         }
     }
@@ -62,11 +77,20 @@ impl Core {
 
     /// Mounts, lays out, starts supervisors; Running when all ranks have begun.
     fn start(&mut self, job: &JobRecord) -> Result<(), DiskError> {
+        if self.executor(job).is_none() {
+            let why = "the scheduler has no container engine now (see `larder scheduler run --engine`)".to_owned();
+            return self.begin_stop(&job.id, Stop::Unready { why });
+        }
+        let asker = (job.id, job.attempt().map_or(0, |attempt| attempt.number));
         for data in &job.spec.datasets {
             let dir = self.store.mount(&data.commit);
-            match self.mounts.want(&data.dataset, &data.commit, dir) {
+            match self.mounts.want(&data.dataset, &data.commit, dir, asker) {
                 MountSight::Ready => {}
                 MountSight::Wait => return Ok(()),
+                MountSight::Unready(why) => {
+                    let why = format!("{} can't be mounted now: {why}", data.revision);
+                    return self.begin_stop(&job.id, Stop::Unready { why });
+                }
                 MountSight::Failed(why) => {
                     let why = format!("{} can't be mounted: {why}", data.revision);
                     return self.begin_stop(&job.id, Stop::Failed { why });
@@ -76,9 +100,15 @@ impl Core {
         let sights = self.sights(job)?;
         let tasks = self.tasks(job);
         for (rank, (task, sight)) in (0u32..).zip(tasks.iter().zip(&sights)) {
-            if *sight == Sight::Fresh
-                && let Err(error) = self.spawn_rank(job, rank, task)
-            {
+            if *sight != Sight::Fresh {
+                continue;
+            }
+            if self.is_stillborn(task) {
+                let log = std::fs::read_to_string(task.path().join("supervisor.log")).unwrap_or_default();
+                let why = format!("its supervisor ended {STILLBORN_MAX} times before it began: {}", last_line(&log));
+                return self.begin_stop(&job.id, Stop::Failed { why });
+            }
+            if let Err(error) = self.spawn_rank(job, rank, task) {
                 // Not its own fault perhaps, but holding GPUs until somebody looks helps nobody.
                 let cause = std::error::Error::source(&error).map_or(String::new(), |cause| format!(": {cause}"));
                 return self.begin_stop(&job.id, Stop::Failed { why: format!("{error}{cause}") });
@@ -86,7 +116,11 @@ impl Core {
         }
         let begun = |sight: &Sight| !matches!(sight, Sight::Fresh | Sight::Alive { started: false });
         if !sights.is_empty() && sights.iter().all(begun) {
-            self.change(&job.id, |job| job.state = State::Running)?;
+            self.stillborn.retain(|task, _| !tasks.contains(task));
+            self.change(&job.id, |job| {
+                job.state = State::Running;
+                job.holds = 0;
+            })?;
         }
         Ok(())
     }
@@ -98,12 +132,28 @@ impl Core {
         let Some(launch) = self.launch(job, rank) else {
             return Ok(());
         };
+        let Some(executor) = self.executor(job) else {
+            return Ok(());
+        };
         launch.lay_out()?;
-        let spec = self.executor(job).task(&launch);
+        let spec = executor.task(&launch);
         self.supervise(task, &spec)
     }
 
+    /// Says whether no further supervisor is started for a task.
+    fn is_stillborn(&self, task: &TaskDir) -> bool {
+        let ended = !self.supervisors.contains_key(task);
+        ended && self.stillborn.get(task).is_some_and(|(count, _)| *count >= STILLBORN_MAX)
+    }
+
     fn supervise(&mut self, task: &TaskDir, spec: &TaskSpec) -> Result<(), DiskError> {
+        let (count, at_ms) = self.stillborn.get(task).copied().unwrap_or_default();
+        let now_ms = now_ms();
+        if now_ms < at_ms {
+            return Ok(());
+        }
+        let pause = STILLBORN_PAUSE_MS.saturating_mul(1 << count.min(16));
+        self.stillborn.insert(task.clone(), (count.saturating_add(1), now_ms.saturating_add(pause)));
         task.prepare(spec)?;
         let child = task.spawn(&self.options.exe)?;
         self.supervisors.insert(task.clone(), child);
@@ -111,7 +161,35 @@ impl Core {
     }
 
     fn begin_stop(&mut self, id: &Uuid, stop: Stop) -> Result<(), DiskError> {
-        self.change(id, |job| job.state = State::Stopping { stop })
+        self.change(id, |job| job.stop(stop, now_ms()))
+    }
+
+    /// Closes a task that nobody supervises, on a thread where something of it may be left; None as long as
+    /// that lasts.
+    fn close(&mut self, task: &TaskDir, sight: &Sight) -> Result<Option<TaskExit>, DiskError> {
+        if *sight == Sight::Fresh {
+            return match task.close(now_ms()) {
+                Ok(exit) => Ok(exit),
+                Err(EndError::Disk(error)) => Err(error),
+                Err(error) => {
+                    tracing::error!(%error, "a task that never started can't be closed yet");
+                    Ok(None)
+                }
+            };
+        }
+        if self.closings.contains_key(task) || self.closings.len() >= CLOSINGS_MAX {
+            return Ok(None);
+        }
+        let closed = task.clone();
+        let begun = std::thread::Builder::new().name("closing".to_owned()).spawn(move || {
+            if let Err(error) = closed.close(now_ms()) {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(error, task = %closed.path().display(), "what is left of a task can't be ended yet");
+            }
+        });
+        let begun = begun.map_err(super::disk::at(task.path(), "start a thread that closes"))?;
+        self.closings.insert(task.clone(), begun);
+        Ok(None)
     }
 
     /// Looks whether a running job ended, failed, was lost or has run too long.
@@ -156,23 +234,24 @@ impl Core {
                 job.state = State::Succeeded;
                 job.ended_ms = Some(now_ms());
             } else {
-                job.state = State::Completing;
+                job.state = State::Completing { stop: None };
             }
         })
     }
 
     /// Asks all ranks to end; when they have, the job goes where it was stopped for.
-    fn stop(&mut self, job: &JobRecord, stop: &Stop) -> Result<(), DiskError> {
+    fn stop(&mut self, job: &JobRecord, stop: &Stop, since_ms: i64) -> Result<(), DiskError> {
         let grace = Duration::from_millis(job.spec.grace_ms);
         let mut ended = Vec::new();
         for task in self.tasks(job) {
-            match task.look()? {
+            let sight = task.look()?;
+            match sight {
                 Sight::Ended(exit) => ended.push(Some(exit)),
                 Sight::Alive { .. } => {
                     task.ask_to_stop(grace)?;
                     ended.push(None);
                 }
-                Sight::Fresh | Sight::Lost => ended.push(task.close(now_ms())?),
+                Sight::Fresh | Sight::Lost => ended.push(self.close(&task, &sight)?),
             }
         }
         let Some(exits) = ended.into_iter().collect::<Option<Vec<TaskExit>>>() else {
@@ -180,15 +259,15 @@ impl Core {
         };
         // It came to its end before it heard that it should stop.
         let ended_well = !exits.is_empty() && exits.iter().all(|exit| exit.succeeded() && !exit.stopped);
+        let tasks = self.tasks(job);
+        self.stillborn.retain(|task, _| !tasks.contains(task));
         if ended_well && matches!(stop, Stop::Preempted { .. } | Stop::NodeGone { .. }) {
             return self.succeed(job, exits);
         }
         if *stop == Stop::Deleted {
-            self.forget(&job.id);
-            return Ok(());
+            return self.forget(&job.id);
         }
-        let failed =
-            exits.iter().find(|exit| !exit.stopped && !exit.lost && !exit.succeeded()).map(ToString::to_string);
+        let failed = own_failure(stop, &exits, since_ms);
         let stop = stop.clone();
         self.change(&job.id, |job| stopped(job, stop, exits, failed))
     }
@@ -204,28 +283,30 @@ impl Core {
             });
         };
         let task = self.store.job(&job.id).push(job.push_tries, number);
-        let exit = match task.look()? {
+        let sight = task.look()?;
+        let exit = match sight {
             Sight::Alive { .. } => return Ok(()),
             Sight::Fresh if self.supervisors.contains_key(&task) => return Ok(()),
+            // Counts as a try that failed.
+            Sight::Fresh if self.is_stillborn(&task) => return self.close(&task, &sight).map(drop),
             Sight::Fresh => {
                 let spec = self.push_task(job, number, &task);
                 return self.supervise(&task, &spec);
             }
-            Sight::Lost => match task.close(now_ms())? {
-                Some(exit) => exit,
-                None => return Ok(()),
-            },
+            Sight::Lost => return self.close(&task, &sight).map(drop),
             Sight::Ended(exit) => exit,
         };
-        let printed = std::fs::read(task.path().join("stdout")).unwrap_or_default();
-        let told: Option<serde_json::Value> = serde_json::from_slice(&printed).ok().filter(|_| exit.succeeded());
-        let commit = told.as_ref().and_then(|told| told.get("commit")?.as_str()).map(str::to_owned);
-        if let Some(commit) = commit {
+        self.stillborn.remove(&task);
+        if let Some(commit) = commit_of(&task, &exit) {
             let (dataset, path) = (output.dataset.clone(), output.path.clone());
-            return self.change(&job.id, |job| job.outputs.push(OutputCommit { dataset, path, commit }));
+            return self.change(&job.id, |job| {
+                job.outputs.push(OutputCommit { dataset, path, commit });
+                job.push_tries = 0;
+            });
         }
-        let pause = PUSH_PAUSE_MS.saturating_mul(1 << job.push_tries.min(16));
-        if job.push_tries + 1 < PUSH_TRIES_MAX {
+        let pause = PUSH_PAUSE_MS.saturating_mul(1 << job.push_tries.min(16)).min(PUSH_PAUSE_MS_MAX);
+        let is_hopeless = exit.code == Some(PUSH_USAGE) && !exit.lost;
+        if !is_hopeless && job.push_tries + 1 < PUSH_TRIES_MAX {
             if now_ms() - exit.ended_ms < pause {
                 return Ok(());
             }
@@ -235,6 +316,33 @@ impl Core {
         let why = format!("its output {} could not be stored: {exit}: {}", output.dataset, last_line(&log));
         self.change(&job.id, |job| {
             job.state = State::Failed { why };
+            job.ended_ms = Some(now_ms());
+        })
+    }
+
+    /// Ends what stores the outputs of a job that was cancelled or deleted, then does that.
+    fn leave_outputs(&mut self, job: &JobRecord, stop: &Stop) -> Result<(), DiskError> {
+        for number in 0..job.spec.outputs.len() {
+            let task = self.store.job(&job.id).push(job.push_tries, number);
+            if !task.path().exists() {
+                continue;
+            }
+            let sight = task.look()?;
+            match sight {
+                Sight::Ended(_) => {}
+                Sight::Alive { .. } => return task.ask_to_stop(Duration::ZERO),
+                Sight::Fresh | Sight::Lost => {
+                    if self.close(&task, &sight)?.is_none() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        if *stop == Stop::Deleted {
+            return self.forget(&job.id);
+        }
+        self.change(&job.id, |job| {
+            job.state = State::Cancelled;
             job.ended_ms = Some(now_ms());
         })
     }
@@ -268,6 +376,7 @@ impl Core {
             log: task.path().join("log"),
             stdout: Some(task.path().join("stdout")),
             kill: Vec::new(),
+            left: Vec::new(),
         }
     }
 
@@ -297,6 +406,25 @@ fn end_attempt(job: &mut JobRecord, exits: Vec<TaskExit>, stop: Option<Stop>) {
     }
 }
 
+/// Gives the commit that a push printed.
+fn commit_of(task: &TaskDir, exit: &TaskExit) -> Option<String> {
+    let printed = std::fs::read(task.path().join("stdout")).unwrap_or_default();
+    let told: Option<serde_json::Value> = serde_json::from_slice(&printed).ok().filter(|_| exit.succeeded());
+    told.as_ref().and_then(|told| told.get("commit")?.as_str()).map(str::to_owned)
+}
+
+/// Says what failed by itself in a job that was stopped. What ended badly after the others were told to stop
+/// lost its peers, and after one was lost nobody can tell.
+fn own_failure(stop: &Stop, exits: &[TaskExit], since_ms: i64) -> Option<String> {
+    if *stop == Stop::Lost {
+        return None;
+    }
+    let is_own = |exit: &&TaskExit| {
+        !exit.stopped && !exit.lost && !exit.succeeded() && (exit.ended_ms < since_ms || exit.error.is_some())
+    };
+    exits.iter().find(is_own).map(ToString::to_string)
+}
+
 /// Puts a job that was stopped where it belongs now. `failed`: one of its ranks ended badly by itself.
 fn stopped(job: &mut JobRecord, stop: Stop, exits: Vec<TaskExit>, failed: Option<String>) {
     end_attempt(job, exits, Some(stop.clone()));
@@ -307,13 +435,21 @@ fn stopped(job: &mut JobRecord, stop: Stop, exits: Vec<TaskExit>, failed: Option
     match (stop, failed) {
         (Stop::Cancelled | Stop::Deleted, _) => over(job, State::Cancelled),
         (Stop::Failed { why }, _) => over(job, State::Failed { why }),
+        (Stop::Unready { why }, _) => {
+            let hold_ms = HOLD_MS.saturating_mul(1 << job.holds.min(16)).min(HOLD_MS_MAX);
+            job.holds = job.holds.saturating_add(1);
+            job.hold = Some(Hold { until_ms: now_ms().saturating_add(hold_ms), why });
+            job.state = State::Pending;
+        }
         (Stop::Preempted { .. } | Stop::NodeGone { .. } | Stop::Lost, Some(why)) => over(job, State::Failed { why }),
         (Stop::Preempted { .. } | Stop::NodeGone { .. }, None) => {
             job.pauses += 1;
             job.state = State::Pending;
         }
         (Stop::Lost, None) => {
-            job.losses += 1;
+            // What ran for long is not what loses its processes.
+            let ran_ms = job.attempt().map_or(0, |attempt| now_ms() - attempt.begun_ms);
+            job.losses = if ran_ms > LOST_RESET_MS { 1 } else { job.losses + 1 };
             let why =
                 "its processes were lost again and again: the machine went down, or somebody killed their supervisors";
             match job.losses > LOST_MAX {
@@ -326,4 +462,23 @@ fn stopped(job: &mut JobRecord, stop: Stop, exits: Vec<TaskExit>, failed: Option
 
 fn last_line(text: &str) -> &str {
     text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(code: i32, ended_ms: i64) -> TaskExit {
+        TaskExit { code: Some(code), ended_ms, ..TaskExit::default() }
+    }
+
+    #[test]
+    fn a_rank_that_fails_because_its_peers_were_told_to_stop_does_not_fail_the_job() {
+        let preempted = Stop::Preempted { why: "paused for another".to_owned() };
+        let asked = TaskExit { stopped: true, ..exit(143, 1010) };
+        let lost_its_peer = exit(1, 1020);
+        assert_eq!(own_failure(&preempted, &[asked.clone(), lost_its_peer], 1000), None);
+        assert!(own_failure(&preempted, &[asked, exit(1, 990)], 1000).is_some(), "it failed before that");
+        assert_eq!(own_failure(&Stop::Lost, &[exit(1, 990)], 1000), None, "nobody can tell why");
+    }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check;
 use super::cluster::{Cluster, NodeRecord, ProjectRecord, ProjectShares};
-use super::core::{Caller, Core};
+use super::core::{Caller, Core, now_ms};
 use super::error::SchedulerError;
 use super::job::{State, Stop};
 use crate::quota::{MilliGpus, Node, NodeState};
@@ -151,7 +151,9 @@ impl Core {
             return Err(SchedulerError::InUse { kind: "project", name: name.to_owned(), jobs });
         }
         let over: Vec<_> = self.jobs.values().filter(|job| job.project == name).map(|job| job.id).collect();
-        over.iter().for_each(|id| self.forget(id));
+        over.iter().try_for_each(|id| self.forget(id))?;
+        // A project of this name that is made later does not find what this one's jobs left.
+        self.store.forget_volumes(name)?;
         self.change_cluster(|cluster| {
             cluster.projects.remove(name);
         })?;
@@ -193,6 +195,12 @@ impl Core {
         if self.cluster.nodes.contains_key(&name) {
             return Err(SchedulerError::Exists { kind: "node", name });
         }
+        // All GPUs that are not simulated are those of this machine.
+        let real = self.cluster.nodes.iter().find(|(_, record)| !record.simulated);
+        if let Some((real, _)) = real.filter(|_| !request.simulated) {
+            let what = format!("the node {real} is this machine already: its GPUs can't be given away twice");
+            return Err(SchedulerError::Wrong { what });
+        }
         let NodeRequest { gpus, simulated, labels, pools, .. } = request;
         let node = Node { labels, pools, ..Node::new(&name, gpus) };
         self.change_cluster(|cluster| {
@@ -204,7 +212,10 @@ impl Core {
     /// Changes a node.
     pub fn change_node(&mut self, name: &str, change: NodeChange, caller: Caller) -> Result<NodeView, SchedulerError> {
         master(caller, "change nodes")?;
-        self.node(name)?;
+        if self.node(name)?.node.leaving {
+            let what = format!("the node {name} is being taken away; add it again when it has gone");
+            return Err(SchedulerError::Wrong { what });
+        }
         self.change_cluster(|cluster| {
             let Some(record) = cluster.nodes.get_mut(name) else {
                 return;
@@ -228,7 +239,7 @@ impl Core {
         master(caller, "remove nodes")?;
         let view = self.node(name)?;
         let here: Vec<_> = self.jobs_on(name);
-        if !force && !here.is_empty() {
+        if !force && !here.is_empty() && !view.node.leaving {
             return Err(SchedulerError::InUse { kind: "node", name: name.to_owned(), jobs: here.len() });
         }
         self.change_cluster(|cluster| {
@@ -237,22 +248,32 @@ impl Core {
                 record.node.state = NodeState::Cordoned;
             }
         })?;
-        for id in here {
-            let stop = Stop::NodeGone { node: name.to_owned() };
-            self.change(&id, |job| {
-                if matches!(job.state, State::Starting | State::Running) {
-                    job.state = State::Stopping { stop };
-                }
-            })?;
-        }
         self.leave_nodes();
         Ok(view)
     }
 
-    /// Drops nodes that are leaving and have no jobs any more.
+    /// Stops the jobs on nodes that are leaving, and drops those that have none any more. Follows from the
+    /// records, so that a crash or a full disk in the middle changes nothing.
     pub(super) fn leave_nodes(&mut self) {
         let leaving = self.cluster.nodes.iter().filter(|(_, record)| record.leaving).map(|(name, _)| name.clone());
-        let gone: BTreeSet<String> = leaving.filter(|name| self.jobs_on(name).is_empty()).collect();
+        let leaving: Vec<String> = leaving.collect();
+        let mut gone: BTreeSet<String> = BTreeSet::new();
+        for name in leaving {
+            let here = self.jobs_on(&name);
+            if here.is_empty() {
+                gone.insert(name);
+                continue;
+            }
+            for id in here {
+                if !self.jobs.get(&id).is_some_and(|job| matches!(job.state, State::Starting | State::Running)) {
+                    continue;
+                }
+                let stop = Stop::NodeGone { node: name.clone() };
+                if let Err(error) = self.change(&id, |job| job.stop(stop, now_ms())) {
+                    tracing::error!(error = &error as &dyn std::error::Error, "a job could not be told to stop yet");
+                }
+            }
+        }
         if gone.is_empty() {
             return;
         }

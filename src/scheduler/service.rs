@@ -3,12 +3,15 @@
 //! One thread owns the [`Core`]: requests come through a channel and are done between its turns. Nothing
 //! else touches the state, so there is no lock and no order of locks.
 
+use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::core::{Core, Options};
 use super::error::SchedulerError;
@@ -66,6 +69,17 @@ pub struct Opened {
     ends: Receiver<MountEnd>,
 }
 
+/// Takes the lock of a socket, beside it: schedulers with other directories must not take it away from this
+/// one. It is given back when the file is closed.
+pub fn lock_socket(socket: &Path) -> Result<File, StoreError> {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".lock");
+    if let Some(dir) = socket.parent() {
+        super::disk::make_dir(dir, 0o755)?;
+    }
+    super::disk::try_lock(Path::new(&path))?.ok_or_else(|| StoreError::SocketTaken { socket: socket.to_owned() })
+}
+
 /// Opens the scheduler's directory.
 pub fn open(options: Options, lake: Arc<dyn LakeSide>) -> Result<Opened, StoreError> {
     let (ends_to, ends) = channel();
@@ -73,15 +87,18 @@ pub fn open(options: Options, lake: Arc<dyn LakeSide>) -> Result<Opened, StoreEr
 }
 
 impl Opened {
-    /// Starts the scheduler's thread.
-    pub fn start(self) -> Result<(Handle, std::thread::JoinHandle<()>), StoreError> {
+    /// Starts the scheduler's thread. Its end, also by a panic, cancels `ended`.
+    pub fn start(self, ended: CancellationToken) -> Result<(Handle, std::thread::JoinHandle<()>), StoreError> {
         let (requests, incoming) = channel();
         let handle = Handle { requests, stopping: Arc::new(AtomicBool::new(false)) };
         let stopping = Arc::clone(&handle.stopping);
         let Self { core, ends } = self;
         let spawned = std::thread::Builder::new()
             .name("scheduler".to_owned())
-            .spawn(move || turns(core, &incoming, &ends, &stopping))
+            .spawn(move || {
+                let _ended = ended.drop_guard();
+                turns(core, &incoming, &ends, &stopping);
+            })
             .map_err(super::disk::at(std::path::Path::new("/proc/self"), "start the scheduler's thread"))?;
         Ok((handle, spawned))
     }

@@ -32,6 +32,8 @@ use super::task::TaskDir;
 pub enum StoreError {
     #[error("a scheduler with the directory {} runs already (pid {pid})", dir.display())]
     Taken { dir: PathBuf, pid: String },
+    #[error("another scheduler has the socket {}; stop it first (`larder scheduler stop`)", socket.display())]
+    SocketTaken { socket: PathBuf },
     #[error("{}: was written by a newer larder (format {found}); use that one", path.display())]
     Newer { path: PathBuf, found: u32 },
     #[error(transparent)]
@@ -99,7 +101,7 @@ impl Store {
                     return Err(StoreError::Newer { path, found: job.format });
                 }
                 Some(job) => found.push(job),
-                None => self.throw_away(&dir),
+                None => self.throw_away(&dir)?,
             }
         }
         Ok(found)
@@ -108,21 +110,42 @@ impl Store {
     /// Writes a job's record.
     pub fn keep(&self, job: &JobRecord) -> Result<(), DiskError> {
         let dir = self.job(&job.id).0;
-        disk::make_dir(&dir, 0o711)?;
+        if !dir.exists() {
+            disk::make_dir(&dir, 0o711)?;
+            disk::sync_dir(&self.dir.join("jobs"))?;
+        }
         disk::write_json(&dir.join("record.json"), job)
     }
 
-    /// Removes a job with everything it has but its commits.
-    pub fn forget(&self, id: &Uuid) {
-        self.throw_away(&self.job(id).0);
+    /// Removes a job with everything it has but its commits. It is gone, also after a crash, when this returns
+    /// well; its files may take longer.
+    pub fn forget(&self, id: &Uuid) -> Result<(), DiskError> {
+        self.throw_away(&self.job(id).0)
     }
 
-    /// Renames a directory away, so that it is gone at once, and removes it.
-    fn throw_away(&self, dir: &Path) {
+    /// Removes the volumes of a project, likewise.
+    pub fn forget_volumes(&self, project: &str) -> Result<(), DiskError> {
+        self.throw_away(&self.dir.join("volumes").join(project))
+    }
+
+    /// Renames a directory away, so that it is gone at once, and removes it on a thread of its own: that may
+    /// take long. What is left of it, the next scheduler removes.
+    fn throw_away(&self, dir: &Path) -> Result<(), DiskError> {
         let away = self.dir.join("trash").join(Uuid::new_v4().to_string());
-        if let Err(error) = fs::rename(dir, &away).and_then(|()| fs::remove_dir_all(&away)) {
-            tracing::warn!(%error, dir = %dir.display(), "could not be removed");
+        match fs::rename(dir, &away) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !dir.exists() => return Ok(()),
+            renamed => renamed.map_err(disk::at(dir, "remove"))?,
         }
+        disk::sync_dir(dir.parent().unwrap_or(&self.dir))?;
+        let removed = std::thread::Builder::new().name("trash".to_owned()).spawn(move || {
+            if let Err(error) = fs::remove_dir_all(&away) {
+                tracing::warn!(%error, dir = %away.display(), "could not be removed yet; the next start tries again");
+            }
+        });
+        if let Err(error) = removed {
+            tracing::warn!(%error, "no thread to remove what was deleted; the next start does");
+        }
+        Ok(())
     }
 
     /// Gives where a job's things lie.
@@ -187,14 +210,15 @@ impl JobPlace {
         self.0.join("attempts").join(attempt.to_string()).join(name)
     }
 
-    /// Makes a directory that belongs to the job's user.
+    /// Makes a directory that belongs to the job's user. One that is another user's already (a volume of the
+    /// project) stays theirs.
     pub(super) fn make_for(path: &Path, user: Option<(u32, u32)>) -> Result<(), DiskError> {
         disk::make_dir(path, 0o755)?;
         let Some((uid, gid)) = user else {
             return Ok(());
         };
         let owner = fs::metadata(path).map_err(disk::at(path, "look at"))?.uid();
-        if owner == uid {
+        if owner == uid || owner != nix::unistd::geteuid().as_raw() {
             return Ok(());
         }
         std::os::unix::fs::chown(path, Some(uid), Some(gid)).map_err(disk::at(path, "give to its user"))

@@ -3,7 +3,8 @@
 //! It takes the task's lock, runs the command, ends it when asked to, and writes down how it ended.
 //! There is one for each task, so nothing is lost when one dies but its own task, which a scheduler then
 //! finds [`super::task::Sight::Lost`]. No runtime: one thread waits for the command, the other looks for
-//! the request to stop.
+//! the request to stop. It is the subreaper of its task: who loses its parent becomes its child and can be
+//! found.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -13,10 +14,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::disk::{self, DiskError};
+use super::family::{Birth, Family};
 use super::task::{MARKER, TaskDir, TaskExit, TaskSpec, end_what_is_left};
 
 /// How often the request to stop is looked for.
@@ -27,6 +29,8 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 /// How often, and in which steps, it is tried to write down the end: for an hour.
 const WRITE_TRIES: u32 = 360;
 const WRITE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often it is tried to end what does not die, so that the task can be over.
+const END_INTERVAL: Duration = Duration::from_secs(1);
 /// The status of a shell that finds no such command.
 const CANNOT_START: i32 = 127;
 
@@ -34,6 +38,12 @@ const CANNOT_START: i32 = 127;
 pub fn run(dir: &Path) -> Result<(), DiskError> {
     // Fails only for a process that leads a group: then it is on its own already.
     let _ = nix::unistd::setsid();
+    let own = nix::sys::prctl::set_child_subreaper(true).is_ok();
+    supervise(dir, own.then(nix::unistd::getpid))
+}
+
+/// `own`: this process, where all its children are the task's.
+pub(super) fn supervise(dir: &Path, own: Option<Pid>) -> Result<(), DiskError> {
     let task = TaskDir::at(dir);
     let Some(_lock) = take_lock(&task)? else {
         return Ok(());
@@ -44,17 +54,27 @@ pub fn run(dir: &Path) -> Result<(), DiskError> {
     if task.exit_file().exists() || !disk::make_once(&task.started_file())? {
         return Ok(());
     }
-    let mut exit = match task.asked_to_stop() {
-        Some(_) => TaskExit { stopped: true, ..TaskExit::default() },
+    let mut family = task.family(&spec, own)?;
+    let exit = match task.asked_to_stop() {
+        Some(_) => ended_now(TaskExit { stopped: true, ..TaskExit::default() }),
         None => match start(&spec) {
-            Ok(child) => watch(&task, &spec, child),
-            Err(error) => TaskExit { code: Some(CANNOT_START), error: Some(error.to_string()), ..TaskExit::default() },
+            Ok(child) => watch(&task, &mut family, child),
+            Err(error) => {
+                ended_now(TaskExit { code: Some(CANNOT_START), error: Some(error.to_string()), ..TaskExit::default() })
+            }
         },
     };
-    // What the command left behind goes with it: the GPUs are given to others now.
-    end_what_is_left(&spec);
-    exit.ended_ms = jiff::Timestamp::now().as_millisecond();
+    // What the command left behind goes with it: the GPUs are given to others now. As long as something of it
+    // is there, the task is not over, and this supervisor lives.
+    while let Err(error) = end_what_is_left(&spec, &family) {
+        eprintln!("{error}; trying again");
+        std::thread::sleep(END_INTERVAL);
+    }
     write_down(&task, &exit)
+}
+
+fn ended_now(exit: TaskExit) -> TaskExit {
+    TaskExit { ended_ms: jiff::Timestamp::now().as_millisecond(), ..exit }
 }
 
 /// Writes down how it ended. A disk that is full for a while must not make a job that ended run again.
@@ -107,39 +127,57 @@ fn start(spec: &TaskSpec) -> std::io::Result<Child> {
     command.spawn()
 }
 
-/// Waits for the end, and brings it about when asked to.
-fn watch(task: &TaskDir, spec: &TaskSpec, mut child: Child) -> TaskExit {
-    let group = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
+/// Waits for the end, and brings it about when asked to. With a stop, the end is that of all processes, or of
+/// the grace time: the command may be a shell that dies before the program that saves its state.
+fn watch(task: &TaskDir, family: &mut Family, mut child: Child) -> TaskExit {
+    let birth = Birth::of(Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX)));
+    if let Err(error) = disk::write_json(&task.birth_file(), &birth) {
+        eprintln!("{error}; if this supervisor is lost, what is left of the task is found by its marker only");
+    }
+    family.born(birth);
     let (tell, ended) = mpsc::channel();
     let waiter = std::thread::Builder::new().name("waiter".to_owned()).spawn(move || {
         let _ = tell.send(child.wait());
     });
     if let Err(error) = waiter {
-        return TaskExit { error: Some(error.to_string()), ..TaskExit::default() };
+        return ended_now(TaskExit { error: Some(error.to_string()), ..TaskExit::default() });
     }
-    let mut deadline: Option<Instant> = None;
+    let mut exit: Option<TaskExit> = None;
+    let mut asked_at: Option<Instant> = None;
     loop {
-        match ended.recv_timeout(LOOK_INTERVAL) {
-            Ok(Ok(status)) => return exit_of(status, deadline.is_some()),
-            Ok(Err(error)) => return TaskExit { error: Some(error.to_string()), ..TaskExit::default() },
-            Err(RecvTimeoutError::Disconnected) => return TaskExit::default(),
-            Err(RecvTimeoutError::Timeout) => {}
+        if exit.is_some() {
+            std::thread::sleep(LOOK_INTERVAL);
+        } else {
+            exit = match ended.recv_timeout(LOOK_INTERVAL) {
+                Ok(told) => Some(exit_of(told)),
+                Err(RecvTimeoutError::Disconnected) => Some(ended_now(TaskExit::default())),
+                Err(RecvTimeoutError::Timeout) => None,
+            };
         }
-        match deadline {
-            None => {
-                if let Some(grace) = task.asked_to_stop() {
-                    let _ = killpg(group, Signal::SIGTERM);
-                    let now = Instant::now();
-                    // A grace time beyond what the clock can count is a day.
-                    deadline = now.checked_add(grace).or_else(|| now.checked_add(Duration::from_secs(86_400)));
-                }
+        family.reap();
+        let grace = task.asked_to_stop();
+        if grace.is_some() && asked_at.is_none() {
+            family.signal(Signal::SIGTERM);
+            asked_at = Some(Instant::now());
+        }
+        // A grace time beyond what can be counted never ends.
+        let is_over = asked_at.zip(grace).is_some_and(|(at, grace)| at.elapsed() >= grace);
+        match &exit {
+            Some(exit) if asked_at.is_none() => return exit.clone(),
+            Some(exit) if is_over || family.left().is_ok_and(|left| left.is_empty()) => {
+                return TaskExit { stopped: true, ..exit.clone() };
             }
-            Some(deadline) if Instant::now() >= deadline => end_what_is_left(spec),
-            Some(_) => {}
+            None if is_over => {
+                let _ = family.kill(Duration::ZERO);
+            }
+            _ => {}
         }
     }
 }
 
-fn exit_of(status: ExitStatus, stopped: bool) -> TaskExit {
-    TaskExit { code: status.code(), signal: status.signal(), stopped, ..TaskExit::default() }
+fn exit_of(told: std::io::Result<ExitStatus>) -> TaskExit {
+    ended_now(match told {
+        Ok(status) => TaskExit { code: status.code(), signal: status.signal(), ..TaskExit::default() },
+        Err(error) => TaskExit { error: Some(error.to_string()), ..TaskExit::default() },
+    })
 }

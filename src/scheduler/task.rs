@@ -4,6 +4,7 @@
 //! <task>/task.json   what to run                        written by the scheduler, before the supervisor
 //! <task>/lock        held by the supervisor as long as it lives
 //! <task>/started     made once, before the command runs: who finds it does not run it again
+//! <task>/birth.json  where the command was started: session and group
 //! <task>/stop        asks the supervisor to end the command; holds the grace time
 //! <task>/exit.json   how it ended; written last, never changed
 //! ```
@@ -12,8 +13,8 @@
 //! comes back looks at these files and knows what is so: [`Sight`]. Starting is idempotent: two
 //! supervisors of one task contend for the lock, and the second finds `started`.
 //!
-//! All processes of a task have `LARDER_TASK=<marker>` in their environment: that is how those are found
-//! and ended that outlived their parents, whatever they did to their process group.
+//! All processes of a task are ended with it: [`super::family`] finds them. A task is over when none of them
+//! is left, and no container: what is left would use a GPU that somebody else has by then.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,16 +22,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::disk::{self, DiskError};
+use super::family::{Birth, Family};
 
 /// The variable that all processes of a task have.
 pub const MARKER: &str = "LARDER_TASK";
-/// How long leftover processes may take to die; one in an uninterruptible wait never does.
+/// How long processes may take to die before it is said that they do not; one in an uninterruptible wait
+/// never does.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a container engine may take to answer.
+const ENGINE_TIMEOUT: Duration = Duration::from_secs(120);
+const ENGINE_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What to run, and how to end it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +59,28 @@ pub struct TaskSpec {
     /// Ends what does not run as a descendant (a container), by force; empty: nothing does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kill: Vec<String>,
+    /// Prints something as long as there is still what `kill` ends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left: Vec<String>,
+}
+
+/// Why a task is not over yet.
+#[derive(Debug, thiserror::Error)]
+pub enum EndError {
+    #[error("cannot list the processes of the machine")]
+    List(#[source] std::io::Error),
+    #[error("processes {pids:?} of the task do not die")]
+    Processes { pids: Vec<i32> },
+    #[error("cannot ask {program} whether the container is gone")]
+    Engine {
+        program: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{program} does not remove the container; remove it by hand: {by_hand}")]
+    Container { program: String, by_hand: String },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 /// How a task ended.
@@ -144,6 +171,10 @@ impl TaskDir {
         self.file("stop")
     }
 
+    pub(super) fn birth_file(&self) -> PathBuf {
+        self.file("birth.json")
+    }
+
     pub(super) fn exit_file(&self) -> PathBuf {
         self.file("exit.json")
     }
@@ -160,6 +191,8 @@ impl TaskDir {
         let log = fs::OpenOptions::new().create(true).append(true).open(&log_path);
         let log = log.map_err(disk::at(&log_path, "open"))?;
         let mut command = Command::new(exe);
+        // A scheduler that was itself started by a job leaves nothing of that to its own jobs.
+        command.env_remove(MARKER);
         command.arg("supervise").arg(&self.0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).current_dir("/");
         command.spawn().map_err(disk::at(exe, "start the supervisor"))
     }
@@ -185,11 +218,14 @@ impl TaskDir {
     }
 
     /// Asks the supervisor to end the command: SIGTERM, and SIGKILL after the grace time. An earlier
-    /// request stays.
+    /// request stays, but for a longer grace time.
     pub fn ask_to_stop(&self, grace: Duration) -> Result<(), DiskError> {
         disk::make_dir(&self.0, 0o700)?;
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        if self.stop_file().exists() { Ok(()) } else { disk::write_json(&self.stop_file(), &grace_ms) }
+        if self.asked_to_stop().is_some_and(|before| before <= grace) {
+            return Ok(());
+        }
+        disk::write_json(&self.stop_file(), &grace_ms)
     }
 
     /// Gives the grace time, where it was asked to stop.
@@ -197,9 +233,16 @@ impl TaskDir {
         disk::read_json::<u64>(&self.stop_file()).ok().flatten().map(Duration::from_millis)
     }
 
+    /// Finds the processes of this task.
+    pub(super) fn family(&self, spec: &TaskSpec, supervisor: Option<Pid>) -> Result<Family, DiskError> {
+        let birth = disk::read_json::<Birth>(&self.birth_file())?;
+        Ok(Family::new(&spec.marker, birth, supervisor))
+    }
+
     /// Ends a task that nobody supervises, for good: no supervisor that comes late starts it. Kills what
-    /// is left of it. None where a supervisor has the lock now: ask again.
-    pub fn close(&self, now_ms: i64) -> Result<Option<TaskExit>, DiskError> {
+    /// is left of it, which may take a while; an error where something does not die: the task is not over
+    /// then. None where a supervisor has the lock now: ask again.
+    pub fn close(&self, now_ms: i64) -> Result<Option<TaskExit>, EndError> {
         disk::make_dir(&self.0, 0o700)?;
         let Some(_lock) = disk::try_lock(&self.lock_file())? else {
             return Ok(None);
@@ -208,8 +251,9 @@ impl TaskDir {
             return Ok(Some(exit));
         }
         let fresh = disk::make_once(&self.started_file())?;
-        if let Some(spec) = disk::read_json::<TaskSpec>(&self.spec_file())? {
-            end_what_is_left(&spec);
+        // What was never started left nothing.
+        if !fresh && let Some(spec) = disk::read_json::<TaskSpec>(&self.spec_file())? {
+            end_what_is_left(&spec, &self.family(&spec, None)?)?;
         }
         let exit = TaskExit { lost: !fresh, stopped: fresh, ended_ms: now_ms, ..TaskExit::default() };
         disk::write_json(&self.exit_file(), &exit)?;
@@ -217,44 +261,54 @@ impl TaskDir {
     }
 }
 
-/// Kills all processes of a task that are left, and what its `kill` ends.
-pub(super) fn end_what_is_left(spec: &TaskSpec) {
-    if let Some((program, args)) = spec.kill.split_first() {
-        let mut command = Command::new(program);
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        if let Err(error) = command.status() {
-            tracing::warn!(%error, ?program, "what ends a container could not be run");
+/// Kills all processes of a task that are left, and the container. An error where something is still there.
+pub(super) fn end_what_is_left(spec: &TaskSpec, family: &Family) -> Result<(), EndError> {
+    kill_processes(family)?;
+    if let Some((program, _)) = spec.kill.split_first() {
+        // Only what is there afterwards counts: it may have been gone before.
+        let _ = engine(&spec.kill, &spec.env);
+        let told = engine(&spec.left, &spec.env);
+        let program = program.clone();
+        match told {
+            Ok(text) if text.trim().is_empty() => {}
+            Ok(_) => return Err(EndError::Container { program, by_hand: spec.kill.join(" ") }),
+            Err(source) => return Err(EndError::Engine { program, source }),
         }
     }
-    let begun = Instant::now();
-    loop {
-        let left = processes_with(&spec.marker);
-        if left.is_empty() {
-            return;
-        }
-        if begun.elapsed() > KILL_TIMEOUT {
-            tracing::warn!(task = spec.marker, ?left, "processes do not die");
-            return;
-        }
-        for pid in left {
-            let _ = kill(pid, Signal::SIGKILL);
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    // An engine may have left a helper behind.
+    kill_processes(family)
 }
 
-/// Finds the living processes of a task. A zombie has no environment any more.
-fn processes_with(marker: &str) -> Vec<Pid> {
-    let wanted = format!("{MARKER}={marker}");
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
+fn kill_processes(family: &Family) -> Result<(), EndError> {
+    let left = family.kill(KILL_TIMEOUT).map_err(EndError::List)?;
+    if left.is_empty() {
+        return Ok(());
+    }
+    Err(EndError::Processes { pids: left.into_iter().map(Pid::as_raw).collect() })
+}
+
+/// Runs the engine and gives what it printed; an error where it failed or took too long.
+fn engine(argv: &[String], env: &BTreeMap<String, String>) -> std::io::Result<String> {
+    let Some((program, args)) = argv.split_first() else {
+        return Ok(String::new());
     };
-    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let ours = pids.filter(|pid| {
-        let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environ.split(|byte| *byte == 0).any(|pair| pair == wanted.as_bytes())
-    });
-    ours.map(Pid::from_raw).collect()
+    let mut command = Command::new(program);
+    command.args(args).env_clear().envs(env).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn()?;
+    let begun = Instant::now();
+    while child.try_wait()?.is_none() {
+        if begun.elapsed() > ENGINE_TIMEOUT {
+            child.kill()?;
+            child.wait()?;
+            return Err(std::io::ErrorKind::TimedOut.into());
+        }
+        std::thread::sleep(ENGINE_LOOK_INTERVAL);
+    }
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(std::io::Error::other(output.status.to_string()))
 }
 
 #[cfg(test)]

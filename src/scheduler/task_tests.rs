@@ -24,6 +24,7 @@ impl Rig {
             log: dir.path().join("log"),
             stdout: None,
             kill: Vec::new(),
+            left: Vec::new(),
         };
         let rig = Self { dir };
         rig.task().prepare(&spec).expect("prepares");
@@ -41,12 +42,15 @@ impl Rig {
     /// Supervises in a thread of the test's process.
     fn supervise(&self) -> std::thread::JoinHandle<()> {
         let dir = self.task().path().to_owned();
-        std::thread::spawn(move || supervise::run(&dir).expect("supervises"))
+        std::thread::spawn(move || supervise::supervise(&dir, None).expect("supervises"))
     }
 
-    fn marker(&self) -> String {
-        let spec: TaskSpec = disk::read_json(&self.task().spec_file()).expect("reads").expect("is there");
-        spec.marker
+    fn spec(&self) -> TaskSpec {
+        disk::read_json(&self.task().spec_file()).expect("reads").expect("is there")
+    }
+
+    fn left(&self) -> Vec<Pid> {
+        self.task().family(&self.spec(), None).expect("reads").left().expect("lists")
     }
 }
 
@@ -88,10 +92,10 @@ fn a_task_that_is_asked_to_stop_hears_sigterm_and_its_exit_is_written_down() {
 fn after_the_grace_time_everything_of_the_task_is_killed_also_what_left_its_group() {
     let rig = Rig::new("trap '' TERM; setsid sleep 1000 & echo up; sleep 1000");
     let supervisor = rig.supervise();
-    wait_until(|| rig.log().contains("up") && processes_with(&rig.marker()).len() >= 2);
+    wait_until(|| rig.log().contains("up") && rig.left().len() >= 2);
     rig.task().ask_to_stop(Duration::ZERO).expect("asks");
     supervisor.join().expect("ends");
-    assert_eq!(processes_with(&rig.marker()), []);
+    assert_eq!(rig.left(), []);
     let Sight::Ended(exit) = rig.task().look().expect("looks") else { panic!("ended") };
     assert_eq!(exit.signal, Some(9));
 }
@@ -101,7 +105,7 @@ fn a_task_whose_supervisor_is_gone_is_lost_and_closed_with_all_that_is_left_of_i
     let rig = Rig::new("sleep 1000");
     // As after the death of a supervisor that had begun: the marks are there, nobody holds the lock.
     assert!(disk::make_once(&rig.task().started_file()).expect("marks"));
-    let mut left = Command::new("sleep").arg("1000").env(MARKER, rig.marker()).spawn().expect("starts");
+    let mut left = Command::new("sleep").arg("1000").env(MARKER, rig.spec().marker).spawn().expect("starts");
     assert_eq!(rig.task().look().expect("looks"), Sight::Lost);
     // It is reaped at once, as init would.
     let reaper = std::thread::spawn(move || left.wait().expect("waits"));
@@ -130,4 +134,69 @@ fn a_command_that_is_not_there_is_an_end_with_its_reason() {
     let Sight::Ended(exit) = rig.task().look().expect("looks") else { panic!("ended") };
     assert_eq!(exit.code, Some(127));
     assert!(exit.to_string().contains("could not be started"), "{exit}");
+}
+
+#[test]
+fn what_saves_its_state_has_its_grace_time_also_when_the_shell_around_it_has_gone() {
+    // The outer shell dies at once; the inner one needs what only the test gives it.
+    let script = "(trap 'until test -e go; do sleep 0.05; done; echo saved; exit 0' TERM; echo up; \
+                  while :; do sleep 0.05; done) & wait";
+    let rig = Rig::new(script);
+    let supervisor = rig.supervise();
+    wait_until(|| rig.log().contains("up"));
+    rig.task().ask_to_stop(Duration::from_secs(600)).expect("asks");
+    // Reaped: the shell, whose pid is that of the group, has gone, and what it started has not.
+    let birth = fs::read_to_string(rig.task().birth_file()).expect("reads");
+    let birth: serde_json::Value = serde_json::from_str(&birth).expect("is JSON");
+    wait_until(|| !Path::new(&format!("/proc/{}", birth["group"])).exists());
+    assert!(!rig.task().exit_file().exists());
+    fs::write(rig.dir.path().join("go"), "").expect("lets it go on");
+    supervisor.join().expect("ends");
+    assert!(rig.log().ends_with("saved\n"), "{}", rig.log());
+    let Sight::Ended(exit) = rig.task().look().expect("looks") else { panic!("ended") };
+    assert!(exit.stopped, "{exit:?}");
+}
+
+#[test]
+fn what_hides_its_environment_goes_with_its_task() {
+    let rig = Rig::new("env -i sleep 1000 & echo up; exit 5");
+    rig.supervise().join().expect("ends");
+    assert_eq!(rig.left(), []);
+    let Sight::Ended(exit) = rig.task().look().expect("looks") else { panic!("ended") };
+    assert_eq!((exit.code, exit.stopped), (Some(5), false));
+}
+
+#[test]
+fn a_task_is_not_over_before_its_container_is_gone() {
+    let rig = Rig::new("true");
+    let there = rig.dir.path().join("container");
+    fs::write(&there, "").expect("makes it");
+    let shell = |script: String| ["sh".to_owned(), "-c".to_owned(), script].to_vec();
+    let mut spec = rig.spec();
+    spec.kill = shell("exit 1".to_owned());
+    spec.left = shell(format!("if test -e {0}; then echo {0}; fi", there.display()));
+    disk::write_json(&rig.task().spec_file(), &spec).expect("writes");
+    disk::make_once(&rig.task().started_file()).expect("marks");
+    assert!(matches!(rig.task().close(7), Err(EndError::Container { .. })));
+    spec.left = shell("exit 1".to_owned());
+    disk::write_json(&rig.task().spec_file(), &spec).expect("writes");
+    assert!(matches!(rig.task().close(7), Err(EndError::Engine { .. })), "an engine that fails says nothing");
+    assert_eq!(rig.task().look().expect("looks"), Sight::Lost);
+    fs::remove_file(&there).expect("removes it");
+    spec.left = shell(format!("if test -e {0}; then echo {0}; fi", there.display()));
+    disk::write_json(&rig.task().spec_file(), &spec).expect("writes");
+    assert!(rig.task().close(7).expect("closes").expect("nobody has the lock").lost);
+}
+
+#[test]
+fn a_shorter_grace_time_replaces_a_longer_one() {
+    let rig = Rig::new("trap '' TERM; echo up; while :; do sleep 0.05; done");
+    let supervisor = rig.supervise();
+    wait_until(|| rig.log().contains("up"));
+    rig.task().ask_to_stop(Duration::from_secs(100_000)).expect("asks");
+    rig.task().ask_to_stop(Duration::ZERO).expect("asks again");
+    rig.task().ask_to_stop(Duration::from_secs(100_000)).expect("a longer one changes nothing");
+    supervisor.join().expect("ends");
+    let Sight::Ended(exit) = rig.task().look().expect("looks") else { panic!("ended") };
+    assert_eq!((exit.signal, exit.stopped), (Some(9), true));
 }

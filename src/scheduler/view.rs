@@ -53,7 +53,10 @@ fn why(job: &JobRecord, look: &Look<'_>) -> Option<String> {
                 let names: Vec<String> = jobs.iter().map(ToString::to_string).collect();
                 format!("it starts as soon as {} has stopped", names.join(", "))
             }
-            None => "it was not looked at yet; it is in the next cycle".to_owned(),
+            None => match &job.hold {
+                Some(hold) => format!("it could not start and is tried again: {}", hold.why),
+                None => "it was not looked at yet; it is in the next cycle".to_owned(),
+            },
         }),
         State::Starting => {
             let commits = job.spec.datasets.iter();
@@ -65,19 +68,24 @@ fn why(job: &JobRecord, look: &Look<'_>) -> Option<String> {
                 (None, None) => "its processes are being started".to_owned(),
             })
         }
-        State::Stopping { stop } => Some(match stop {
-            Stop::Preempted { why } => format!("it is {why}"),
-            Stop::NodeGone { node } => format!("its node {node} was taken away"),
-            Stop::Lost => "one of its processes was lost".to_owned(),
-            Stop::Failed { why } => format!("it failed: {why}"),
-            Stop::Cancelled => "it was cancelled".to_owned(),
-            Stop::Deleted => "it was deleted".to_owned(),
-        }),
-        State::Completing => Some(match job.push_tries {
+        State::Stopping { stop, .. } | State::Completing { stop: Some(stop) } => Some(stopped_for(stop)),
+        State::Completing { stop: None } => Some(match job.push_tries {
             0 => "its outputs are being stored".to_owned(),
             tries => format!("its outputs are being stored, try {}", tries + 1),
         }),
         State::Failed { why } => Some(why.clone()),
         State::Running | State::Succeeded | State::Cancelled => None,
+    }
+}
+
+fn stopped_for(stop: &Stop) -> String {
+    match stop {
+        Stop::Preempted { why } => format!("it is {why}"),
+        Stop::NodeGone { node } => format!("its node {node} was taken away"),
+        Stop::Lost => "one of its processes was lost".to_owned(),
+        Stop::Unready { why } => format!("it can't start now: {why}"),
+        Stop::Failed { why } => format!("it failed: {why}"),
+        Stop::Cancelled => "it was cancelled".to_owned(),
+        Stop::Deleted => "it was deleted".to_owned(),
     }
 }

@@ -218,3 +218,25 @@ fn nodes_are_drained_cordoned_and_taken_away_and_their_jobs_go_elsewhere() {
     gpus.wait_status("team", "job", "Cancelled");
     world.ok(["project", "rm", "team"]);
 }
+
+/// Says whether a process lives; a zombie does not.
+fn is_alive(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+}
+
+#[test]
+fn what_hides_its_environment_and_leaves_its_group_ends_with_its_job() {
+    let gpus = one_project("1");
+    let world = &gpus.world;
+    // Nothing tells whose it is but that the supervisor is above it.
+    let script = "env -i setsid sh -c 'echo $$ > hidden; exec sleep 1000000' & \
+                  until test -s hidden; do sleep 0.05; done; cat hidden; exec sleep 1000000";
+    world.ok(["submit", "job", "--grace", "0s", "--", "sh", "-c", script]);
+    let logs = || world.ok(["job", "logs", "job"]);
+    wait_for("the hidden process", || logs().ends_with('\n'));
+    assert!(is_alive(&logs()), "{}", logs());
+    world.ok(["job", "cancel", "job"]);
+    gpus.wait_status("team", "job", "Cancelled");
+    assert!(!is_alive(&logs()), "{}", logs());
+}

@@ -197,3 +197,18 @@ fn change(source: &Path, version: &mut u64, random: &mut StdRng) {
     *version += 1;
     std::fs::write(source.join(format!("many/middle{}", *version % 3)), noise(*version, 20 << 20)).unwrap();
 }
+
+#[test]
+fn a_repeated_push_of_a_job_finds_its_commit_also_below_that_of_another() {
+    let world = World::new();
+    let dirs = [world.files("one", &[("a", b"one")]), world.files("two", &[("a", b"two")])];
+    let push = |number: usize, job: &str| {
+        let told = world.json(&["push", dirs[number].to_str().expect("a plain path"), "model", "--job", job]);
+        told["commit"].as_str().expect("push tells the commit").to_owned()
+    };
+    let first = push(0, "job-1");
+    let second = push(1, "job-2");
+    assert_eq!(push(0, "job-1"), first);
+    assert_eq!(world.json(&["show", "model"])["commit"], second.as_str(), "the head stays");
+    assert_ne!(push(0, "job-3"), first, "another job's is another commit");
+}

@@ -158,6 +158,7 @@ fn ended(attempt: &Attempt) -> String {
         None => String::new(),
         Some(Stop::Preempted { why } | Stop::Failed { why }) => format!("{why}; "),
         Some(Stop::NodeGone { node }) => format!("node {node} was taken away; "),
+        Some(Stop::Unready { why }) => format!("could not start: {why}; "),
         Some(Stop::Lost) => "lost; ".to_owned(),
         Some(Stop::Cancelled) => "cancelled; ".to_owned(),
         Some(Stop::Deleted) => "deleted; ".to_owned(),

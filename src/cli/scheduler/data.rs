@@ -13,6 +13,9 @@ use crate::scheduler::lake_side::{DataError, LakeSide, NewCommit};
 /// How often a mount is looked at that is being made.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// After how much time a daemon counts as hung. Mounting waits for the lake, which has its own limits below this.
+const CALL_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// A daemon, and how to start it.
 #[derive(Debug)]
 pub struct DaemonSide {
@@ -23,6 +26,16 @@ pub struct DaemonSide {
 }
 
 impl DaemonSide {
+    /// Runs it to its end, or to the time after which a daemon counts as hung.
+    fn block_on(&self, what: impl Future<Output = Result<(), DataError>>) -> Result<(), DataError> {
+        let bounded = async { tokio::time::timeout(CALL_TIMEOUT, what).await };
+        let socket = self.spawn.socket.display();
+        match self.rt.block_on(bounded) {
+            Ok(done) => done,
+            Err(_) => Err(format!("the daemon at {socket} did not answer within {} s", CALL_TIMEOUT.as_secs()).into()),
+        }
+    }
+
     async fn client(&self) -> Result<NodeClient, SpawnError> {
         spawn::connect_or_start(&self.spawn).await
     }
@@ -74,15 +87,19 @@ impl DaemonSide {
 
 impl LakeSide for DaemonSide {
     fn mount(&self, dataset: &str, commit: &str, dir: &Path) -> Result<(), DataError> {
-        self.rt.block_on(self.mount_now(format!("{dataset}@{commit}"), dir))
+        self.block_on(self.mount_now(format!("{dataset}@{commit}"), dir))
+    }
+
+    fn is_final(&self, error: &DataError) -> bool {
+        matches!(error.downcast_ref::<ClientError>(), Some(ClientError::Refused { status: 404, .. }))
     }
 
     fn umount(&self, dir: &Path) -> Result<(), DataError> {
-        self.rt.block_on(self.umount_now(dir))
+        self.block_on(self.umount_now(dir))
     }
 
     fn warm(&self, dataset: &str, commit: &str) -> Result<(), DataError> {
-        self.rt.block_on(self.warm_now(format!("{dataset}@{commit}")))
+        self.block_on(self.warm_now(format!("{dataset}@{commit}")))
     }
 
     fn push(&self, commit: &NewCommit) -> (Vec<String>, BTreeMap<String, String>) {
@@ -99,7 +116,8 @@ impl LakeSide for DaemonSide {
             add("--image", image);
         }
         if let Some(code) = &commit.code {
-            add("--code", code);
+            // It may begin with a dash.
+            argv.push(format!("--code={code}"));
         }
         argv.extend(["--json".to_owned(), "--quiet".to_owned()]);
         argv.extend(self.config_args.iter().cloned());

@@ -47,6 +47,9 @@ pub struct RunArgs {
     /// Gives the engine's `run` this argument (repeatable)
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     engine_arg: Vec<String>,
+    /// Longest grace time that a job may ask for
+    #[arg(long, value_name = "TIME", default_value = "1h")]
+    grace_max: humantime::Duration,
     /// Does not bring a waiting job's commits into the cache
     #[arg(long)]
     no_warm: bool,
@@ -57,11 +60,14 @@ pub fn run(ctx: &Context, args: &RunArgs) -> anyhow::Result<()> {
     let dir = args.dir.clone().unwrap_or_else(|| ctx.config().state.join("scheduler"));
     let mut host_paths = Vec::new();
     for path in &args.host_path {
+        // Users write what the flag says, or where that leads.
+        host_paths.push(std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()))?);
         host_paths.push(std::fs::canonicalize(path).with_context(|| format!("cannot find {}", path.display()))?);
     }
     let containers = engine(args)?.map(|engine| Containers { engine, args: args.engine_arg.clone() });
     let dir = std::path::absolute(dir).context("cannot tell where the directory is")?;
-    let options = Options { dir, exe: own_exe(), containers, host_paths, warm: !args.no_warm };
+    let grace_max = args.grace_max.into();
+    let options = Options { dir, exe: own_exe(), containers, host_paths, grace_max, warm: !args.no_warm };
     ctx.block_on(serve_until_stopped(ctx, options))
 }
 
@@ -83,17 +89,18 @@ async fn serve_until_stopped(ctx: &Context, options: Options) -> anyhow::Result<
     let rt = tokio::runtime::Handle::current();
     let data = DaemonSide { rt, spawn: ctx.spawn_spec(), config_args: ctx.config_args() };
     let opened = service::open(options, Arc::new(data))?;
-    // Behind the directory's lock: what is at the socket's place can only be left over. And before the
+    let _socket_lock = service::lock_socket(&socket)?;
+    // Behind the locks of the directory and of the socket: what is at the socket's place can only be left over. And before the
     // thread starts: the socket is made under another umask.
     let listener = listen(&socket, ctx.config().daemon.group.as_deref())?;
-    let (handle, thread) = opened.start()?;
-    tracing::info!(socket = %socket.display(), "the scheduler serves");
     let stop = tokio_util::sync::CancellationToken::new();
+    let (handle, thread) = opened.start(stop.clone())?;
+    tracing::info!(socket = %socket.display(), "the scheduler serves");
     let serving = tokio::spawn(server::serve(handle.clone(), listener, stop.clone()));
     tokio::select! {
         _ = term.recv() => tracing::info!("SIGTERM: stopping"),
         _ = int.recv() => tracing::info!("SIGINT: stopping"),
-        () = stop.cancelled() => tracing::info!("told to stop"),
+        () = stop.cancelled() => tracing::info!("told to stop, or the thread has ended"),
     }
     stop.cancel();
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, serving).await;

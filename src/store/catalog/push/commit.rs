@@ -14,6 +14,9 @@ use super::error::PushError;
 use super::intent::now_ms;
 use super::upload::Uploads;
 
+/// Commits that are looked at for one that the same job made: nobody waits to repeat a push while more are made.
+const JOB_HISTORY_MAX: usize = 128;
+
 /// Where the push goes: the branch, and what it stands on now.
 #[derive(Debug)]
 pub(super) struct Target {
@@ -129,6 +132,12 @@ pub(super) async fn commit(
     built: &Built,
     moved: bool,
 ) -> Result<Committed, PushError> {
+    // A push that is repeated, because nobody saw the first one end: its commit is there, and others may be
+    // above it by now.
+    if let Some(commit) = made_before(catalog, options, target, built).await? {
+        tag(catalog, options, target, commit).await?;
+        return Ok(Committed { commit, unchanged: true, heads: target.heads.clone() });
+    }
     let parent = match (target.parents.as_slice(), &target.base) {
         ([only], Some(base)) if base.commit_body.tree == built.tree => Some(*only),
         _ => None,
@@ -151,6 +160,28 @@ pub(super) async fn commit(
     };
     tag(catalog, options, target, made.commit).await?;
     Ok(made)
+}
+
+/// Finds the commit of this very tree that the same job made before, along the first parents.
+async fn made_before(
+    catalog: &Catalog,
+    options: &PushOptions,
+    target: &Target,
+    built: &Built,
+) -> Result<Option<CommitId>, PushError> {
+    if options.lineage.job.is_none() {
+        return Ok(None);
+    }
+    let mut next = target.parents.first().copied();
+    for _ in 0..JOB_HISTORY_MAX {
+        let Some(id) = next else { break };
+        let body = catalog.commit(&id).await?;
+        if body.lineage.job == options.lineage.job && body.tree == built.tree {
+            return Ok(Some(id));
+        }
+        next = body.parents.first().copied();
+    }
+    Ok(None)
 }
 
 /// Says whether an unchanged tree gets a commit of its own all the same. The output of a job is known by

@@ -1,0 +1,104 @@
+//! The state without its thread: what is asked of it, and the turns that follow, one by one.
+
+use std::sync::mpsc::channel;
+
+use serde_json::json;
+
+use super::super::disk;
+use super::super::mounts::tests::Counted;
+use super::super::registry::NodeRequest;
+use super::*;
+
+fn core(dir: &std::path::Path) -> Core {
+    let options = Options {
+        dir: dir.to_owned(),
+        exe: "/no/such/program".into(),
+        containers: None,
+        host_paths: Vec::new(),
+        grace_max: Duration::from_secs(60),
+        warm: false,
+    };
+    Core::open(options, Arc::new(Counted::default()), channel().0).expect("opens")
+}
+
+fn caller() -> Caller {
+    Caller { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() }
+}
+
+/// Puts a job with one output into a state, as an earlier scheduler may have left it.
+fn put(core: &mut Core, state: &serde_json::Value) -> Uuid {
+    let id = Uuid::new_v4();
+    let outputs = [json!({"dataset": "model", "path": "/out"})];
+    let spec =
+        json!({"kind": "train", "templates": [], "image": "img", "command": [], "outputs": outputs, "grace_ms": 0});
+    let submitter = json!({"uid": caller().uid, "gid": caller().gid});
+    let record = json!({"format": 1, "id": id, "name": "job", "project": "team", "seq": 0, "submitter": submitter,
+        "submitted_ms": 0, "spec": spec, "state": state});
+    let job: JobRecord = serde_json::from_value(record).expect("is a record");
+    core.store.keep(&job).expect("writes");
+    core.jobs.insert(id, job);
+    id
+}
+
+fn named() -> Named {
+    Named { project: None, name: "job".to_owned() }
+}
+
+#[test]
+fn the_gpus_of_this_machine_are_those_of_one_node() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut core = core(dir.path());
+    let node = |name: &str, simulated| NodeRequest {
+        name: name.to_owned(),
+        gpus: 1,
+        simulated,
+        labels: BTreeMap::new(),
+        pools: std::collections::BTreeSet::new(),
+    };
+    core.add_node(node("real", false), caller()).expect("adds");
+    core.add_node(node("counted", true), caller()).expect("adds");
+    let told = core.add_node(node("again", false), caller()).expect_err("refuses").to_string();
+    assert!(told.contains("real"), "{told}");
+}
+
+#[test]
+fn a_job_with_an_image_is_never_run_without_its_container() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut core = core(dir.path());
+    let id = put(&mut core, &json!({"name": "starting"}));
+    assert!(core.executor(&core.jobs[&id]).is_none());
+    core.turn();
+    core.turn();
+    assert_eq!(core.jobs[&id].state, State::Pending);
+    let hold = core.jobs[&id].hold.as_ref().expect("it is held");
+    assert!(hold.why.contains("engine"), "{hold:?}");
+}
+
+#[test]
+fn a_job_whose_outputs_are_being_stored_is_deleted_when_nobody_stores_them_any_more() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut core = core(dir.path());
+    let id = put(&mut core, &json!({"name": "completing"}));
+    let task = core.store.job(&id).push(0, 0);
+    disk::make_dir(task.path(), 0o700).expect("makes");
+    let supervisor = disk::try_lock(&task.lock_file()).expect("locks").expect("is free");
+    core.delete(&named(), caller()).expect("is taken");
+    core.turn();
+    assert!(core.jobs.contains_key(&id) && task.stop_file().exists(), "the push was asked to end");
+    drop(supervisor);
+    core.turn();
+    assert!(core.jobs.is_empty() && !task.path().exists());
+}
+
+#[test]
+fn a_deletion_that_the_disk_refuses_is_told_and_the_job_is_still_there() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut core = core(dir.path());
+    put(&mut core, &json!({"name": "succeeded"}));
+    std::fs::remove_dir(dir.path().join("trash")).expect("removes");
+    assert!(matches!(core.delete(&named(), caller()), Err(SchedulerError::Disk(_))));
+    assert!(core.look_at(&named()).is_ok());
+    std::fs::create_dir(dir.path().join("trash")).expect("makes");
+    core.delete(&named(), caller()).expect("deletes");
+    assert!(core.look_at(&named()).is_err());
+}
