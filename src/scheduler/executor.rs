@@ -132,7 +132,12 @@ impl Launch<'_> {
         }
         let hosts = place.attempt_file(self.attempt.number, "hostfile");
         disk::make_dir(hosts.parent().unwrap_or(Path::new("/")), 0o711)?;
-        fs::write(&hosts, self.hostfile()).map_err(disk::at(&hosts, "write"))
+        // Written once: the ranks before this one may be reading it.
+        let text = self.hostfile();
+        if fs::read(&hosts).is_ok_and(|have| have == text.as_bytes()) {
+            return Ok(());
+        }
+        fs::write(&hosts, text).map_err(disk::at(&hosts, "write"))
     }
 
     /// Says again whether the job may see a path: what a link leads to may have changed since it was submitted.
