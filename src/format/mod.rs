@@ -7,6 +7,7 @@
 //! * [`tree`]: entries, segments, the index over them, building and navigating.
 //! * [`placement`]: where a tree's contents lie.
 //! * [`pack`]: a pack's index, layout, recipe.
+//! * [`erofs`]: images for the kernel engine.
 //! * [`commit`]: versions and what led to them.
 //! * [`refs`]: names of datasets, tags, branches; revisions; what a ref object holds.
 //! * [`paths`]: keys in the lake and file names in the tier.
@@ -18,6 +19,7 @@
 pub mod codec;
 pub mod commit;
 pub mod digest;
+pub mod erofs;
 pub mod ids;
 pub(crate) mod json;
 pub mod pack;
