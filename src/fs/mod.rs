@@ -5,6 +5,7 @@
 //! * [`errno`]: the one table from errors to errno.
 //! * [`fuse`]: the adapter between the kernel's requests and the view. * [`session`]: the workers.
 //! * [`keeper`]: the process that makes the mounts and holds their descriptors.
+//! * [`kernel`]: the other engine: the commit as an EROFS image that the kernel reads by itself.
 //! * [`mount`]: all of it together, for the daemon.
 //! * [`sys`]: the system calls without a safe wrapper.
 //!
@@ -16,6 +17,7 @@ mod errno;
 mod fuse;
 mod handles;
 pub mod keeper;
+pub mod kernel;
 pub mod mount;
 pub mod session;
 mod sys;

@@ -202,6 +202,15 @@ impl Client {
         self.done(&Request::Forget { id })
     }
 
+    /// Puts a mount of the kernel's own at a directory; `instead`: in the place of our mount there, which
+    /// goes when nothing of it is open any more.
+    pub fn place(&self, mount: &OwnedFd, dir: &Path, instead: bool) -> Result<(), KeeperError> {
+        match self.ask_with(&Request::Place { dir: dir.to_owned(), instead }, &[mount.as_fd()])? {
+            (Answer::Done, _) => Ok(()),
+            _ => Err(self.protocol()),
+        }
+    }
+
     /// Replaces the note of a mount.
     pub fn set_note(&self, id: MountId, note: &str) -> Result<(), KeeperError> {
         self.done(&Request::Note { id, note: note.to_owned() })

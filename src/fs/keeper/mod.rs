@@ -14,6 +14,7 @@
 //!
 //! * [`wire`]: the messages. * [`mounts`]: mount(2) and fusermount3. * [`table`]: which mounts there
 //!   are. * [`watch`]: the daemon's life. * [`client`]: what the daemon calls. * this file: the process.
+//! * [`kernel`]: EROFS mounts, which the keeper puts at their directories and does not hold.
 //!
 //! Single-threaded and without a runtime on purpose: one request after the other, none of them long.
 
@@ -34,13 +35,14 @@ use nix::unistd::geteuid;
 use crate::fs::sys;
 
 mod client;
+pub mod kernel;
 mod mounts;
 mod table;
 mod watch;
 mod wire;
 
 pub use client::{Client, KeeperError, MountFds, Watching};
-pub use mounts::{is_dead, is_ours};
+pub use mounts::{image_at, is_dead, is_ours};
 pub use wire::{KeptMount, MountId, MountRequest, NOTE_BYTES_MAX, Restart};
 
 use table::Table;

@@ -21,6 +21,7 @@ use nix::unistd::{getegid, geteuid};
 
 use crate::fs::sys;
 
+use super::kernel;
 use super::wire::MountRequest;
 
 /// The file system type that every Larder mount has in the mount table.
@@ -33,6 +34,7 @@ pub(super) struct MountLine {
     pub dev: String,
     pub dir: PathBuf,
     pub fs_type: String,
+    pub source: PathBuf,
 }
 
 /// Mounts; gives the /dev/fuse descriptor.
@@ -143,11 +145,14 @@ fn parse_line(line: &[u8]) -> Option<MountLine> {
     let mut fields = line.split(|&byte| byte == b' ');
     let dev = fields.by_ref().nth(2)?;
     let dir = fields.by_ref().nth(1)?;
-    let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?;
+    let mut behind = fields.skip_while(|field| *field != b"-").skip(1);
+    let fs_type = behind.next()?;
+    let source = behind.next()?;
     Some(MountLine {
         dev: String::from_utf8(dev.to_vec()).ok()?,
         dir: unescape(dir),
         fs_type: String::from_utf8(fs_type.to_vec()).ok()?,
+        source: unescape(source),
     })
 }
 
@@ -160,7 +165,13 @@ pub(super) fn find(dir: &Path) -> io::Result<Option<MountLine>> {
 
 /// Says whether the topmost mount at `dir` is one of Larder's.
 pub fn is_ours(dir: &Path) -> io::Result<bool> {
-    Ok(find(dir)?.is_some_and(|line| line.fs_type == FS_TYPE))
+    Ok(find(dir)?.is_some_and(|line| line.fs_type == FS_TYPE || kernel::is_image(&line.fs_type, &line.source)))
+}
+
+/// Gives the image that the topmost mount at `dir` shows, where it is one of the kernel engine's.
+pub fn image_at(dir: &Path) -> io::Result<Option<PathBuf>> {
+    let line = find(dir)?;
+    Ok(line.filter(|line| kernel::is_image(&line.fs_type, &line.source)).map(|line| line.source))
 }
 
 /// Says whether what is mounted at `dir` answers nobody any more: its keeper and its daemon died. Asks the file
@@ -196,6 +207,7 @@ mod tests {
         assert_eq!(parsed.dev, "0:52");
         assert_eq!(parsed.dir, Path::new(r"/mnt/a b\c"));
         assert_eq!(parsed.fs_type, "fuse.larder");
+        assert_eq!(parsed.source, Path::new("larder:xray@v1"));
         assert!(parse_line(b"").is_none());
         assert!(parse_line(b"36 35 0:52 / /mnt rw -").is_none());
     }

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::fstat;
 
+use super::kernel;
 use super::mounts;
 use super::wire::{Answer, KeptMount, MountId, MountRequest, NOTE_BYTES_MAX, PACKET_BYTES_MAX, Request};
 
@@ -102,6 +103,7 @@ impl Table {
             }
             Request::Note { id, note } => self.note(id, note),
             Request::ReadAhead { id, kib } => self.read_ahead(id, kib),
+            Request::Place { dir, instead } => self.place(&fds, &dir, instead),
             Request::Stop if self.mounts.is_empty() => (Answer::Done, Vec::new(), true),
             Request::Stop => refused(Errno::EBUSY, format_args!("{} mounts are left", self.mounts.len())),
         }
@@ -202,6 +204,20 @@ impl Table {
             None => {}
         }
         done()
+    }
+
+    /// Puts a mount of the kernel's own at a directory.
+    fn place(&mut self, given: &[OwnedFd], dir: &Path, instead: bool) -> Handled {
+        let [mount] = given else {
+            return refused(Errno::EINVAL, "no mount came with the message");
+        };
+        if instead && !matches!(mounts::is_ours(dir), Ok(true)) {
+            return refused(Errno::EINVAL, format_args!("{} is not a Larder mount", dir.display()));
+        }
+        if let Err(error) = kernel::place(mount.as_fd(), dir, instead) {
+            return failed(&error, dir.display());
+        }
+        if instead { self.unmount(dir, true) } else { done() }
     }
 
     fn note(&mut self, id: MountId, note: String) -> Handled {

@@ -85,6 +85,9 @@ pub(crate) enum Request {
     Note { id: MountId, note: String },
     /// Raises the kernel's read-ahead of a mount. To be asked once the mount has been served.
     ReadAhead { id: MountId, kib: u32 },
+    /// Puts the mount that comes with the message at a directory. With `instead` it takes the place of the
+    /// mount of ours that is there, which is taken away lazily.
+    Place { dir: PathBuf, instead: bool },
     /// Ends the keeper if it has no mounts.
     Stop,
 }

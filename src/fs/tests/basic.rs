@@ -19,7 +19,7 @@ use crate::fs::session::ServeOptions;
 use crate::fs::view::{Look, ViewOptions};
 use crate::testkit::model::{Dir, FILE_MODE, File, MTIME, Node, Packing, dir, file, members, subdirs};
 
-fn sample() -> Dir {
+pub(super) fn sample() -> Dir {
     let shared = Node::File(File { bytes: noise(1, 5000), group: 1, sparse: false });
     let mut holes = vec![0; 300_000];
     holes[200_000..200_100].fill(7);
@@ -46,7 +46,7 @@ fn rig() -> Option<Rig> {
 }
 
 /// Compares everything below a directory with the model.
-fn compare(at: &Path, model: &Dir, counts: &HashMap<u8, u32>) {
+pub(super) fn compare(at: &Path, model: &Dir, counts: &HashMap<u8, u32>) {
     let listed: Vec<Vec<u8>> =
         fs::read_dir(at).expect("lists").map(|entry| entry.expect("reads").file_name().as_bytes().to_vec()).collect();
     assert_eq!(listed, model.keys().cloned().collect::<Vec<_>>(), "{}", at.display());

@@ -4,6 +4,7 @@
 
 mod basic;
 mod faults;
+mod kernel;
 mod latch;
 mod reads;
 mod rig;

@@ -1,7 +1,9 @@
 //! A lake in memory, a tier in a directory, a keeper in a thread, and mounts of a model's commit.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,14 +12,16 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use crate::format::ids::NodeId;
+use crate::format::ids::{NodeId, PackId};
+use crate::fs::keeper::kernel::KernelError;
 use crate::fs::keeper::{Client, Keeper};
+use crate::fs::kernel::{self, BuildError, Image, Images, KernelMount, Subject};
 use crate::fs::mount::{MountSpec, MountedView, mount};
 use crate::fs::session::ServeOptions;
 use crate::fs::view::{Look, View, ViewOptions};
 use crate::store::fetch::{FetchConfig, Fetcher, Prefetch, Verify};
 use crate::store::kv::Kv;
-use crate::store::lake::Lake;
+use crate::store::lake::{Lake, PutIf};
 use crate::store::meta::{MetaStore, Snapshot};
 use crate::store::tier::{InitOptions, Tier, TierConfig};
 use crate::testkit::faulty_lake::{FaultyLake, MemLake};
@@ -112,6 +116,59 @@ impl Rig {
         Mount { dir, mounted }
     }
 
+    /// Mounts by the kernel engine at a new directory, or `instead` of the mount that is there. None: this kernel
+    /// does not mount images from files.
+    pub fn mount_by_kernel(
+        &self,
+        options: &ViewOptions,
+        private: Option<u64>,
+        instead: Option<&Path>,
+    ) -> Option<KMount> {
+        self.fill();
+        for used in &self.snapshot.placement.packs {
+            self.rt.block_on(self.fetcher.ready(used, options.verify)).expect("is checked");
+        }
+        let image = self.build(options.look, private).expect("is built");
+        let object = |pack: &PackId| {
+            let name = pack.to_string();
+            self.dir.path().join("tier/objects").join(&name[..2]).join(name)
+        };
+        let prepared = match kernel::prepare(&image, object, Path::new(OsStr::from_bytes(&options.subdir))) {
+            Ok(prepared) => prepared,
+            Err(KernelError::NotFromFiles { .. } | KernelError::NoErofs) => {
+                eprintln!("skipped: this kernel mounts no EROFS image from a file here");
+                return None;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let dir = match instead {
+            Some(dir) => dir.to_owned(),
+            None => tempfile::tempdir_in(self.dir.path()).expect("tempdir").keep(),
+        };
+        let mounted =
+            KernelMount::place(&self.keeper, &prepared, &dir, image.id, instead.is_some()).expect("is placed");
+        Some(KMount { dir, mounted })
+    }
+
+    /// Builds the image of the snapshot.
+    pub fn build(&self, look: Look, private: Option<u64>) -> Result<Image, BuildError> {
+        let images = Images::open(self.dir.path().join("images")).expect("opens");
+        let subject = Subject {
+            snapshot: self.snapshot.clone(),
+            meta: self.meta.clone(),
+            fetcher: self.fetcher.clone(),
+            look,
+            private,
+            verify: Verify::Node,
+        };
+        kernel::build(&images, &subject, self.rt.handle(), &|| true)
+    }
+
+    /// Puts an object into the lake.
+    pub fn put(&self, key: String, bytes: Vec<u8>) {
+        self.rt.block_on(self.lake.put(&key, bytes.into(), PutIf::Always)).expect("puts");
+    }
+
     /// Brings all packs to the tier.
     pub fn fill(&self) {
         let fill = self.fetcher.fill(self.snapshot.placement.packs.clone());
@@ -146,6 +203,20 @@ impl Drop for Rig {
     }
 }
 
+/// A mount of the kernel engine, until it is dropped.
+pub(super) struct KMount {
+    pub dir: PathBuf,
+    pub mounted: KernelMount,
+}
+
+impl Drop for KMount {
+    fn drop(&mut self) {
+        if self.mounted.unmount(false).is_err() {
+            let _ = self.mounted.unmount(true);
+        }
+    }
+}
+
 /// A mount, until it is dropped.
 pub(super) struct Mount {
     pub dir: PathBuf,
@@ -155,6 +226,15 @@ pub(super) struct Mount {
 impl Mount {
     pub fn path(&self, path: &str) -> PathBuf {
         self.dir.join(path)
+    }
+
+    /// Waits until the kernel asks no more.
+    pub fn wait_for_end(&self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.mounted.is_alive() {
+            assert!(Instant::now() < deadline, "the mount does not end");
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Waits until a counter is what a test waits for. The kernel sends releases when it likes.

@@ -67,6 +67,19 @@ fn digest_content(window: &mut Window<'_>, content: &PackedContent) -> io::Resul
     Ok(hasher.finish().0)
 }
 
+/// Says whether a range has nothing but zeros.
+fn is_zeros(window: &mut Window<'_>, from: u64, to: u64) -> io::Result<bool> {
+    let mut at = from;
+    while at < to {
+        let bytes = window.bytes(at, to - at)?;
+        if bytes.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        at += bytes.len() as u64;
+    }
+    Ok(true)
+}
+
 /// What digesting an object found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Findings {
@@ -83,11 +96,17 @@ pub(super) fn digest_all(
     go_on: &dyn Fn() -> bool,
 ) -> io::Result<Findings> {
     let mut window = Window::new(read, meta.index.len);
+    let mut at = 0;
     let mut findings = Findings::default();
     for (position, content) in (0_u32..).zip(&meta.index.contents) {
         if !go_on() {
             return Err(io::ErrorKind::Interrupted.into());
         }
+        // A mapping shows the padding behind a content.
+        if !is_zeros(&mut window, at, content.place.start())? {
+            findings.bad.push(position);
+        }
+        at = content.end();
         if meta.proof().is_some() && !meta.is_in_tier(position) {
             continue;
         }
@@ -96,6 +115,16 @@ pub(super) fn digest_all(
             Some(_) => {}
             None => findings.unproven += 1,
         }
+        for pair in content.extents().windows(2) {
+            if let [before, behind] = pair
+                && !is_zeros(&mut window, before.offset.saturating_add(before.len), behind.offset)?
+            {
+                findings.bad.push(position);
+            }
+        }
+    }
+    if !is_zeros(&mut window, at, meta.index.len)? {
+        findings.bad.push(u32::try_from(meta.index.contents.len()).unwrap_or(u32::MAX).saturating_sub(1));
     }
     Ok(findings)
 }
@@ -151,7 +180,7 @@ impl Inner {
         }
     }
 
-    async fn check_object(self: &Arc<Self>, state: &Arc<PackState>, open: Arc<OpenPack>) {
+    pub(super) async fn check_object(self: &Arc<Self>, state: &Arc<PackState>, open: Arc<OpenPack>) {
         let Ok(meta) = self.metas.full(&state.pack, self.deadline()).await else {
             return;
         };

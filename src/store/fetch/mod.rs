@@ -15,7 +15,7 @@
 //! * [`fill`], [`fill_run`], [`proof`]: filling one pack. * [`job`], [`attach`]: filling many.
 //! * [`spans`], [`gather`]: who of several nodes brings what. * [`read_fill`]: reads through a fill.
 //! * [`peers`]: bytes that another node is bringing.
-//! * [`check`]: digesting whole objects. * [`packs`], [`pack_meta`], [`contents`], [`memory`],
+//! * [`check`]: digesting whole objects. * [`ready`]: what the kernel may have. * [`packs`], [`pack_meta`], [`contents`], [`memory`],
 //!   [`kept`], [`holes`]: what is known.
 //! * [`lanes`], [`flight`], [`plan`], [`hang`]: the rules. * [`port`]: what is asked of a tier.
 //!
@@ -33,6 +33,7 @@ use crate::format::ids::PackId;
 use crate::format::placement::{Location, PackUse};
 use crate::store::kv::Kv;
 use crate::store::lake::Lake;
+use crate::store::tier::FileIdentity;
 
 mod attach;
 mod check;
@@ -58,6 +59,7 @@ mod port;
 mod proof;
 mod read;
 mod read_fill;
+mod ready;
 mod source;
 mod spans;
 mod stats;
@@ -71,6 +73,7 @@ pub use attach::{Attachment, TreeOrder};
 pub use config::FetchConfig;
 pub use job::{FillError, FillHandle, FillProgress, PackFillError};
 pub use port::{FetchStage, FetchTier, Given, Peers, SpanClaim};
+pub use ready::NotReady;
 pub use stats::{FetchStats, SourceStats};
 pub use types::{ContentRef, FetchError, ParseWordError, Prefetch, Verify, WholeFile};
 
@@ -189,6 +192,17 @@ impl Fetcher {
         }
         self.inner.look_closer(&state, &open, verify);
         None
+    }
+
+    /// Waits until a pack's object in the tier is checked as `verify` asks, and gives which file that is; an
+    /// error where the tier does not have it whole. Checks it now where that was not done.
+    pub async fn ready(&self, used: &PackUse, verify: Verify) -> Result<FileIdentity, NotReady> {
+        self.inner.ready(used, verify).await
+    }
+
+    /// Says whether a content lies where its reference says, by what its pack's own index has.
+    pub async fn proves(&self, c: &ContentRef) -> Result<bool, FetchError> {
+        self.inner.proves(c).await
     }
 
     /// Brings packs into the tier through the prefetch lane, in the order given.
