@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use super::Context;
 use super::output;
 use super::report::HintExt as _;
-use crate::config::{PrefetchLevel, Span, VerifyLevel};
+use crate::config::{EngineChoice, PrefetchLevel, Span, VerifyLevel};
 use crate::node::api::{MountInfo, MountRequest};
 use crate::node::client::ClientError;
 use crate::node::daemon::Daemon;
@@ -20,6 +20,7 @@ use crate::node::place::Place;
   larder mount photos /data/photos
   larder mount photos@v2 /data/v2 --subdir train --prefetch touched
   larder mount photos@3fa9c1 ./photos --mkdir --foreground
+  larder cache photos@v2 && larder mount photos@v2 /data/v2 --engine kernel
 
 DIR must be an existing, empty directory. The mount stays until `larder umount DIR`, also over a restart
 of the daemon. Owner and group of all files are who mounts, or --uid and --gid.")]
@@ -35,6 +36,9 @@ pub struct Args {
     /// What is brought into the tier behind the reads (default: mount.prefetch)
     #[arg(long, value_name = "WHAT")]
     prefetch: Option<PrefetchLevel>,
+    /// What serves the mount (default: mount.engine)
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<EngineChoice>,
     /// When bytes are checked (default: mount.verify)
     #[arg(long, value_name = "WHEN")]
     verify: Option<VerifyLevel>,
@@ -86,6 +90,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
         revision: args.revision,
         dir,
         subdir: args.subdir,
+        engine: args.engine,
         verify: args.verify,
         prefetch: args.prefetch,
         uid: args.uid,

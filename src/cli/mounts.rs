@@ -3,6 +3,7 @@
 use super::Context;
 use super::mount::with_hint;
 use super::output::Table;
+use crate::config::EngineChoice;
 use crate::node::api::MountInfo;
 use crate::node::table::Owner;
 
@@ -23,7 +24,7 @@ pub fn run(ctx: &Context, _args: Args) -> anyhow::Result<()> {
         ctx.say("nothing is mounted");
         return Ok(());
     }
-    let mut table = Table::new(&["DIR", "REVISION", "COMMIT", "STATE", "OWNER", "TIER"]);
+    let mut table = Table::new(&["DIR", "REVISION", "COMMIT", "STATE", "OWNER", "TIER", "ENGINE"]);
     for mount in &mounts {
         let owner = match &mount.owner {
             Owner::User { uid } => format!("user {uid}"),
@@ -37,6 +38,7 @@ pub fn run(ctx: &Context, _args: Args) -> anyhow::Result<()> {
             mount.state.to_string(),
             owner,
             mount.options.tier.clone().unwrap_or_default(),
+            mount.engine.map(EngineChoice::name).unwrap_or_default().to_owned(),
         ]);
     }
     ctx.print_table(&table)?;

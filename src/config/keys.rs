@@ -110,6 +110,8 @@ pub const KEYS: &[Key] = &[
         "After this time without its bytes a read fails with EIO"),
     key("fetch.claim_wait", Kind::Duration, Some("2s"), "LARDER_FETCH_CLAIM_WAIT", "fetch-claim-wait",
         "How long a read waits for bytes that another node is bringing before it asks the lake"),
+    key("mount.engine", Kind::Choice(&["auto", "kernel", "fuse"]), Some("fuse"), "LARDER_MOUNT_ENGINE", "mount-engine",
+        "What serves a mount: the daemon, the kernel by itself (the commit has to be in the tier), or first the one, then the other"),
     key("mount.verify", Kind::Choice(&["tier", "node", "always"]), Some("node"), "LARDER_MOUNT_VERIFY", "mount-verify",
         "When bytes are checked: by who published them, once on each node, or at every read"),
     key("mount.prefetch", Kind::Choice(&["none", "touched", "all"]), Some("all"), "LARDER_MOUNT_PREFETCH", "mount-prefetch",

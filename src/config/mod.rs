@@ -143,9 +143,34 @@ pub struct FetchSection {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MountSection {
+    pub engine: EngineChoice,
     pub verify: VerifyLevel,
     pub prefetch: PrefetchLevel,
     pub allow_other: bool,
+}
+
+/// What serves a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineChoice {
+    /// The daemon at once, the kernel as soon as it can
+    Auto,
+    /// The kernel alone: the commit has to be in the tier
+    Kernel,
+    /// The daemon
+    #[default]
+    Fuse,
+}
+
+impl EngineChoice {
+    /// Gives the word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Kernel => "kernel",
+            Self::Fuse => "fuse",
+        }
+    }
 }
 
 /// When bytes are checked against their digest.

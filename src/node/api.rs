@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::table::{MountOptions, Owner};
-use crate::config::{PrefetchLevel, Span, VerifyLevel};
+use crate::config::{EngineChoice, PrefetchLevel, Span, VerifyLevel};
 use crate::format::ids::{CommitId, NodeId};
 use crate::fs::session::MountStats;
 
@@ -72,6 +72,8 @@ pub struct MountRequest {
     pub dir: PathBuf,
     #[serde(default)]
     pub subdir: Option<String>,
+    #[serde(default)]
+    pub engine: Option<EngineChoice>,
     #[serde(default)]
     pub verify: Option<VerifyLevel>,
     #[serde(default)]
@@ -134,6 +136,9 @@ pub struct MountInfo {
     pub owner: Owner,
     pub since_ms: i64,
     pub options: MountOptions,
+    /// What serves it now: fuse or kernel; None where it is not mounted.
+    #[serde(default)]
+    pub engine: Option<EngineChoice>,
     /// Entries and bytes of the whole commit; None where it is not open.
     #[serde(default)]
     pub entries: Option<u64>,

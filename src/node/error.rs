@@ -11,6 +11,7 @@ use crate::store::catalog::refs::RefError;
 use crate::store::tier::TierError;
 
 use super::api::ApiError;
+use super::engine::EngineError;
 use super::open::OpenError;
 use super::place::PlaceError;
 use super::table::TableError;
@@ -70,6 +71,12 @@ pub enum NodeError {
         #[source]
         source: ViewError,
     },
+    #[error("the kernel cannot serve {revision} by itself")]
+    Engine {
+        revision: String,
+        #[source]
+        source: Box<EngineError>,
+    },
     #[error(transparent)]
     Mount(#[from] MountError),
     #[error(transparent)]
@@ -117,6 +124,7 @@ impl NodeError {
         match self {
             Self::Dir { hint, .. } => Some(hint.clone()),
             Self::NotMounted { .. } => Some("`larder mounts` lists what is mounted".to_owned()),
+            Self::Engine { revision, source } => source.hint(revision),
             Self::NoTier => Some("set LARDER_TIER to a directory made with `larder tier init`".to_owned()),
             Self::AlreadyRuns { .. } => Some("`larder daemon stop` ends it".to_owned()),
             Self::Mount(_) | Self::Keeper(KeeperError::Refused { .. } | KeeperError::Start { .. }) => {

@@ -79,7 +79,7 @@ impl Daemon {
         let views: Vec<_> = {
             let live = self.inner.live.lock();
             let mounted = live.values().filter_map(|live| match live {
-                Live::Mounted(mounted) if mounted.view.is_alive() => Some(mounted.view.clone()),
+                Live::Mounted(mounted) => mounted.served.view().filter(|view| view.is_alive()).cloned(),
                 _ => None,
             });
             mounted.collect()
@@ -210,7 +210,7 @@ impl Daemon {
         for live in self.inner.live.lock().values() {
             match live {
                 Live::Mounting(row) => return Err(NodeError::Busy { dir: row.dir().to_owned() }),
-                Live::Mounted(mounted) if !mounted.view.can_hand_over() => {
+                Live::Mounted(mounted) if mounted.served.view().is_some_and(|view| !view.can_hand_over()) => {
                     return Err(no("this kernel (before 6.9) does not send requests again; stop the daemon and start the other one".to_owned()));
                 }
                 Live::Mounted(_) | Live::Failed { .. } => {}

@@ -23,6 +23,7 @@ impl Daemon {
     /// Finds what the daemon before this one, and mounts in the foreground, have left in this state
     /// directory. What is in the table is noted, to be taken over; the rest is taken away.
     pub async fn find_left(&self) -> Result<(), NodeError> {
+        self.clean_images();
         let rows: Vec<MountRow> = match &self.inner.table {
             Some(table) => table.lock().rows().to_vec(),
             None => Vec::new(),

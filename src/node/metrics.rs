@@ -45,6 +45,8 @@ metrics! {
         "Mounts whose tier has not taken a lease: it may let the commit go, which is then read from the lake";
     EVICTIONS = "larder_tier_evictions_total", Counter, ["tier", "reason"], "commits",
         "Commits that this node, as the steward, let go: aged_out, room, uncached, leftover, other";
+    MOUNT_ENGINE = "larder_mount_engine", Gauge, ["dir", "engine"], "mounts",
+        "1 for what serves a mount now: fuse, or kernel (of which the other metrics of mounts know nothing)";
     FETCH_READ_BYTES = "larder_fetch_read_bytes_total", Counter, ["tier", "source"], "bytes",
         "Bytes served to readers, by where they came from: memory, tier, staging, peer, in_flight";
     FETCH_READS = "larder_fetch_reads_total", Counter, ["tier", "source"], "reads", "Reads served, by where the bytes came from";

@@ -17,6 +17,7 @@
 //! <state>/daemon.log      what a daemon says that was started on demand
 //! <state>/mounts.json     the mount table, replaced by rename
 //! <state>/meta/           tree and placement blocks
+//! <state>/images/         what the kernel engine mounts
 //! <state>/instances/<id>  locked by each process that uses a tier
 //! <state>/private/<id>/   the state of one `mount --foreground`
 //! ```
@@ -28,6 +29,7 @@ pub mod api;
 mod choosing;
 pub mod client;
 pub mod daemon;
+pub mod engine;
 pub mod error;
 pub mod fills;
 mod keeping;

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 
+use crate::config::EngineChoice;
 use crate::format::ids::CommitId;
 use crate::format::paths;
 use crate::format::refs::{At, DatasetName, Revision};
@@ -20,7 +21,8 @@ use crate::store::lake::PutIf;
 use crate::store::tier::{CommitKey, Lease, Record, Tier};
 
 use super::api::{MountInfo, MountRequest, MountState, UmountRequest};
-use super::daemon::{Daemon, blocking, now_ms};
+use super::daemon::{Daemon, OpenTier, blocking, now_ms};
+use super::engine::{self, Served};
 use super::error::NodeError;
 use super::leftover::clear_dead;
 use super::open;
@@ -43,7 +45,10 @@ pub enum Live {
 #[derive(Debug)]
 pub struct Mounted {
     pub row: MountRow,
-    pub view: Arc<MountedView>,
+    pub served: Served,
+    /// Passes from one engine to the other at this moment.
+    pub switching: bool,
+    pub tier: Option<Arc<Tier>>,
     pub snapshot: Snapshot,
     /// None: the tier did not take it (full, read-only) or there is none.
     pub lease: Option<Lease>,
@@ -113,9 +118,13 @@ impl Live {
             owner: attachment.owner.clone(),
             since_ms: attachment.since_ms,
             options: row.options.clone(),
+            engine: match self {
+                Self::Mounted(mounted) => Some(mounted.served.engine()),
+                Self::Mounting(_) | Self::Failed { .. } => None,
+            },
             entries: snapshot.map(|snapshot| snapshot.root.counts.entries),
             bytes: snapshot.map(|snapshot| snapshot.root.counts.bytes),
-            stats: mounted.map(|mounted| mounted.view.stats()),
+            stats: mounted.and_then(|mounted| mounted.served.view()).map(|view| view.stats()),
         })
     }
 }
@@ -148,6 +157,7 @@ impl Daemon {
             commit: CommitId([0; 32]),
             options,
             attachments: vec![Attachment { dir, owner: Owner::User { uid: caller.uid }, since_ms: now_ms() }],
+            image: None,
         };
         self.reserve(&row)?;
         // Gives the directory free again whatever happens on the way.
@@ -162,6 +172,7 @@ impl Daemon {
         self.inner.live.lock().insert(row.id, now);
         drop(reserved);
         self.note_use(row.commit);
+        self.begin_takeover(row.id);
         Ok(info)
     }
 
@@ -173,7 +184,7 @@ impl Daemon {
         let Err(error) = table.lock().add(row.clone()) else {
             return Ok(mounted);
         };
-        let ended = blocking("unmounting", move || mounted.view.unmount(true)).await;
+        let ended = blocking("unmounting", move || mounted.served.unmount(true)).await;
         if let Ok(Err(error)) = ended {
             tracing::warn!(%error, dir = %row.dir().display(), "a mount that could not be remembered stays");
         }
@@ -186,6 +197,7 @@ impl Daemon {
         let foreign = caller.uid != nix::unistd::geteuid().as_raw();
         MountOptions {
             subdir: request.subdir.clone().filter(|subdir| !subdir.trim_matches('/').is_empty()),
+            engine: request.engine.unwrap_or(config.mount.engine),
             verify: request.verify.unwrap_or(config.mount.verify),
             prefetch: request.prefetch.unwrap_or(config.mount.prefetch),
             uid: request.uid.unwrap_or(caller.uid),
@@ -250,9 +262,22 @@ impl Daemon {
             Some(tier) => self.lease(Arc::clone(tier), &snapshot, row).await?,
             None => None,
         };
+        let served = match self.take_up(row).await? {
+            Some(served) => served,
+            None if row.options.engine == EngineChoice::Kernel => self.mount_by_kernel(row, &snapshot, &tier).await?,
+            None => {
+                row.image = None;
+                self.mount_by_fuse(row, &snapshot, &tier).await?
+            }
+        };
+        Ok(Mounted { row: row.clone(), served, switching: false, tier: tier.tier, snapshot, lease })
+    }
+
+    /// Mounts by the FUSE engine.
+    async fn mount_by_fuse(&self, row: &MountRow, snapshot: &Snapshot, tier: &OpenTier) -> Result<Served, NodeError> {
         let options = view_options(&row.options);
         let meta = self.catalog().await?.meta.clone();
-        let view = View::open(snapshot.clone(), meta.clone(), tier.fetcher, options)
+        let view = View::open(snapshot.clone(), meta.clone(), tier.fetcher.clone(), options)
             .await
             .map_err(|source| NodeError::View { revision: row.revision.clone(), source })?;
         let spec = MountSpec {
@@ -272,7 +297,7 @@ impl Daemon {
                 }
             });
         }
-        Ok(Mounted { row: row.clone(), view: Arc::new(view), snapshot, lease })
+        Ok(Served::Fuse(Arc::new(view)))
     }
 
     /// Mounts the view, or takes over the mount that a daemon before this one has left for the row.
@@ -377,25 +402,25 @@ impl Daemon {
     /// Unmounts a directory and forgets it.
     pub async fn umount(&self, request: UmountRequest, caller: Caller) -> Result<MountInfo, NodeError> {
         let dir = request.dir.clone();
-        let (info, id, view) = {
+        let (info, id, served) = {
             let live = self.inner.live.lock();
             let found = live.iter().find(|(_, live)| live.row().dir() == dir);
             let Some((id, found)) = found else {
                 return Err(NodeError::NotMounted { dir });
             };
-            let view = match found {
+            let served = match found {
                 Live::Mounting(_) => return Err(NodeError::Busy { dir }),
                 Live::Failed { .. } => None,
-                Live::Mounted(mounted) => Some(Arc::clone(&mounted.view)),
+                Live::Mounted(mounted) => Some(mounted.served.clone()),
             };
-            (found.info().ok_or(NodeError::NotMounted { dir })?, *id, view)
+            (found.info().ok_or(NodeError::NotMounted { dir })?, *id, served)
         };
         let owns = info.owner == Owner::User { uid: caller.uid };
         if !caller.is_master() && !owns {
             return Err(NodeError::Denied { uid: caller.uid, what: format!("unmount {}", info.dir.display()) });
         }
-        match view {
-            Some(view) => blocking("unmounting", move || view.unmount(request.force)).await??,
+        match served {
+            Some(served) => blocking("unmounting", move || served.unmount(request.force)).await??,
             None => self.take_away(&id, request).await?,
         }
         self.forget(&id).await?;
@@ -415,7 +440,9 @@ impl Daemon {
     pub(super) fn forget_gone(&self) {
         let gone: Vec<Uuid> = {
             let live = self.inner.live.lock();
-            let ended = live.iter().filter(|(_, live)| matches!(live, Live::Mounted(m) if !m.view.is_alive()));
+            let ended = live
+                .iter()
+                .filter(|(_, live)| matches!(live, Live::Mounted(m) if !m.switching && !m.served.is_alive()));
             ended.map(|(id, _)| *id).collect()
         };
         for id in gone {
@@ -475,6 +502,7 @@ impl Daemon {
                 let what = if was_left { "taken over" } else { "mounted again" };
                 tracing::info!(dir = %dir.display(), revision = row.revision, "{what}");
                 self.note_use(row.commit);
+                self.update_row(&mounted.row);
                 Live::Mounted(Box::new(mounted))
             }
             Err(error) => {
@@ -485,18 +513,33 @@ impl Daemon {
             }
         };
         self.inner.live.lock().insert(id, now);
+        self.begin_takeover(id);
+    }
+
+    /// Writes down what changed about a mount that was made again.
+    fn update_row(&self, row: &MountRow) {
+        if let Some(table) = &self.inner.table
+            && let Err(error) = table.lock().update(row)
+        {
+            tracing::warn!(%error, dir = %row.dir().display(), "what the table says of this mount is old");
+        }
     }
 
     /// Unmounts everything, but leaves the table, so that the next daemon makes the mounts again.
     pub async fn unmount_all(&self) {
         let all: Vec<Live> = self.inner.live.lock().drain().map(|(_, live)| live).collect();
         for live in all {
+            let keeps_table = self.inner.table.is_some();
             let ended = blocking("unmounting", move || {
                 if let Live::Mounted(mounted) = &live {
+                    // The kernel needs no daemon, and the next one takes it up.
+                    if keeps_table && matches!(mounted.served, Served::Kernel(_)) {
+                        return release_lease(live);
+                    }
                     let dir = mounted.row.dir();
-                    if let Err(error) = mounted.view.unmount(false) {
+                    if let Err(error) = mounted.served.unmount(false) {
                         tracing::warn!(%error, dir = %dir.display(), "unmounting lazily");
-                        if let Err(error) = mounted.view.unmount(true) {
+                        if let Err(error) = mounted.served.unmount(true) {
                             tracing::warn!(%error, dir = %dir.display(), "it stays mounted");
                         }
                     }
@@ -511,7 +554,7 @@ impl Daemon {
     /// Waits until the one mount of a private daemon is gone.
     pub fn is_mounted(&self, id: &Uuid) -> bool {
         let live = self.inner.live.lock();
-        matches!(live.get(id), Some(Live::Mounted(mounted)) if mounted.view.is_alive())
+        matches!(live.get(id), Some(Live::Mounted(mounted)) if mounted.switching || mounted.served.is_alive())
     }
 }
 
@@ -522,8 +565,22 @@ fn note_taken(left: &mut HashMap<Uuid, MountId>, id: &Uuid, error: Option<&Mount
     }
 }
 
+/// Gives back what a mount has in the tier: its hold, then its lease.
 fn release(live: Option<Live>) {
-    if let Some(Live::Mounted(mounted)) = live
+    let Some(live) = live else {
+        return;
+    };
+    if let Live::Mounted(mounted) = &live
+        && mounted.row.options.engine != EngineChoice::Fuse
+        && let Some(tier) = &mounted.tier
+    {
+        engine::release_hold(tier, &mounted.row.id);
+    }
+    release_lease(live);
+}
+
+fn release_lease(live: Live) {
+    if let Live::Mounted(mounted) = live
         && let Some(lease) = mounted.lease
         && let Err(error) = lease.release()
     {
@@ -531,7 +588,7 @@ fn release(live: Option<Live>) {
     }
 }
 
-fn view_options(options: &MountOptions) -> ViewOptions {
+pub(super) fn view_options(options: &MountOptions) -> ViewOptions {
     ViewOptions {
         subdir: options.subdir.clone().unwrap_or_default().into_bytes(),
         look: Look {

@@ -64,6 +64,11 @@ impl Place {
         self.root.join("daemon.lock")
     }
 
+    /// Gives the folder of the kernel engine's images.
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
     pub fn mounts(&self) -> PathBuf {
         self.root.join("mounts.json")
     }

@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use super::api::{FillInfo, FillRequest, MountInfo, MountRequest, MountState, NodeInfo, UmountRequest, UpgradeRequest};
 use super::daemon::{Daemon, blocking, now_ms};
+use super::engine::Served;
 use super::error::NodeError;
 use super::metrics::{self, Page};
 use super::mounting::{Caller, Live};
@@ -260,7 +261,11 @@ impl Daemon {
         page.add(metrics::WITHOUT_LEASE, &[], self.mounts_without_lease() as f64);
         for live in self.inner.live.lock().values() {
             if let Live::Mounted(mounted) = live {
-                page.mount(&mounted.row.dir().to_string_lossy(), &mounted.view.stats());
+                let dir = mounted.row.dir().to_string_lossy();
+                page.add(metrics::MOUNT_ENGINE, &[&dir, mounted.served.engine().name()], 1.0);
+                if let Served::Fuse(view) = &mounted.served {
+                    page.mount(&dir, &view.stats());
+                }
             }
         }
         for opened in self.open_tiers() {

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::place::{self, PlaceError};
-use crate::config::{PrefetchLevel, Span, VerifyLevel};
+use crate::config::{EngineChoice, PrefetchLevel, Span, VerifyLevel};
 use crate::format::ids::CommitId;
+use crate::fs::kernel::ImageId;
 
 /// Version of the file.
 const FORMAT: u32 = 1;
@@ -23,6 +24,8 @@ pub struct MountOptions {
     /// Path inside the commit; None: all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subdir: Option<String>,
+    #[serde(default)]
+    pub engine: EngineChoice,
     pub verify: VerifyLevel,
     pub prefetch: PrefetchLevel,
     pub uid: u32,
@@ -68,6 +71,9 @@ pub struct MountRow {
     pub commit: CommitId,
     pub options: MountOptions,
     pub attachments: Vec<Attachment>,
+    /// The image that the kernel engine shows; None: the FUSE engine serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageId>,
 }
 
 impl MountRow {
@@ -152,6 +158,21 @@ impl MountTable {
         self.save().inspect_err(|_| drop(self.rows.pop()))
     }
 
+    /// Replaces the row of that id and writes the file; no error where there is none.
+    pub fn update(&mut self, row: &MountRow) -> Result<(), TableError> {
+        let Some(at) = self.rows.iter().position(|other| other.id == row.id) else {
+            return Ok(());
+        };
+        let Some(before) = self.rows.get_mut(at).map(|slot| std::mem::replace(slot, row.clone())) else {
+            return Ok(());
+        };
+        self.save().inspect_err(|_| {
+            if let Some(slot) = self.rows.get_mut(at) {
+                *slot = before;
+            }
+        })
+    }
+
     /// Removes a row and writes the file; no error where there is none.
     pub fn remove(&mut self, id: &Uuid) -> Result<(), TableError> {
         let Some(at) = self.rows.iter().position(|row| row.id == *id) else {
@@ -180,6 +201,7 @@ mod tests {
             revision: "photos@v2".into(),
             commit: CommitId([7; 32]),
             options: MountOptions {
+                engine: EngineChoice::Fuse,
                 subdir: None,
                 verify: VerifyLevel::Node,
                 prefetch: PrefetchLevel::All,
@@ -193,6 +215,7 @@ mod tests {
                 ttl: None,
             },
             attachments: vec![Attachment { dir: dir.into(), owner: Owner::User { uid: 1 }, since_ms: 5 }],
+            image: None,
         }
     }
 

@@ -18,6 +18,7 @@ mod jobs;
 mod kit;
 mod lake;
 mod mount_keeper;
+mod mount_kernel;
 mod mount_rootless;
 mod mount_trees;
 mod nodes;

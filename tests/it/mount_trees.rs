@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
-use crate::kit::World;
+use crate::kit::{World, mount_by_kernel};
 
 /// Runs a tool; None where it is not installed.
 fn tool(program: &str, args: &[&OsStr]) -> Option<Output> {
@@ -153,6 +153,11 @@ fn a_tree_of_everything_that_goes_wrong_comes_back_as_it_was() {
         output.expect("runs").stdout
     };
     assert_eq!(numbers(&mounted), numbers(&second));
+    // The same contract by the other engine.
+    world.ok(["cache", "hostile"]);
+    let Some(third) = mount_by_kernel(&world, "hostile", "m3", &["--allow-other"]) else { return };
+    assert_same(&source, &third);
+    assert_same(&source, &third);
 }
 
 #[test]
@@ -167,6 +172,10 @@ fn a_tree_of_programs_comes_back_as_it_was() {
     assert!(copied.status.success(), "{}", text(&copied));
     world.push(&source, "perl");
     assert_same(&source, &world.mount("perl", "m", &[]));
+    world.ok(["cache", "perl"]);
+    if let Some(mounted) = mount_by_kernel(&world, "perl", "m2", &["--allow-other"]) {
+        assert_same(&source, &mounted);
+    }
 }
 
 #[test]

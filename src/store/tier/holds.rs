@@ -106,6 +106,16 @@ impl<I: TierIo> Hold<I> {
         }
     }
 
+    /// Drops the link of one pack, so that it can be made again.
+    pub fn drop_link(&self, pack: &PackId) -> Result<(), TierError> {
+        self.tier.core.remove(&format!("{}/{pack}", self.dir)).map(drop)
+    }
+
+    /// Gives the path of a pack's link.
+    pub fn path(&self, pack: &PackId) -> std::path::PathBuf {
+        self.tier.core.dir.join(&self.dir).join(pack.to_string())
+    }
+
     /// Drops the links.
     pub fn release(self) -> Result<(), TierError> {
         self.tier.drop_hold(&self.dir)

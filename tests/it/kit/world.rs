@@ -249,6 +249,21 @@ impl Drop for World {
     }
 }
 
+/// Mounts by the kernel engine what is in the tier. None: the kernel does not mount images from files here.
+#[track_caller]
+pub fn mount_by_kernel(world: &World, revision: &str, relative: &str, more: &[&str]) -> Option<PathBuf> {
+    let dir = world.make_dir(relative);
+    let place = dir.to_str().expect("a plain path");
+    let ran = world.run(["mount", revision, place, "--engine", "kernel"].iter().chain(more));
+    let lacks = ["mounts no image from this file", "has no EROFS", "need root"];
+    if lacks.iter().any(|lack| ran.stderr.contains(lack)) {
+        eprintln!("skipped: needs root, Linux 6.12 with file-backed EROFS, and a local disk");
+        return None;
+    }
+    assert!(ran.stderr.is_empty() || ran.code == 0, "{}", ran.stderr);
+    Some(dir)
+}
+
 /// Waits until something is so; fails after a while that no slow machine needs.
 #[track_caller]
 pub fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
