@@ -34,8 +34,8 @@ mod store;
 /// Runs Larder, the plain file system and its rivals on the same work.
 #[derive(Parser, Debug, serde::Serialize)]
 struct Options {
-    /// Who takes part: native, larder, juicefs, rclone, s3fs.
-    #[arg(long, value_delimiter = ',', default_value = "native,larder,juicefs,rclone,s3fs")]
+    /// Who takes part: native, larder, kernel (larder's other engine), juicefs, rclone, s3fs.
+    #[arg(long, value_delimiter = ',', default_value = "native,larder,kernel,juicefs,rclone,s3fs")]
     peers: Vec<String>,
     /// Which work: small, tiny, big, walk.
     #[arg(long, value_delimiter = ',', default_value = "small,tiny,big,walk")]
@@ -131,7 +131,10 @@ impl Bench {
         if let Some(secs) = peer.load()? {
             self.push(peer.name(), set, "push", round, set.files as f64 / secs, "files/s");
         }
-        if peer.has_cache() {
+        if peer.needs_cache() {
+            peer.reset()?;
+            peer.settle()?;
+        } else if peer.has_cache() {
             let mut delays = self.options.delays.clone();
             // The undelayed one is last: its cache is read in the warm phases.
             delays.sort_by_key(|delay| std::cmp::Reverse(*delay));

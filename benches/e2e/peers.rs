@@ -21,6 +21,10 @@ pub trait Peer {
     fn has_cache(&self) -> bool {
         true
     }
+    /// Whether it mounts only what is cached already: then it has no cold phases.
+    fn needs_cache(&self) -> bool {
+        false
+    }
     /// Whether it is somebody else's, and may take fewer turns.
     fn is_rival(&self) -> bool {
         false
@@ -64,13 +68,23 @@ pub fn field(names: &[String], dir: &Path, store: &Store, set: &Set) -> Result<V
             "larder" => {
                 std::fs::create_dir_all(&home)?;
                 let place = place("larder");
-                field.push(Box::new(Larder { endpoint: place.store.clone(), place, mounted: false }));
+                field.push(Box::new(Larder { endpoint: place.store.clone(), place, mounted: false, kernel: false }));
                 continue;
             }
             "juicefs" => JUICEFS,
             "rclone" => RCLONE,
             "s3fs" => S3FS,
-            other => bail!("no such peer: {other}; there are native, larder, juicefs, rclone, s3fs"),
+            "kernel" if !has_kernel_engine() => {
+                eprintln!("kernel is left out: it needs root and Linux 6.12 with EROFS");
+                continue;
+            }
+            "kernel" => {
+                std::fs::create_dir_all(&home)?;
+                let place = place("larder");
+                field.push(Box::new(Larder { endpoint: place.store.clone(), place, mounted: false, kernel: true }));
+                continue;
+            }
+            other => bail!("no such peer: {other}; there are native, larder, kernel, juicefs, rclone, s3fs"),
         };
         if !installed(recipe.program) {
             eprintln!("{name} is left out: it is not installed (benches/e2e/rivals.sh installs it)");
@@ -133,6 +147,18 @@ struct Larder {
     place: Place,
     mounted: bool,
     endpoint: String,
+    /// The kernel engine.
+    kernel: bool,
+}
+
+/// Says whether the kernel engine can be tried here.
+fn has_kernel_engine() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map_while(|word| word.parse::<u32>().ok());
+    let systems = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    nix::unistd::geteuid().is_root()
+        && systems.contains("erofs")
+        && (numbers.next(), numbers.next()) >= (Some(6), Some(12))
 }
 
 impl Larder {
@@ -154,7 +180,10 @@ impl Larder {
 
 impl Peer for Larder {
     fn name(&self) -> &str {
-        "larder"
+        if self.kernel { "kernel" } else { "larder" }
+    }
+    fn needs_cache(&self) -> bool {
+        self.kernel
     }
     fn objects(&self) -> Option<&str> {
         Some(&self.place.prefix)
@@ -184,7 +213,8 @@ impl Peer for Larder {
             self.endpoint = endpoint;
             std::fs::create_dir_all(&target)?;
             self.mounted = true;
-            self.run(&["mount", "bench", &target.display().to_string()])?;
+            let engine = if self.kernel { "kernel" } else { "fuse" };
+            self.run(&["mount", "bench", &target.display().to_string(), "--engine", engine])?;
         }
         Ok(target)
     }

@@ -218,9 +218,10 @@ fn print(ctx: &Context, status: &Status) -> anyhow::Result<()> {
         writeln!(out)?;
         let mut table = Table::new(&["MOUNT", "REVISION", "STATE"]);
         for mount in &status.mounts {
-            let state = match &mount.reason {
-                Some(reason) => format!("{}: {reason}", mount.state),
-                None => mount.state.to_string(),
+            let state = match (&mount.reason, mount.engine) {
+                (Some(reason), _) => format!("{}: {reason}", mount.state),
+                (None, Some(engine)) => format!("{} ({})", mount.state, engine.name()),
+                (None, None) => mount.state.to_string(),
             };
             table.row([mount.dir.display().to_string(), mount.revision.clone(), state]);
         }

@@ -205,6 +205,21 @@ impl Daemon {
         images.sweep(&used);
     }
 
+    /// Drops holds of this node that no mount has: of a mount that was being made when a daemon died.
+    pub(super) async fn drop_orphaned_holds(&self, tier: Arc<Tier>) {
+        let daemon = self.clone();
+        let dropped = blocking("looking for old holds", move || {
+            // Listed first: a mount is known before it makes its hold, and forgotten after it dropped it.
+            let names = tier.own_holds()?;
+            let known: HashSet<Uuid> = daemon.inner.live.lock().keys().copied().collect();
+            let ids = names.iter().filter_map(|name| Uuid::try_parse(name).ok());
+            ids.filter(|id| !known.contains(id)).try_for_each(|id| tier.release_hold(&hold_name(&id)))
+        });
+        if let Ok(Err(error)) = dropped.await {
+            tracing::warn!(%error, "holds of mounts that ended stay in the tier");
+        }
+    }
+
     /// Does everything that comes before a kernel mount is put at its directory.
     async fn prepare(&self, row: &MountRow, snapshot: &Snapshot, tier: &OpenTier) -> Result<Prepared, EngineError> {
         let store = tier.tier.clone().ok_or(EngineError::NoTier)?;
@@ -285,11 +300,11 @@ impl Daemon {
 
     /// Has the kernel take over a mount of `auto`, as soon as it can. In the background.
     pub(super) fn begin_takeover(&self, id: Uuid) {
-        let chosen = match self.inner.live.lock().get(&id) {
-            Some(Live::Mounted(mounted)) => mounted.row.options.engine,
+        let (chosen, tier) = match self.inner.live.lock().get(&id) {
+            Some(Live::Mounted(mounted)) => (mounted.row.options.engine, mounted.tier.clone()),
             _ => return,
         };
-        if chosen != EngineChoice::Auto || !nix::unistd::geteuid().is_root() {
+        if chosen != EngineChoice::Auto || self.inner.table.is_none() || !nix::unistd::geteuid().is_root() {
             return;
         }
         let daemon = self.clone();
@@ -298,6 +313,11 @@ impl Daemon {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = daemon.take_over(id) => {}
+            }
+            // Unmounted meanwhile: what was held behind its back is not needed any more.
+            let is_gone = !daemon.inner.live.lock().contains_key(&id);
+            if let Some(tier) = tier.filter(|_| is_gone && !stop.is_cancelled()) {
+                let _ = blocking("dropping a hold", move || release_hold(&tier, &id)).await;
             }
         });
     }

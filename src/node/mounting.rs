@@ -149,6 +149,10 @@ impl Daemon {
         self.refuse_taken(&request.dir)?;
         let dir = check_dir(&request, caller)?;
         let options = self.effective(&request, revision.dataset.as_str(), caller);
+        if options.engine == EngineChoice::Kernel && self.inner.table.is_none() {
+            let what = "a kernel mount outlives its process, so it is the daemon's to keep: mount without --foreground";
+            return Err(NodeError::Wrong { what: what.to_owned() });
+        }
         let mut row = MountRow {
             id: Uuid::new_v4(),
             dataset: revision.dataset.as_str().to_owned(),

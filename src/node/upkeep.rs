@@ -88,6 +88,9 @@ impl Daemon {
         }
         let (busy, kv, daemon) = (Arc::clone(busy), self.inner.kv.clone(), self.clone());
         tokio::spawn(async move {
+            if extras.forget_ended {
+                daemon.drop_orphaned_holds(Arc::clone(&tier)).await;
+            }
             daemon.retry_leases(&opened.name, &tier).await;
             let report = look_after(tier, opened.name.clone(), extras, kv).await;
             if report.is_some_and(|report| daemon.count_evictions(&opened.name, &report)) {

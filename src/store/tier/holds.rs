@@ -39,6 +39,12 @@ impl<I: TierIo> Tier<I> {
         self.drop_hold(&layout::hold_dir(&self.core.node, mount)?)
     }
 
+    /// Lists the holds of this node, by the names of their mounts.
+    pub fn own_holds(&self) -> Result<Vec<String>, TierError> {
+        let listed = self.core.list(&format!("{HOLDS}/{}", self.core.node))?.unwrap_or_default();
+        Ok(listed.into_iter().map(|mount| mount.name).collect())
+    }
+
     /// Drops everything that a node left here: for one that will not come back.
     pub fn forget_node(&self, node: &NodeId) -> Result<(), TierError> {
         let dir = format!("{HOLDS}/{node}");
