@@ -243,9 +243,6 @@ impl Daemon {
             let stop = daemon.stopping();
             let image = kernel::build(&images, &subject, &rt, &|| !stop.is_cancelled())?;
             daemon.sweep_images(&images);
-            if let Err(error) = image.warm() {
-                tracing::debug!(%error, "the image is read when it is needed");
-            }
             let subdir = Path::new(std::ffi::OsStr::from_bytes(&options.subdir));
             let mount = kernel::prepare(&image, |pack| hold.path(pack), subdir)?;
             Ok(Prepared { mount, image: image.id })

@@ -87,7 +87,11 @@ impl Subject {
 pub fn build(images: &Images, subject: &Subject, rt: &Handle, go_on: &dyn Fn() -> bool) -> Result<Image, BuildError> {
     let id = subject.id();
     if let Some(image) = images.find(id) {
-        return Ok(image);
+        if image.is_intact() {
+            return Ok(image);
+        }
+        tracing::warn!(image = %id, "an image on this node's disk is damaged; it is built again");
+        images.remove(id);
     }
     let draft = images.draft(id).map_err(BuildError::Write)?;
     let root = &subject.snapshot.root;
@@ -131,6 +135,8 @@ pub fn build(images: &Images, subject: &Subject, rt: &Handle, go_on: &dyn Fn() -
         inodes: done.inodes,
         image_len,
         tails_len: done.tails_len,
+        image_digest: String::new(),
+        tails_digest: String::new(),
     };
     draft.finish(about).map_err(BuildError::Write)
 }

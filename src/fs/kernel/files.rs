@@ -88,6 +88,15 @@ pub struct Description {
     pub image_len: u64,
     /// 0: there is no file of tails.
     pub tails_len: u64,
+    /// BLAKE3 of both files, hex: a disk that changed them must not change what a mount shows.
+    #[serde(default)]
+    pub image_digest: String,
+    #[serde(default)]
+    pub tails_digest: String,
+}
+
+fn digest_of(path: &Path) -> io::Result<String> {
+    Ok(blake3::Hasher::new().update_reader(File::open(path)?)?.finalize().to_hex().to_string())
 }
 
 /// A complete image.
@@ -108,10 +117,12 @@ impl Image {
         paths
     }
 
-    /// Reads the image through, so that the kernel finds it in memory: it reads single pages, without
-    /// reading ahead.
-    pub fn warm(&self) -> io::Result<()> {
-        io::copy(&mut File::open(&self.path)?, &mut io::sink()).map(drop)
+    /// Reads both files through and says whether they are as they were written. The kernel then finds the
+    /// image in memory: it reads single pages, without reading ahead.
+    pub(super) fn is_intact(&self) -> bool {
+        let is = |path: &Path, digest: &str| digest_of(path).is_ok_and(|found| found == digest);
+        is(&self.path, &self.about.image_digest)
+            && (self.about.tails_len == 0 || is(&self.path.with_extension("tails"), &self.about.tails_digest))
     }
 }
 
@@ -207,6 +218,11 @@ impl Draft {
 
     /// Makes the files durable and gives them their names.
     pub fn finish(&self, about: Description) -> io::Result<Image> {
+        let about = Description {
+            image_digest: digest_of(&self.tmp("image"))?,
+            tails_digest: digest_of(&self.tmp("tails"))?,
+            ..about
+        };
         let path = self.dir.join(self.id.file_name());
         if about.tails_len > 0 {
             self.tails.sync_all()?;

@@ -128,6 +128,23 @@ fn nothing_can_be_changed_and_a_mapping_ends_in_zeros() {
 }
 
 #[test]
+fn an_image_that_the_disk_changed_is_built_again() {
+    let model = dir([("f", file(&[7; 5000]))]);
+    let Some(rig) = Rig::new(&model, Packing { whole_len: 1, pack_len: 1 }) else { return };
+    rig.fill();
+    let first = rig.build(options().look, None).expect("is built");
+    for path in [first.path.clone(), first.path.with_extension("tails")] {
+        let whole = fs::read(&path).expect("is there");
+        let mut bytes = whole.clone();
+        *bytes.last_mut().expect("has bytes") ^= 1;
+        fs::write(&path, &bytes).expect("writes");
+        let again = rig.build(options().look, None).expect("is built");
+        assert_eq!(again.about, first.about);
+        assert!(fs::read(&path).expect("is there") == whole);
+    }
+}
+
+#[test]
 fn a_placement_that_points_elsewhere_makes_no_image() {
     let model = dir([("a", file(&[1; 5000])), ("b", file(&[2; 5000]))]);
     let Some(mut rig) = Rig::new(&model, Packing::default()) else { return };

@@ -20,10 +20,10 @@ use larder::store::catalog::refs::{Expect, Refs};
 use larder::store::lake::{Lake, PutIf};
 
 use super::peak_memory_mib;
-use crate::kit::World;
 use crate::kit::proxy::Proxy;
 use crate::kit::runtime;
 use crate::kit::s3::{TestS3, env_at};
+use crate::kit::{World, mount_by_kernel};
 
 /// Times a step and says so.
 fn timed<T>(what: &str, step: impl FnOnce() -> T) -> (T, Duration) {
@@ -60,6 +60,11 @@ fn the_reference_shape_is_right_within_its_memory() {
     assert_eq!(count, FILES);
     let pid = world.daemon_pid().expect("a daemon runs");
     println!("peak memory of the daemon: {} MiB", peak_memory_mib(pid));
+    assert!(peak_memory_mib(pid) < 1024);
+    let kernel = timed("mount by the kernel engine, image built", || mount_by_kernel(&world, "shape", "k", &[])).0;
+    let Some(kernel) = kernel else { return };
+    let (count, _) = timed("read every file once from the kernel's mount", || read_all(&kernel));
+    assert_eq!(count, FILES);
     assert!(peak_memory_mib(pid) < 1024);
 }
 
@@ -119,24 +124,33 @@ fn a_mount_of_600_000_files_is_there_in_300_ms_with_a_store_20_ms_away() {
 #[test]
 #[ignore = "long: make campaign PART=shape"]
 fn ten_million_files_mount_in_a_second_and_walk_in_300_mib() {
+    const DIRS: u64 = 10_000;
     let s3 = TestS3::start();
-    timed("synthesising 10 million entries", || {
-        runtime().block_on(synthesise(Arc::new(s3.lake("lake")), 10_000, 1000))
-    });
+    timed("synthesising 10 million entries", || runtime().block_on(synthesise(Arc::new(s3.lake("lake")), DIRS, 1000)));
     let mut world = World::new();
     world.set_all(s3.env("lake"));
     world.run(["daemon", "start"]);
     let (mount, took) = timed("mount", || world.mount("many", "m", &[]));
     assert!(took < Duration::from_secs(1), "{took:?}");
-    let (count, _) = timed("find", || {
-        let done = std::process::Command::new("find").arg(&mount).args(["-printf", "x"]).output().expect("runs find");
-        assert!(done.status.success());
-        done.stdout.len()
-    });
-    assert_eq!(count, 10_000 * 1001 + 1);
+    let (count, _) = timed("find", || find(&mount));
+    assert_eq!(count, DIRS as usize * 1001 + 1);
     let pid = world.daemon_pid().expect("a daemon runs");
     println!("peak memory of the daemon: {} MiB", peak_memory_mib(pid));
     assert!(peak_memory_mib(pid) < 300);
+    let kernel = timed("mount by the kernel engine, image built", || mount_by_kernel(&world, "many", "k", &[])).0;
+    let Some(kernel) = kernel else { return };
+    println!("peak memory of the daemon: {} MiB", peak_memory_mib(pid));
+    assert!(peak_memory_mib(pid) < 500);
+    for _ in 0..2 {
+        assert_eq!(timed("find on the kernel's mount", || find(&kernel)).0, DIRS as usize * 1001 + 1);
+    }
+}
+
+/// Counts what find(1) sees.
+fn find(at: &Path) -> usize {
+    let done = std::process::Command::new("find").arg(at).args(["-printf", "x"]).output().expect("runs find");
+    assert!(done.status.success());
+    done.stdout.len()
 }
 
 /// Writes a tree of `dirs` directories with `files` empty files each into the lake, as dataset `many`.
