@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::format::ids::NodeId;
 use crate::fs::keeper;
+use crate::fs::kernel::ImageId;
 use crate::store::catalog::Catalog;
 use crate::store::fetch::Fetcher;
 use crate::store::kv::Kv;
@@ -75,6 +76,8 @@ pub(super) struct Inner {
     pub table: Option<Mutex<MountTable>>,
     pub live: Mutex<HashMap<Uuid, Live>>,
     pub fills: Mutex<HashMap<Uuid, Fill>>,
+    /// Images whose mounts are being prepared: not to be swept.
+    pub preparing: Mutex<Vec<ImageId>>,
     pub stop: CancellationToken,
     /// Whether the mounts stay when the daemon stops, for the one after it.
     pub leaves: AtomicBool,
@@ -151,6 +154,7 @@ impl Daemon {
             table,
             live: Mutex::default(),
             fills: Mutex::default(),
+            preparing: Mutex::default(),
             stop: CancellationToken::new(),
             leaves: AtomicBool::new(false),
             evictions: Mutex::default(),

@@ -7,7 +7,10 @@
 //! Order when the kernel takes over: packs checked, held, the held files compared with what was checked,
 //! image built, mount prepared, table written, mount placed. A crash before the last step leaves a hold
 //! and an image, which the next attempt continues; a crash behind it leaves a mount that works and a row
-//! that names its image, by which the next daemon takes it up.
+//! that names its image, by which the next daemon takes it up. There is never a mount without such a row,
+//! and never a hold taken from under a mount.
+//!
+//! One at a time changes what serves a mount ([`Changing`]): a take-over and an umount exclude each other.
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
@@ -22,8 +25,8 @@ use uuid::Uuid;
 use crate::config::EngineChoice;
 use crate::format::ids::PackId;
 use crate::format::tree::nav;
-use crate::fs::keeper::KeeperError;
 use crate::fs::keeper::kernel::KernelError;
+use crate::fs::keeper::{self, KeeperError};
 use crate::fs::kernel::{self, BuildError, ImageId, Images, KernelMount, Subject};
 use crate::fs::mount::MountedView;
 use crate::store::catalog::Snapshot;
@@ -36,8 +39,17 @@ use super::error::NodeError;
 use super::mounting::{Live, record_of, view_options};
 use super::table::MountRow;
 
-/// How often `auto` looks whether the kernel can take over.
+/// How often `auto` looks whether the kernel can take over, at first.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// How often it looks for packs that are on their way.
+const ABSENT_INTERVAL_MAX: Duration = Duration::from_secs(10);
+/// How often it tries again what failed otherwise.
+const FAILED_INTERVAL_MAX: Duration = Duration::from_secs(300);
+/// How long what was prepared may wait for the last file to be closed: packs may be set aside meanwhile.
+const PREPARED_FOR_MAX: Duration = Duration::from_secs(10);
+/// How often somebody looks who waits for a change of a mount to end, and how long.
+const CHANGE_INTERVAL: Duration = Duration::from_millis(50);
+const CHANGE_WAIT_MAX: Duration = Duration::from_secs(120);
 
 /// What serves a mount.
 #[derive(Debug, Clone)]
@@ -55,6 +67,8 @@ pub enum EngineError {
     NotReady(#[from] NotReady),
     #[error("pack {pack} was replaced in the tier while it was being held; try again")]
     Replaced { pack: PackId },
+    #[error("the mount is in use or being unmounted")]
+    InUse,
     #[error("the directory to be shown is not to be found")]
     Subdir(#[source] MetaError),
     #[error("the tier does not hold the packs")]
@@ -75,10 +89,13 @@ impl EngineError {
     /// Says whether trying again may help.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::NotReady(NotReady::Absent { .. }) | Self::Replaced { .. } | Self::Tier(_) | Self::Keeper(_) => true,
+            Self::NotReady(NotReady::Absent { .. } | NotReady::Unchecked { .. }) => true,
             Self::Build(BuildError::Meta(_) | BuildError::Fetch(_) | BuildError::Write(_)) => true,
-            Self::Subdir(_) | Self::Images(_) => true,
-            Self::NoTier | Self::NotReady(_) | Self::Build(_) | Self::Kernel(_) | Self::Stopped(_) => false,
+            Self::Kernel(KernelError::Refused { .. } | KernelError::Io { .. }) => true,
+            Self::Keeper(KeeperError::Protocol { .. }) => false,
+            Self::Replaced { .. } | Self::InUse | Self::Tier(_) | Self::Keeper(_) => true,
+            Self::Subdir(_) | Self::Images(_) | Self::Stopped(_) => true,
+            Self::NoTier | Self::NotReady(_) | Self::Build(_) | Self::Kernel(_) => false,
         }
     }
 
@@ -89,6 +106,7 @@ impl EngineError {
                 "bring the commit into the tier first (`larder cache {revision}`), or mount with --engine auto, which serves at once"
             )),
             Self::NotReady(NotReady::Always) => Some("mount with --engine fuse, or with --verify node".to_owned()),
+            Self::NotReady(NotReady::Unchecked { .. }) => Some("try again, or mount with --engine auto".to_owned()),
             Self::NotReady(NotReady::Unproven { .. }) => Some("mount with --engine fuse".to_owned()),
             _ => None,
         }
@@ -98,6 +116,66 @@ impl EngineError {
 impl From<NodeError> for EngineError {
     fn from(error: NodeError) -> Self {
         Self::Stopped(Box::new(error))
+    }
+}
+
+/// How long `auto` waits between its attempts.
+#[derive(Debug, Default)]
+struct Pace {
+    tries: u32,
+    told: String,
+}
+
+impl Pace {
+    /// Gives how long to wait after an attempt that failed, and whether its reason is a new one.
+    fn after(&mut self, error: &EngineError) -> (Duration, bool) {
+        let most = match error {
+            EngineError::NotReady(NotReady::Absent { .. }) => ABSENT_INTERVAL_MAX,
+            _ => FAILED_INTERVAL_MAX,
+        };
+        let wait = LOOK_INTERVAL.saturating_mul(1 << self.tries.min(16)).min(most);
+        self.tries = self.tries.saturating_add(1);
+        let reason = reason_of(error);
+        let is_new = reason != self.told;
+        self.told = reason;
+        (wait, is_new)
+    }
+}
+
+/// Says why, with all causes.
+fn reason_of(error: &EngineError) -> String {
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
+}
+
+/// The right to change what serves a mount, for as long as it is kept. Others see the mount as there.
+#[derive(Debug)]
+pub(super) struct Changing {
+    daemon: Daemon,
+    id: Uuid,
+}
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        if let Some(Live::Mounted(mounted)) = self.daemon.inner.live.lock().get_mut(&self.id) {
+            mounted.switching = false;
+        }
+    }
+}
+
+/// An image that must not be swept: its mount is being prepared.
+#[derive(Debug)]
+struct Preparing {
+    daemon: Daemon,
+    image: ImageId,
+}
+
+impl Drop for Preparing {
+    fn drop(&mut self) {
+        let mut preparing = self.daemon.inner.preparing.lock();
+        if let Some(at) = preparing.iter().position(|image| *image == self.image) {
+            preparing.swap_remove(at);
+        }
     }
 }
 
@@ -202,7 +280,31 @@ impl Daemon {
             return;
         };
         let used: HashSet<ImageId> = table.lock().rows().iter().filter_map(|row| row.image).collect();
-        images.sweep(&used);
+        // Held while sweeping: who begins to prepare waits, and then finds the image or builds it.
+        let preparing = self.inner.preparing.lock();
+        images.sweep(&used.into_iter().chain(preparing.iter().copied()).collect());
+    }
+
+    fn begin_preparing(&self, image: ImageId) -> Preparing {
+        self.inner.preparing.lock().push(image);
+        Preparing { daemon: self.clone(), image }
+    }
+
+    /// Says which mounts of this node's images the table does not know. They are left alone: they may be bind
+    /// mounts that somebody made of ours.
+    pub(super) fn tell_of_strays(&self) {
+        let Some(table) = &self.inner.table else {
+            return;
+        };
+        let known: HashSet<ImageId> = table.lock().rows().iter().filter_map(|row| row.image).collect();
+        let folder = self.inner.place.images();
+        for line in keeper::images_shown().unwrap_or_default() {
+            let image = ImageId::of_file(&line.image).filter(|_| line.image.parent() == Some(&*folder));
+            if image.is_some_and(|image| !known.contains(&image)) {
+                let dir = line.dir.display();
+                tracing::warn!(%dir, "an image of ours is mounted that no mount of the table shows; its packs are not held: umount(8) it");
+            }
+        }
     }
 
     /// Drops holds of this node that no mount has: of a mount that was being made when a daemon died.
@@ -234,17 +336,22 @@ impl Daemon {
         };
         let meta = self.catalog().await?.meta.clone();
         let fetcher = tier.fetcher.clone();
-        let (look, verify) = (options.look, options.verify);
-        let subject = Subject { snapshot: snapshot.clone(), meta, fetcher, look, private, verify };
+        let subject = Subject { snapshot: snapshot.clone(), meta, fetcher, look: options.look, private };
         let (images, row, daemon) = (self.images()?, row.clone(), self.clone());
         let rt = tokio::runtime::Handle::current();
         let work = move || {
-            let hold = hold_packs(&store, &row, &subject.snapshot, &checked)?;
+            let hold = hold_packs(&store, &row, &subject.snapshot, &checked).inspect_err(|error| {
+                // The fetcher may have the file open that was there before.
+                if let EngineError::Replaced { pack } = error {
+                    subject.fetcher.look_again(pack);
+                }
+            })?;
             let stop = daemon.stopping();
+            let _preparing = daemon.begin_preparing(subject.id());
             let image = kernel::build(&images, &subject, &rt, &|| !stop.is_cancelled())?;
-            daemon.sweep_images(&images);
             let subdir = Path::new(std::ffi::OsStr::from_bytes(&options.subdir));
             let mount = kernel::prepare(&image, |pack| hold.path(pack), subdir)?;
+            daemon.sweep_images(&images);
             Ok(Prepared { mount, image: image.id })
         };
         blocking("preparing a kernel mount", work).await?
@@ -264,12 +371,20 @@ impl Daemon {
         snapshot: &Snapshot,
         tier: &OpenTier,
     ) -> Result<Served, NodeError> {
-        let made = self.try_kernel(row, snapshot, tier).await;
-        made.map_err(|source| {
+        let is_new = self.inner.table.as_ref().is_some_and(|table| !table.lock().has(&row.id));
+        let source = match self.try_kernel(row, snapshot, tier).await {
+            Ok(served) => return Ok(served),
+            Err(source) => source,
+        };
+        // What was mounted before keeps its row and its hold: the next attempt needs both.
+        if is_new {
+            if let Some(table) = &self.inner.table {
+                table.lock().remove(&row.id)?;
+            }
             let (store, id) = (tier.tier.clone(), row.id);
-            tokio::task::spawn_blocking(move || store.map(|tier| release_hold(&tier, &id)));
-            NodeError::Engine { revision: row.revision.clone(), source: Box::new(source) }
-        })
+            blocking("dropping a hold", move || store.map(|tier| release_hold(&tier, &id))).await?;
+        }
+        Err(NodeError::Engine { revision: row.revision.clone(), source: Box::new(source) })
     }
 
     async fn try_kernel(
@@ -279,8 +394,11 @@ impl Daemon {
         tier: &OpenTier,
     ) -> Result<Served, EngineError> {
         let prepared = self.prepare(row, snapshot, tier).await?;
-        row.image = Some(prepared.image);
         let (keeper, dir) = (self.keeper().await?, row.dir().to_owned());
+        row.image = Some(prepared.image);
+        if let Some(table) = &self.inner.table {
+            table.lock().put(row).map_err(NodeError::from)?;
+        }
         let placed = move || KernelMount::place(&keeper, &prepared.mount, &dir, prepared.image, false);
         Ok(Served::Kernel(blocking("mounting", placed).await??))
     }
@@ -292,7 +410,8 @@ impl Daemon {
         };
         let (keeper, dir) = (self.keeper().await?, row.dir().to_owned());
         let found = blocking("looking for a kernel mount", move || KernelMount::find(&keeper, &dir, image)).await?;
-        Ok(found.map(Served::Kernel))
+        let failed = |source| NodeError::DirIo { dir: row.dir().to_owned(), doing: "may be mounted", source };
+        Ok(found.map_err(failed)?.map(Served::Kernel))
     }
 
     /// Has the kernel take over a mount of `auto`, as soon as it can. In the background.
@@ -308,33 +427,38 @@ impl Daemon {
         tokio::spawn(async move {
             let stop = daemon.stopping();
             tokio::select! {
-                () = stop.cancelled() => {}
+                () = stop.cancelled() => return,
                 () = daemon.take_over(id) => {}
             }
-            // Unmounted meanwhile: what was held behind its back is not needed any more.
-            let is_gone = !daemon.inner.live.lock().contains_key(&id);
-            if let Some(tier) = tier.filter(|_| is_gone && !stop.is_cancelled()) {
+            // Unmounted meanwhile, or left to the FUSE engine: what is held is not needed.
+            let is_needed = match daemon.inner.live.lock().get(&id) {
+                None => stop.is_cancelled(),
+                Some(Live::Mounted(mounted)) => matches!(mounted.served, Served::Kernel(_)),
+                Some(_) => true,
+            };
+            if let Some(tier) = tier.filter(|_| !is_needed) {
                 let _ = blocking("dropping a hold", move || release_hold(&tier, &id)).await;
             }
         });
     }
 
     async fn take_over(&self, id: Uuid) {
+        let mut pace = Pace::default();
         while let Some((row, snapshot, view)) = self.served_by_fuse(&id) {
-            let again = match self.try_takeover(row.clone(), &snapshot, &view).await {
-                Ok(()) => false,
-                Err(error) => {
-                    let passing = error.is_passing();
-                    if !passing {
-                        tracing::info!(dir = %row.dir().display(), %error, "the mount stays with the FUSE engine");
-                    }
-                    passing
-                }
+            let dir = row.dir().to_owned();
+            let Err(error) = self.try_takeover(row, &snapshot, &view).await else {
+                return;
             };
-            if !again {
+            let (wait, is_new) = pace.after(&error);
+            let reason = reason_of(&error);
+            if !error.is_passing() {
+                tracing::info!(dir = %dir.display(), reason, "the mount stays with the FUSE engine");
                 return;
             }
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            if is_new {
+                tracing::info!(dir = %dir.display(), reason, "the kernel does not serve the mount yet");
+            }
+            tokio::time::sleep(wait).await;
         }
     }
 
@@ -350,73 +474,134 @@ impl Daemon {
 
     async fn try_takeover(
         &self,
-        mut row: MountRow,
+        row: MountRow,
         snapshot: &Snapshot,
         view: &Arc<MountedView>,
     ) -> Result<(), EngineError> {
         let tier = self.tier(row.options.tier.as_deref().unwrap_or_default()).await?;
-        let prepared = self.prepare(&row, snapshot, &tier).await?;
-        // Never under a reader.
-        while view.stats().open_files > 0 && view.is_alive() {
+        // Never under a reader. Nothing is prepared while it may take days.
+        let is_used = || view.stats().open_files > 0 && view.is_alive();
+        while is_used() {
             tokio::time::sleep(LOOK_INTERVAL / 4).await;
         }
+        let prepared = self.prepare(&row, snapshot, &tier).await?;
+        let until = tokio::time::Instant::now() + PREPARED_FOR_MAX;
+        while is_used() {
+            if tokio::time::Instant::now() >= until {
+                return Err(EngineError::InUse);
+            }
+            tokio::time::sleep(LOOK_INTERVAL / 20).await;
+        }
+        // Its own task: what is begun is ended, also where the daemon is told to stop.
+        let daemon = self.clone();
+        let switched = tokio::spawn(async move { daemon.switch(row, prepared).await }).await;
+        switched.map_err(|_| NodeError::Panicked { what: "mounting" })?
+    }
+
+    /// Puts a prepared mount in the place of the FUSE mount.
+    async fn switch(&self, mut row: MountRow, prepared: Prepared) -> Result<(), EngineError> {
+        let (keeper, dir) = (self.keeper().await?, row.dir().to_owned());
+        let _changing = self.begin_change(&row.id).ok_or(EngineError::InUse)?;
         row.image = Some(prepared.image);
         if let Some(table) = &self.inner.table {
             table.lock().update(&row).map_err(NodeError::from)?;
         }
-        if !self.set_switching(&row.id, true) {
-            return Ok(());
-        }
-        let (keeper, dir) = (self.keeper().await?, row.dir().to_owned());
         let placed =
             blocking("mounting", move || KernelMount::place(&keeper, &prepared.mount, &dir, prepared.image, true));
-        let placed = placed.await;
-        self.set_switching(&row.id, false);
-        let kernel = placed??;
-        tracing::info!(dir = %row.dir().display(), "the kernel serves the mount by itself");
-        self.enter_kernel(row, kernel, tier.tier).await
-    }
-
-    /// Says that a mount is neither gone nor there for a moment. False: it is not mounted any more.
-    fn set_switching(&self, id: &Uuid, switching: bool) -> bool {
-        match self.inner.live.lock().get_mut(id) {
-            Some(Live::Mounted(mounted)) => {
-                mounted.switching = switching;
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// Notes that the kernel serves a mount now. Where it was unmounted meanwhile, it is taken away again.
-    async fn enter_kernel(
-        &self,
-        row: MountRow,
-        kernel: KernelMount,
-        tier: Option<Arc<Tier>>,
-    ) -> Result<(), EngineError> {
-        let id = row.id;
-        let is_mounted = {
-            let mut live = self.inner.live.lock();
-            match live.get_mut(&id) {
-                Some(Live::Mounted(mounted)) => {
-                    mounted.row = row;
-                    mounted.served = Served::Kernel(kernel.clone());
-                    true
-                }
-                _ => false,
+        let kernel = match placed.await {
+            Ok(Ok(kernel)) => kernel,
+            other => {
+                row.image = None;
+                self.update_row(&row);
+                return other?.map(drop).map_err(EngineError::from);
             }
         };
-        if !is_mounted {
-            blocking("unmounting", move || {
-                let ended = kernel.unmount(true);
-                if let Some(tier) = tier {
-                    release_hold(&tier, &id);
-                }
-                ended
-            })
-            .await??;
+        tracing::info!(dir = %row.dir().display(), "the kernel serves the mount by itself");
+        // Not there any more only where the daemon is stopping: then the table names the mount.
+        if let Some(Live::Mounted(mounted)) = self.inner.live.lock().get_mut(&row.id) {
+            mounted.row = row;
+            mounted.served = Served::Kernel(kernel);
         }
         Ok(())
+    }
+
+    /// Begins to change what serves a mount. None: it is not mounted, or somebody else changes it.
+    fn begin_change(&self, id: &Uuid) -> Option<Changing> {
+        match self.inner.live.lock().get_mut(id) {
+            Some(Live::Mounted(mounted)) if !mounted.switching => mounted.switching = true,
+            _ => return None,
+        }
+        Some(Changing { daemon: self.clone(), id: *id })
+    }
+
+    /// Begins to change what serves a mount, when nobody else does any more. None: it is not mounted.
+    pub(super) async fn wait_to_change(&self, id: &Uuid, dir: &Path) -> Result<Option<Changing>, NodeError> {
+        let until = tokio::time::Instant::now() + CHANGE_WAIT_MAX;
+        loop {
+            if let Some(changing) = self.begin_change(id) {
+                return Ok(Some(changing));
+            }
+            if !matches!(self.inner.live.lock().get(id), Some(Live::Mounted(_))) {
+                return Ok(None);
+            }
+            if tokio::time::Instant::now() >= until {
+                return Err(NodeError::Busy { dir: dir.to_owned() });
+            }
+            tokio::time::sleep(CHANGE_INTERVAL).await;
+        }
+    }
+
+    /// Unmounts the image that a daemon before this one left at the directory of a row that could not be made
+    /// again.
+    pub(super) async fn unmount_left(&self, row: &MountRow, force: bool) -> Result<(), NodeError> {
+        if let Some(left) = self.take_up(row).await? {
+            blocking("unmounting", move || left.unmount(force)).await??;
+        }
+        Ok(())
+    }
+
+    /// Drops the hold of a mount whose tier is not open, when it opens. In the background: it may hang.
+    pub(super) fn release_hold_later(&self, row: MountRow) {
+        let Some(name) = row.options.tier.filter(|_| row.options.engine != EngineChoice::Fuse) else {
+            return;
+        };
+        let (daemon, id) = (self.clone(), row.id);
+        tokio::spawn(async move {
+            if let Ok(OpenTier { tier: Some(tier), .. }) = daemon.tier(&name).await {
+                let _ = blocking("dropping a hold", move || release_hold(&tier, &id)).await;
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_is_tried_less_and_less_and_told_once() {
+        let mut pace = Pace::default();
+        let absent = EngineError::NotReady(NotReady::Absent { pack: PackId([1; 32]) });
+        let seconds = |(wait, is_new): (Duration, bool)| (wait.as_secs(), is_new);
+        let waits: Vec<_> = (0..4).map(|_| seconds(pace.after(&absent))).collect();
+        assert_eq!(waits, [(2, true), (4, false), (8, false), (10, false)]);
+        let full = EngineError::Images(std::io::Error::other("full"));
+        assert_eq!(seconds(pace.after(&full)), (32, true));
+        let last = (0..100).map(|_| seconds(pace.after(&full))).last();
+        assert_eq!(last, Some((300, false)));
+    }
+
+    #[test]
+    fn only_what_no_time_can_mend_ends_the_attempts() {
+        let pack = PackId([1; 32]);
+        for passing in [NotReady::Absent { pack }, NotReady::Unchecked { pack }] {
+            assert!(EngineError::from(passing).is_passing());
+        }
+        for lasting in [NotReady::Unproven { pack }, NotReady::Always] {
+            assert!(!EngineError::from(lasting).is_passing());
+        }
+        let old = KeeperError::Protocol { socket: "keeper.sock".into() };
+        assert!(!EngineError::from(old).is_passing(), "a keeper of before there was a kernel engine");
+        assert!(!EngineError::from(KernelError::NoErofs).is_passing());
     }
 }

@@ -46,7 +46,7 @@ pub enum NodeError {
     Denied { uid: u32, what: String },
     #[error("{} is not a mount of this daemon", dir.display())]
     NotMounted { dir: PathBuf },
-    #[error("{} is being mounted by another command", dir.display())]
+    #[error("{} is being mounted or unmounted by another command", dir.display())]
     Busy { dir: PathBuf },
     #[error("no tier is configured, so nothing can be cached")]
     NoTier,

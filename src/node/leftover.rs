@@ -24,6 +24,7 @@ impl Daemon {
     /// directory. What is in the table is noted, to be taken over; the rest is taken away.
     pub async fn find_left(&self) -> Result<(), NodeError> {
         self.clean_images();
+        self.tell_of_strays();
         let rows: Vec<MountRow> = match &self.inner.table {
             Some(table) => table.lock().rows().to_vec(),
             None => Vec::new(),

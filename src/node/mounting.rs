@@ -12,7 +12,7 @@ use crate::config::EngineChoice;
 use crate::format::ids::CommitId;
 use crate::format::paths;
 use crate::format::refs::{At, DatasetName, Revision};
-use crate::fs::keeper::MountId;
+use crate::fs::keeper::{KeeperError, MountId};
 use crate::fs::mount::{self, MountError, MountSpec, MountedView, READ_AHEAD_KIB};
 use crate::fs::session::ServeOptions;
 use crate::fs::view::{Look, View, ViewOptions};
@@ -185,11 +185,20 @@ impl Daemon {
         let Some(table) = &self.inner.table else {
             return Ok(mounted);
         };
-        let Err(error) = table.lock().add(row.clone()) else {
+        let added = {
+            let mut table = table.lock();
+            // A kernel mount's row was written before the mount was.
+            if table.has(&row.id) { Ok(()) } else { table.add(row.clone()) }
+        };
+        let Err(error) = added else {
             return Ok(mounted);
         };
-        let ended = blocking("unmounting", move || mounted.served.unmount(true)).await;
-        if let Ok(Err(error)) = ended {
+        let ended = blocking("unmounting", move || {
+            mounted.served.unmount(true)?;
+            release(Some(Live::Mounted(Box::new(mounted))));
+            Ok::<(), KeeperError>(())
+        });
+        if let Ok(Err(error)) = ended.await {
             tracing::warn!(%error, dir = %row.dir().display(), "a mount that could not be remembered stays");
         }
         Err(error.into())
@@ -200,7 +209,7 @@ impl Daemon {
         let config = &self.inner.config;
         let foreign = caller.uid != nix::unistd::geteuid().as_raw();
         MountOptions {
-            subdir: request.subdir.clone().filter(|subdir| !subdir.trim_matches('/').is_empty()),
+            subdir: inside(request.subdir.as_deref()),
             engine: request.engine.unwrap_or(config.mount.engine),
             verify: request.verify.unwrap_or(config.mount.verify),
             prefetch: request.prefetch.unwrap_or(config.mount.prefetch),
@@ -406,26 +415,37 @@ impl Daemon {
     /// Unmounts a directory and forgets it.
     pub async fn umount(&self, request: UmountRequest, caller: Caller) -> Result<MountInfo, NodeError> {
         let dir = request.dir.clone();
-        let (info, id, served) = {
+        let (info, id) = {
             let live = self.inner.live.lock();
             let found = live.iter().find(|(_, live)| live.row().dir() == dir);
             let Some((id, found)) = found else {
                 return Err(NodeError::NotMounted { dir });
             };
-            let served = match found {
-                Live::Mounting(_) => return Err(NodeError::Busy { dir }),
-                Live::Failed { .. } => None,
-                Live::Mounted(mounted) => Some(mounted.served.clone()),
-            };
-            (found.info().ok_or(NodeError::NotMounted { dir })?, *id, served)
+            if matches!(found, Live::Mounting(_)) {
+                return Err(NodeError::Busy { dir });
+            }
+            (found.info().ok_or_else(|| NodeError::NotMounted { dir: dir.clone() })?, *id)
         };
         let owns = info.owner == Owner::User { uid: caller.uid };
         if !caller.is_master() && !owns {
             return Err(NodeError::Denied { uid: caller.uid, what: format!("unmount {}", info.dir.display()) });
         }
-        match served {
-            Some(served) => blocking("unmounting", move || served.unmount(request.force)).await??,
-            None => self.take_away(&id, request).await?,
+        // The kernel may be about to take over: what serves is asked for when it does not change any more.
+        let _changing = self.wait_to_change(&id, &dir).await?;
+        let (served, left) = match self.inner.live.lock().get(&id) {
+            Some(Live::Mounted(mounted)) => (Some(mounted.served.clone()), None),
+            Some(Live::Failed { row, .. }) => (None, Some(row.clone())),
+            Some(Live::Mounting(_)) => return Err(NodeError::Busy { dir }),
+            None => return Err(NodeError::NotMounted { dir }),
+        };
+        if let Some(served) = served {
+            blocking("unmounting", move || served.unmount(request.force)).await??;
+        }
+        if let Some(row) = left {
+            // An image first: it is not taken away by force where that is not asked for.
+            self.unmount_left(&row, request.force).await?;
+            self.take_away(&id, request).await?;
+            self.release_hold_later(row);
         }
         self.forget(&id).await?;
         Ok(info)
@@ -521,7 +541,7 @@ impl Daemon {
     }
 
     /// Writes down what changed about a mount that was made again.
-    fn update_row(&self, row: &MountRow) {
+    pub(super) fn update_row(&self, row: &MountRow) {
         if let Some(table) = &self.inner.table
             && let Err(error) = table.lock().update(row)
         {
@@ -605,6 +625,11 @@ pub(super) fn view_options(options: &MountOptions) -> ViewOptions {
         verify: open::verify(options.verify),
         prefetch: open::prefetch(options.prefetch),
     }
+}
+
+/// Gives a directory inside a commit as it is kept: from the commit's root on, without the slashes around it.
+fn inside(subdir: Option<&str>) -> Option<String> {
+    subdir.map(|subdir| subdir.trim_matches('/').to_owned()).filter(|subdir| !subdir.is_empty())
 }
 
 /// Makes sure that the directory is there, empty, and the caller's to mount on.

@@ -158,6 +158,16 @@ impl MountTable {
         self.save().inspect_err(|_| drop(self.rows.pop()))
     }
 
+    /// Says whether there is a row of that id.
+    pub fn has(&self, id: &Uuid) -> bool {
+        self.rows.iter().any(|row| row.id == *id)
+    }
+
+    /// Adds a row, or replaces the one of that id.
+    pub fn put(&mut self, row: &MountRow) -> Result<(), TableError> {
+        if self.has(&row.id) { self.update(row) } else { self.add(row.clone()) }
+    }
+
     /// Replaces the row of that id and writes the file; no error where there is none.
     pub fn update(&mut self, row: &MountRow) -> Result<(), TableError> {
         let Some(at) = self.rows.iter().position(|other| other.id == row.id) else {

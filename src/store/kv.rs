@@ -63,9 +63,14 @@ pub struct VerifiedFile {
     pub when_ms: i64,
 }
 
+/// What a check looks at. Rows of checks that looked at less count as not there: 2 added the zeros between
+/// contents, which mappings show.
+const CHECK: u8 = 2;
+
 impl VerifiedFile {
     fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(40);
+        let mut bytes = Vec::with_capacity(41);
+        bytes.push(CHECK);
         bytes.extend_from_slice(&self.file_id.to_le_bytes());
         bytes.extend_from_slice(&self.size.to_le_bytes());
         bytes.extend_from_slice(&self.mtime_ns.to_le_bytes());
@@ -73,9 +78,10 @@ impl VerifiedFile {
         bytes
     }
 
-    /// A row of another length was written by another version: it is as if it were not there.
+    /// A row of another length or check was written by another version: it is as if it were not there.
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let (file_id, rest) = bytes.split_first_chunk::<8>()?;
+        let (_, rest) = bytes.split_first().filter(|(check, _)| **check == CHECK)?;
+        let (file_id, rest) = rest.split_first_chunk::<8>()?;
         let (size, rest) = rest.split_first_chunk::<8>()?;
         let (mtime_ns, rest) = rest.split_first_chunk::<16>()?;
         let when_ms = <[u8; 8]>::try_from(rest).ok()?;
@@ -272,6 +278,15 @@ mod tests {
         assert_eq!(kv.verified(&TierId(uuid::Uuid::from_u128(2)), &pack).expect("reads"), None);
         kv.forget_verified(&tier, &pack).expect("writes");
         assert_eq!(kv.verified(&tier, &pack).expect("reads"), None);
+    }
+
+    #[test]
+    fn what_an_older_check_has_looked_at_is_looked_at_again() {
+        let mut row = file(3).encode();
+        assert_eq!(VerifiedFile::decode(&row), Some(file(3)));
+        row[0] -= 1;
+        assert_eq!(VerifiedFile::decode(&row), None);
+        assert_eq!(VerifiedFile::decode(&row[1..]), None, "as before there were versions");
     }
 
     #[test]

@@ -12,6 +12,8 @@ use super::disk::INDEX_LEN;
 
 /// Indexes of one file at most.
 pub const CHUNKS_MAX: u64 = 8 << 20;
+/// Bytes of one file that are copied at most: copies lie on the node's own disk.
+pub const COPIED_MAX: u64 = 256 << 20;
 /// Blocks of a chunk at most, as a power of two.
 const BITS_MAX: u8 = 31;
 
@@ -47,7 +49,7 @@ pub struct Map<'a> {
 
 impl<'a> Map<'a> {
     /// Cuts a file of `size` bytes, above 0, in a pack of `pack_len` bytes. None: it takes more than
-    /// [`CHUNKS_MAX`] chunks.
+    /// [`CHUNKS_MAX`] chunks, or [`COPIED_MAX`] bytes to be copied.
     pub fn new(size: u64, location: &'a Location, pack_len: u64) -> Option<Self> {
         let extents = match location {
             Location::None => (&[]).into(),
@@ -116,7 +118,11 @@ impl<'a> Map<'a> {
             if self.count() > CHUNKS_MAX {
                 continue;
             }
-            let cost = self.count() * INDEX_LEN + self.copied_len();
+            let copied = self.copied_len();
+            if copied > COPIED_MAX {
+                continue;
+            }
+            let cost = self.count() * INDEX_LEN + copied;
             if best.is_none_or(|(least, _)| cost < least) {
                 best = Some((cost, bits));
             }
@@ -126,7 +132,7 @@ impl<'a> Map<'a> {
 
     /// Counts the bytes of the chunks that have to be copied. Only those at an extent's start or end
     /// can be such.
-    fn copied_len(&self) -> u64 {
+    pub fn copied_len(&self) -> u64 {
         let mut last = None;
         let mut sum = 0_u64;
         for extent in self.extents.iter() {
@@ -205,6 +211,18 @@ mod tests {
         let location = Location::Sparse { pack: PACK, extents };
         let map = Map::new((1 << 44) + 1, &location, 1 << 30).expect("is cut");
         assert!(map.count() <= CHUNKS_MAX);
+    }
+
+    #[test]
+    fn a_file_of_which_too_much_would_be_copied_is_refused() {
+        // Every block is cut in two, so that none can be taken from the pack.
+        let extents = |blocks: u64| -> Vec<Extent> {
+            (0..2 * blocks).map(|n| Extent { logical: n * 2048, offset: n * 4096, len: 2048 }).collect()
+        };
+        for (blocks, fits) in [(COPIED_MAX / BLOCK, true), (COPIED_MAX / BLOCK + 1, false)] {
+            let location = Location::Sparse { pack: PACK, extents: extents(blocks) };
+            assert_eq!(Map::new(blocks * BLOCK, &location, 1 << 30).is_some(), fits, "{blocks}");
+        }
     }
 
     /// Extents that a pack can have: in order, at places that follow each other.

@@ -26,6 +26,8 @@ const INLINE_LEN_MAX: usize = (BLOCK - INODE_LEN) as usize;
 const LONG_LINKS_MAX: usize = 4096;
 /// Packs at most: device numbers have 16 bits, and the tails take one.
 pub const PACKS_MAX: usize = 65_534;
+/// Length of the file of tails at most.
+const TAILS_MAX: u64 = 8 << 30;
 /// Indexes that are written at a time.
 const INDEX_BATCH: u64 = 8192;
 /// Marks a place in the inodes; others are in the names.
@@ -413,9 +415,13 @@ impl Writer {
                 (at as u16 + 1, used.len)
             }
         };
-        let why = "the file is so sparse that it would take more than 8,388,608 indexes";
+        let why = "the file is so sparse that it would take more than 8,388,608 indexes or 256 MiB of copies";
         let map = Map::new(size, location, pack_len).ok_or(WriteError::Limit { rank, why })?;
         debug_assert!(map.count() <= CHUNKS_MAX);
+        if self.tails.saturating_add(map.copied_len()) > TAILS_MAX {
+            let why = "the ends of the commit's files would take more than 8 GiB on this node's disk";
+            return Err(WriteError::Limit { rank, why });
+        }
         let inode = self.plain(item, FileType::File, size, Layout::Chunks { bits: map.bits() });
         let at = self.allot(INODE_LEN + map.count() * INDEX_LEN, false);
         self.write_chunks(&inode, at, &map, device, sink)?;

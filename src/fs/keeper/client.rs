@@ -205,9 +205,14 @@ impl Client {
     /// Puts a mount of the kernel's own at a directory; `instead`: in the place of our mount there, which
     /// goes when nothing of it is open any more.
     pub fn place(&self, mount: &OwnedFd, dir: &Path, instead: bool) -> Result<(), KeeperError> {
-        match self.ask_with(&Request::Place { dir: dir.to_owned(), instead }, &[mount.as_fd()])? {
-            (Answer::Done, _) => Ok(()),
-            _ => Err(self.protocol()),
+        match self.ask_with(&Request::Place { dir: dir.to_owned(), instead }, &[mount.as_fd()]) {
+            Ok((Answer::Done, _)) => Ok(()),
+            Ok(_) => Err(self.protocol()),
+            // A keeper of before there was this request hangs up.
+            Err(KeeperError::Unreachable { source, .. }) if source.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(self.protocol())
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -255,6 +260,7 @@ impl Client {
             .exchange(request, given)
             .map_err(|source| KeeperError::Unreachable { socket: self.socket.clone(), source })?;
         match serde_json::from_slice(&bytes) {
+            Ok(Answer::Failed { errno, .. }) if errno == Errno::ENOSYS as i32 => Err(self.protocol()),
             Ok(Answer::Failed { errno, what }) => Err(KeeperError::Refused { errno, what }),
             Ok(answer) => Ok((answer, fds)),
             Err(_) => Err(self.protocol()),

@@ -78,7 +78,7 @@ pub fn detached(request: &ImageMount<'_>) -> Result<OwnedFd, KernelError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(KernelError::NotRoot);
     }
-    let fs = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|_| KernelError::NoErofs)?;
+    let fs = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|error| no_context(request.image, error))?;
     let mut folders = Folders::default();
     let refused = |error: rustix::io::Errno| refusal(&fs, request.image, error);
     fsconfig_set_string(&fs, "source", folders.short(request.image)?).map_err(refused)?;
@@ -129,6 +129,15 @@ const MOVE_MOUNT_BENEATH: u32 = 0x200;
 /// Says whether a mounted file system is an image of ours, by its line in the mount table.
 pub(super) fn is_image(fs_type: &str, source: &Path) -> bool {
     fs_type == "erofs" && source.to_string_lossy().ends_with(IMAGE_SUFFIX)
+}
+
+/// Says why the kernel begins no mount. Only one answer means that it knows no EROFS.
+fn no_context(image: &Path, error: rustix::io::Errno) -> KernelError {
+    match Errno::from_raw(error.raw_os_error()) {
+        Errno::ENODEV => KernelError::NoErofs,
+        Errno::EPERM => KernelError::NotRoot,
+        _ => KernelError::Io { path: image.to_owned(), doing: "no mount can be begun", source: error.into() },
+    }
 }
 
 /// Turns the kernel's refusal into one that says what to do.

@@ -42,7 +42,7 @@ mod watch;
 mod wire;
 
 pub use client::{Client, KeeperError, MountFds, Watching};
-pub use mounts::{image_at, is_dead, is_ours};
+pub use mounts::{ImageLine, image_at, image_by_id, images_shown, is_dead, is_ours};
 pub use wire::{KeptMount, MountId, MountRequest, NOTE_BYTES_MAX, Restart};
 
 use table::Table;
@@ -154,6 +154,8 @@ impl Keeper {
             return false;
         };
         let Ok(request) = serde_json::from_slice::<Request>(&bytes) else {
+            // Of a newer version, most likely: to be told from a keeper that died.
+            let _ = sys::send_message(client.as_fd(), &unknown(), &[]);
             return false;
         };
         let (answer, fds, stop) = self.table.handle(request.clone(), fds, pid);
@@ -189,6 +191,12 @@ impl Keeper {
         let daemon_lost = signals_at == 3 && has_event(2);
         Ok(Seen { client: has_event(0), daemon_lost, told_to_end: has_event(signals_at) })
     }
+}
+
+/// The answer to what this keeper does not understand.
+fn unknown() -> Vec<u8> {
+    let what = "the keeper does not know this request".to_owned();
+    serde_json::to_vec(&Answer::Failed { errno: Errno::ENOSYS as i32, what }).unwrap_or_default()
 }
 
 /// What the keeper has waited for.

@@ -30,6 +30,8 @@ const FS_TYPE: &str = "fuse.larder";
 /// One line of the mount table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct MountLine {
+    /// Names this mount of the file system, for as long as it lives.
+    pub id: u64,
     /// `major:minor` of the file system, which also names its entry in /sys/class/bdi.
     pub dev: String,
     pub dir: PathBuf,
@@ -143,12 +145,14 @@ fn unescape(field: &[u8]) -> PathBuf {
 /// Parses one line of /proc/self/mountinfo.
 fn parse_line(line: &[u8]) -> Option<MountLine> {
     let mut fields = line.split(|&byte| byte == b' ');
-    let dev = fields.by_ref().nth(2)?;
+    let id = fields.by_ref().next()?;
+    let dev = fields.by_ref().nth(1)?;
     let dir = fields.by_ref().nth(1)?;
     let mut behind = fields.skip_while(|field| *field != b"-").skip(1);
     let fs_type = behind.next()?;
     let source = behind.next()?;
     Some(MountLine {
+        id: std::str::from_utf8(id).ok()?.parse().ok()?,
         dev: String::from_utf8(dev.to_vec()).ok()?,
         dir: unescape(dir),
         fs_type: String::from_utf8(fs_type.to_vec()).ok()?,
@@ -156,11 +160,18 @@ fn parse_line(line: &[u8]) -> Option<MountLine> {
     })
 }
 
+fn lines() -> io::Result<Vec<MountLine>> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    Ok(table.split(|&byte| byte == b'\n').filter_map(parse_line).collect())
+}
+
 /// Gives what is mounted at `dir` itself, the topmost of several.
 pub(super) fn find(dir: &Path) -> io::Result<Option<MountLine>> {
-    let table = fs::read("/proc/self/mountinfo")?;
-    let mut lines = table.split(|&byte| byte == b'\n').rev().filter_map(parse_line);
-    Ok(lines.find(|line| line.dir.as_os_str().as_bytes() == dir.as_os_str().as_bytes()))
+    Ok(topmost(lines()?, dir))
+}
+
+fn topmost(lines: Vec<MountLine>, dir: &Path) -> Option<MountLine> {
+    lines.into_iter().rev().find(|line| line.dir.as_os_str().as_bytes() == dir.as_os_str().as_bytes())
 }
 
 /// Says whether the topmost mount at `dir` is one of Larder's.
@@ -168,10 +179,58 @@ pub fn is_ours(dir: &Path) -> io::Result<bool> {
     Ok(find(dir)?.is_some_and(|line| line.fs_type == FS_TYPE || kernel::is_image(&line.fs_type, &line.source)))
 }
 
-/// Gives the image that the topmost mount at `dir` shows, where it is one of the kernel engine's.
-pub fn image_at(dir: &Path) -> io::Result<Option<PathBuf>> {
-    let line = find(dir)?;
-    Ok(line.filter(|line| kernel::is_image(&line.fs_type, &line.source)).map(|line| line.source))
+/// A mount of the kernel engine's, as the mount table has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageLine {
+    /// The mount's number.
+    pub id: u64,
+    /// Where it is now: a directory above may have got another name.
+    pub dir: PathBuf,
+    /// The image's file.
+    pub image: PathBuf,
+    /// Nothing is mounted over it.
+    pub is_on_top: bool,
+}
+
+impl ImageLine {
+    fn of(line: MountLine, is_on_top: bool) -> Option<Self> {
+        let is_image = kernel::is_image(&line.fs_type, &line.source);
+        is_image.then_some(Self { id: line.id, dir: line.dir, image: line.source, is_on_top })
+    }
+}
+
+/// Gives the topmost image at `dir`, also beneath what others have mounted over it; none where it lies beneath
+/// a FUSE mount of ours, which then is what is shown.
+pub fn image_at(dir: &Path) -> io::Result<Option<ImageLine>> {
+    Ok(image_among(lines()?, dir))
+}
+
+fn image_among(lines: Vec<MountLine>, dir: &Path) -> Option<ImageLine> {
+    let here = lines.into_iter().rev().filter(|line| line.dir.as_os_str().as_bytes() == dir.as_os_str().as_bytes());
+    for (depth, line) in here.enumerate() {
+        if line.fs_type == FS_TYPE {
+            return None;
+        }
+        if let Some(image) = ImageLine::of(line, depth == 0) {
+            return Some(image);
+        }
+    }
+    None
+}
+
+/// Finds an image's mount by its number, wherever it is.
+pub fn image_by_id(id: u64) -> io::Result<Option<ImageLine>> {
+    let lines = lines()?;
+    let Some(line) = lines.iter().find(|line| line.id == id).cloned() else {
+        return Ok(None);
+    };
+    let is_on_top = topmost(lines, &line.dir).is_some_and(|top| top.id == id);
+    Ok(ImageLine::of(line, is_on_top))
+}
+
+/// Lists the mounts of the kernel engine.
+pub fn images_shown() -> io::Result<Vec<ImageLine>> {
+    Ok(lines()?.into_iter().filter_map(|line| ImageLine::of(line, true)).collect())
 }
 
 /// Says whether what is mounted at `dir` answers nobody any more: its keeper and its daemon died. Asks the file
@@ -204,12 +263,28 @@ mod tests {
         let line =
             br"36 35 0:52 / /mnt/a\040b\134c rw,nosuid shared:1 master:2 - fuse.larder larder:xray@v1 ro,user_id=0";
         let parsed = parse_line(line).expect("is a line");
-        assert_eq!(parsed.dev, "0:52");
+        assert_eq!((parsed.id, parsed.dev.as_str()), (36, "0:52"));
         assert_eq!(parsed.dir, Path::new(r"/mnt/a b\c"));
         assert_eq!(parsed.fs_type, "fuse.larder");
         assert_eq!(parsed.source, Path::new("larder:xray@v1"));
         assert!(parse_line(b"").is_none());
         assert!(parse_line(b"36 35 0:52 / /mnt rw -").is_none());
+    }
+
+    #[test]
+    fn an_image_is_found_beneath_what_others_mounted_over_it_but_not_beneath_a_fuse_mount_of_ours() {
+        let line = |id: u64, dir: &str, fs_type: &str, source: &str| {
+            parse_line(format!("{id} 1 0:52 / {dir} ro - {fs_type} {source} ro").as_bytes()).expect("is a line")
+        };
+        let image = line(40, "/m", "erofs", "/state/images/aa.larder");
+        let found = |more: &[MountLine]| {
+            let lines = [&[line(39, "/n", "erofs", "/state/images/bb.larder"), image.clone()], more].concat();
+            image_among(lines, Path::new("/m")).map(|image| (image.id, image.is_on_top))
+        };
+        assert_eq!(found(&[]), Some((40, true)));
+        assert_eq!(found(&[line(41, "/m", "tmpfs", "none")]), Some((40, false)));
+        assert_eq!(found(&[line(41, "/m", FS_TYPE, "larder:a@b")]), None);
+        assert_eq!(found(&[line(41, "/m", "erofs", "/other.img")]), Some((40, false)), "no image of ours");
     }
 
     #[test]

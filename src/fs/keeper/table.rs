@@ -186,10 +186,15 @@ impl Table {
             }
             Err(error) => return failed(&error, "/proc/self/mountinfo"),
         }
+        let was_image = matches!(mounts::image_at(dir), Ok(Some(image)) if image.is_on_top);
         if let Err(error) = mounts::unmake(dir, lazy) {
             return failed(&error, dir.display());
         }
         self.forget_gone();
+        // None of ours to hold: what is listed for this directory was detached before, or lies beneath.
+        if was_image {
+            return done();
+        }
         // The topmost at a directory is the newest that is not detached.
         let mut left = self.mounts.iter_mut().rev();
         let left = left.find(|(_, held)| held.request.dir == dir && !held.detached);
@@ -213,6 +218,10 @@ impl Table {
         };
         if instead && !matches!(mounts::is_ours(dir), Ok(true)) {
             return refused(Errno::EINVAL, format_args!("{} is not a Larder mount", dir.display()));
+        }
+        // A second one would only hide the first, which nobody would find again.
+        if !instead && !matches!(mounts::is_ours(dir), Ok(false)) {
+            return refused(Errno::EEXIST, format_args!("a Larder mount is at {} already", dir.display()));
         }
         if let Err(error) = kernel::place(mount.as_fd(), dir, instead) {
             return failed(&error, dir.display());

@@ -4,6 +4,7 @@
 //! removed when the folder is opened.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -52,6 +53,17 @@ impl ImageId {
     pub fn file_name(&self) -> String {
         format!("{self}{IMAGE_SUFFIX}")
     }
+
+    /// Says whether a file is this image, by its name.
+    pub fn is_file(&self, path: &Path) -> bool {
+        path.file_name().is_some_and(|name| *name == *self.file_name())
+    }
+
+    /// Reads the name of an image's file.
+    pub fn of_file(path: &Path) -> Option<Self> {
+        let name = path.file_name()?.to_str()?.strip_suffix(IMAGE_SUFFIX)?;
+        Self::try_from(name.to_owned()).ok()
+    }
 }
 
 impl std::fmt::Display for ImageId {
@@ -89,9 +101,7 @@ pub struct Description {
     /// 0: there is no file of tails.
     pub tails_len: u64,
     /// BLAKE3 of both files, hex: a disk that changed them must not change what a mount shows.
-    #[serde(default)]
     pub image_digest: String,
-    #[serde(default)]
     pub tails_digest: String,
 }
 
@@ -150,12 +160,23 @@ impl Images {
         Ok(Self { dir })
     }
 
-    /// Removes what was not finished: when nobody builds.
+    /// Removes what was not finished, also what got its name and no description: when nobody builds.
     pub fn remove_drafts(&self) {
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().contains(TMP) {
-                let _ = fs::remove_file(entry.path());
+            let path = entry.path();
+            let is_part = matches!(path.extension().and_then(OsStr::to_str), Some("larder" | "tails"));
+            let is_draft = entry.file_name().to_string_lossy().contains(TMP);
+            if is_draft || (is_part && !path.with_extension("json").exists()) {
+                let _ = fs::remove_file(path);
             }
+        }
+    }
+
+    /// Notes that an image is used again, so that it is not the first to go.
+    pub(super) fn touch(&self, id: ImageId) {
+        let noted = File::options().append(true).open(self.dir.join(format!("{id}.json")));
+        if let Err(error) = noted.and_then(|json| json.set_modified(SystemTime::now())) {
+            tracing::debug!(%error, image = %id, "an image is taken for older than it is");
         }
     }
 

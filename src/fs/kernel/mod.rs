@@ -7,11 +7,12 @@
 //! are held by hard links (whoever calls sees to both), and only where every file's place is one that its
 //! pack's own index has. `docs/formats/image.md` has the bytes and the rules.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use super::keeper::kernel::{ImageMount, KernelError};
-use super::keeper::{Client, KeeperError, image_at, kernel};
+use super::keeper::{Client, ImageLine, KeeperError, image_at, image_by_id, kernel};
 
 mod build;
 mod files;
@@ -27,6 +28,8 @@ const READ_AHEAD_KIB: u32 = 2048;
 pub struct KernelMount {
     pub dir: PathBuf,
     pub image: ImageId,
+    /// Its number in the mount table.
+    id: u64,
     keeper: Client,
 }
 
@@ -63,24 +66,50 @@ impl KernelMount {
         image: ImageId,
         instead: bool,
     ) -> Result<Self, KeeperError> {
-        keeper.place(mount, dir, instead)?;
-        Ok(Self { dir: dir.to_owned(), image, keeper: keeper.clone() })
+        let placed = keeper.place(mount, dir, instead);
+        // Whatever was answered, or not: what is there now counts.
+        match (Self::find(keeper, dir, image), placed) {
+            (Ok(Some(found)), Ok(()) | Err(KeeperError::Unreachable { .. } | KeeperError::Protocol { .. })) => {
+                Ok(found)
+            }
+            (_, Err(error)) => Err(error),
+            (Ok(None), Ok(())) => {
+                let what = format!("{} does not show the image that was mounted there", dir.display());
+                Err(KeeperError::Refused { errno: nix::errno::Errno::ENOENT as i32, what })
+            }
+            (Err(source), Ok(())) => {
+                let what = format!("/proc/self/mountinfo cannot be read: {source}");
+                Err(KeeperError::Refused { errno: source.raw_os_error().unwrap_or_default(), what })
+            }
+        }
     }
 
     /// Takes up a mount of an image that is at a directory already. None: it is not there.
-    pub fn find(keeper: &Client, dir: &Path, image: ImageId) -> Option<Self> {
-        let found = Self { dir: dir.to_owned(), image, keeper: keeper.clone() };
-        found.is_alive().then_some(found)
+    pub fn find(keeper: &Client, dir: &Path, image: ImageId) -> io::Result<Option<Self>> {
+        let found = image_at(dir)?.filter(|line| image.is_file(&line.image));
+        Ok(found.map(|line| Self { dir: dir.to_owned(), image, id: line.id, keeper: keeper.clone() }))
     }
 
-    /// Says whether it is (still) what is seen at its directory.
+    /// Says whether it is (still) mounted, also beneath another mount, or where a directory above it got
+    /// another name. Yes where the mount table cannot be read: what is forgotten loses its packs.
     pub fn is_alive(&self) -> bool {
-        let shown = image_at(&self.dir).ok().flatten();
-        shown.is_some_and(|path| path.file_name() == Path::new(&self.image.file_name()).file_name())
+        self.line().map_or(true, |line| line.is_some())
+    }
+
+    fn line(&self) -> io::Result<Option<ImageLine>> {
+        Ok(image_by_id(self.id)?.filter(|line| self.image.is_file(&line.image)))
     }
 
     /// Unmounts. By force: at once, whoever uses it; what is open goes on.
     pub fn unmount(&self, force: bool) -> Result<(), KeeperError> {
-        if self.is_alive() { self.keeper.unmount(&self.dir, force) } else { Ok(()) }
+        match self.line() {
+            Ok(None) => Ok(()),
+            Ok(Some(line)) if !line.is_on_top => {
+                let what = format!("{}: something else is mounted over it; unmount that first", line.dir.display());
+                Err(KeeperError::Refused { errno: nix::errno::Errno::EBUSY as i32, what })
+            }
+            Ok(Some(line)) => self.keeper.unmount(&line.dir, force),
+            Err(_) => self.keeper.unmount(&self.dir, force),
+        }
     }
 }

@@ -159,7 +159,6 @@ impl Rig {
             fetcher: self.fetcher.clone(),
             look,
             private,
-            verify: Verify::Node,
         };
         kernel::build(&images, &subject, self.rt.handle(), &|| true)
     }

@@ -80,6 +80,19 @@ fn is_zeros(window: &mut Window<'_>, from: u64, to: u64) -> io::Result<bool> {
     Ok(true)
 }
 
+/// How a check of an object ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Checked {
+    /// This node has digested all of it.
+    Whole,
+    /// Nothing is wrong with it, and not everything about it can be proved.
+    Unproven,
+    /// It was set aside, and is fetched again.
+    Damaged,
+    /// It could not be read to its end, or what describes it could not: another time.
+    Failed,
+}
+
 /// What digesting an object found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Findings {
@@ -180,9 +193,9 @@ impl Inner {
         }
     }
 
-    pub(super) async fn check_object(self: &Arc<Self>, state: &Arc<PackState>, open: Arc<OpenPack>) {
+    pub(super) async fn check_object(self: &Arc<Self>, state: &Arc<PackState>, open: Arc<OpenPack>) -> Checked {
         let Ok(meta) = self.metas.full(&state.pack, self.deadline()).await else {
-            return;
+            return Checked::Failed;
         };
         state.know_contents(&meta.index);
         let begun = std::time::Instant::now();
@@ -196,15 +209,24 @@ impl Inner {
                     let (inner, state) = (self.clone(), state.clone());
                     let note = move || inner.packs.note_whole_verified(&state, &open);
                     let _ = tokio::task::spawn_blocking(note).await;
+                    Checked::Whole
                 } else {
                     note_good_units(&meta, &open);
+                    Checked::Unproven
                 }
             }
-            Ok(Ok(_)) => self.heal(state, open, "it does not have the digests of its contents").await,
+            Ok(Ok(_)) => {
+                self.heal(state, open, "it does not have the digests of its contents").await;
+                Checked::Damaged
+            }
             Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 self.heal(state, open, "it is shorter than its index says").await;
+                Checked::Damaged
             }
-            _ => super::stats::bump(&self.counters.tier_errors),
+            _ => {
+                super::stats::bump(&self.counters.tier_errors);
+                Checked::Failed
+            }
         }
     }
 

@@ -200,6 +200,11 @@ impl Fetcher {
         self.inner.ready(used, verify).await
     }
 
+    /// Closes a pack's file, so that the next look sees the one that is in the tier now.
+    pub fn look_again(&self, pack: &PackId) {
+        self.inner.packs.close(pack);
+    }
+
     /// Says whether a content lies where its reference says, by what its pack's own index has.
     pub async fn proves(&self, c: &ContentRef) -> Result<bool, FetchError> {
         self.inner.proves(c).await

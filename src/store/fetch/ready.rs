@@ -9,6 +9,7 @@ use crate::format::ids::PackId;
 use crate::format::placement::{Location, PackUse};
 use crate::store::tier::FileIdentity;
 
+use super::check::Checked;
 use super::engine::{Inner, pack_of};
 use super::packs::{OpenPack, PackState};
 use super::types::{ContentRef, FetchError, Verify};
@@ -23,6 +24,8 @@ pub enum NotReady {
     Absent { pack: PackId },
     #[error("pack {pack} has contents that nothing proves or that the lake no longer has")]
     Unproven { pack: PackId },
+    #[error("pack {pack} could not be checked: the tier, or what describes the pack, cannot be read now")]
+    Unchecked { pack: PackId },
     #[error("with --verify always each read has to be checked, so the kernel may read nothing by itself")]
     Always,
 }
@@ -35,7 +38,7 @@ impl Inner {
             return Err(NotReady::Always);
         }
         let state = self.packs.state(&pack);
-        let mut checked = false;
+        let mut checked: Option<Checked> = None;
         loop {
             self.packs.expect_present(&state);
             let (inner, looked) = (self.clone(), state.clone());
@@ -43,36 +46,43 @@ impl Inner {
             let Some(open) = open.filter(|open| open.len == used.len) else {
                 return Err(NotReady::Absent { pack });
             };
-            self.know_pack(&state, &open).await;
+            let is_known = self.know_pack(&state, &open).await;
             let trusted = open.is_whole_verified() || (verify == Verify::Tier && open.is_complete());
             if trusted && state.knows_contents() {
                 return Ok(open.identity);
             }
-            if checked || verify == Verify::Tier {
-                return Err(NotReady::Unproven { pack });
+            match checked {
+                Some(Checked::Unproven) => return Err(NotReady::Unproven { pack }),
+                Some(Checked::Damaged) => return Err(NotReady::Absent { pack }),
+                // Whole, but of another file than the one that is open by now.
+                Some(Checked::Failed | Checked::Whole) => return Err(NotReady::Unchecked { pack }),
+                None if !is_known => return Err(NotReady::Unchecked { pack }),
+                None if verify == Verify::Tier => return Err(NotReady::Unproven { pack }),
+                None => {}
             }
             if state.checking.swap(true, Ordering::AcqRel) {
                 drop(open);
                 tokio::time::sleep(LOOK_INTERVAL).await;
                 continue;
             }
-            checked = true;
-            self.check_object(&state, open).await;
+            checked = Some(self.check_object(&state, open).await);
             state.checking.store(false, Ordering::Release);
         }
     }
 
-    /// Learns what a pack has, and whether its object lacks nothing.
-    async fn know_pack(self: &Arc<Self>, state: &Arc<PackState>, open: &Arc<OpenPack>) {
+    /// Learns what a pack has, and whether its object lacks nothing. False: that cannot be read now.
+    async fn know_pack(self: &Arc<Self>, state: &Arc<PackState>, open: &Arc<OpenPack>) -> bool {
         if state.knows_contents() && open.is_complete() {
-            return;
+            return true;
         }
-        if let Ok(meta) = self.metas.full(&state.pack, self.deadline()).await {
-            state.know_contents(&meta.index);
-            if meta.is_complete_in_tier() && meta.index.len == open.len {
-                open.set_complete();
-            }
+        let Ok(meta) = self.metas.full(&state.pack, self.deadline()).await else {
+            return false;
+        };
+        state.know_contents(&meta.index);
+        if meta.is_complete_in_tier() && meta.index.len == open.len {
+            open.set_complete();
         }
+        true
     }
 
     /// Says whether a content lies where its reference says, by the index of the pack; of one without a
