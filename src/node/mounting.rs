@@ -713,4 +713,11 @@ mod tests {
         assert!(!after(Some(MountError::Lost { dir, source: source() })));
         assert!(!after(None));
     }
+
+    #[test]
+    fn a_directory_inside_a_commit_is_kept_without_the_slashes_around_it() {
+        assert_eq!(inside(Some("/train/a/")).as_deref(), Some("train/a"));
+        assert_eq!(inside(Some("//")), None);
+        assert_eq!(inside(None), None);
+    }
 }

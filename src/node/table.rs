@@ -243,6 +243,20 @@ mod tests {
     }
 
     #[test]
+    fn a_row_that_is_put_is_there_once_and_takes_no_others_directory() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("mounts.json");
+        let mut table = MountTable::load(&path).expect("loads");
+        let mut a = row("/a");
+        table.put(&a).expect("is added");
+        a.image = Some(ImageId([3; 16]));
+        table.put(&a).expect("is replaced");
+        assert!(table.has(&a.id));
+        assert!(matches!(table.put(&row("/a")), Err(TableError::Taken { .. })));
+        assert_eq!(MountTable::load(&path).expect("loads").rows(), [a]);
+    }
+
+    #[test]
     fn a_damaged_or_newer_table_is_refused_and_left_alone() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("mounts.json");

@@ -85,7 +85,7 @@ fn what_the_kernel_cannot_serve_yet_is_refused_with_the_next_step() {
 fn options_of_a_kernel_mount_are_what_the_reader_sees() {
     let world = pushed();
     world.ok(["cache", "photos"]);
-    let options = ["--subdir", "dir", "--uid", "1234", "--gid", "77", "--file-mode", "0400", "--umask", "027"];
+    let options = ["--subdir", "/dir/", "--uid", "1234", "--gid", "77", "--file-mode", "0400", "--umask", "027"];
     let Some(mounted) = mount_by_kernel(&world, "photos", "m", &options) else { return };
     let meta = fs::metadata(mounted.join("b.bin")).expect("stat");
     assert_eq!((meta.uid(), meta.gid(), meta.permissions().mode() & 0o7777), (1234, 77, 0o400));
@@ -110,7 +110,12 @@ fn auto_serves_at_once_and_the_kernel_takes_over_when_nothing_is_open() {
     let open = fs::File::open(mounted.join("a")).expect("opens");
     world.ok(["cache", "more"]);
     assert_eq!(fs::read(mounted.join("b")).expect("reads"), b"two");
-    assert_eq!(engine_of(&world), "fuse", "never under a reader");
+    // Another mount of the commit, where nothing is open, shows that all is there for a take-over.
+    let other = world.mount("more", "n", &["--engine", "auto"]);
+    let engine_at = |at: usize| world.json(&["mounts"])[at]["engine"].as_str().unwrap_or_default().to_owned();
+    wait_for("the kernel to take over where nothing is open", || engine_at(1) == "kernel");
+    assert_eq!(engine_at(0), "fuse", "never under a reader");
+    world.ok(["umount", other.to_str().expect("plain")]);
     drop(open);
     wait_for("the kernel to take over", || engine_of(&world) == "kernel");
     assert_eq!(fs::read(mounted.join("a")).expect("reads"), b"one");

@@ -8,7 +8,7 @@
 //!   has to be copied. * `dirs`: the blocks of a directory. * [`writer`]: all of it, entry by entry.
 //!
 //! Invariants: an image is a pure function of what the writer is given; memory does not grow with the
-//! number of files; what cannot be expressed is an error, never another byte. Names that do not ascend
+//! number of files (only with directories that wait to be read, and files with several links); what cannot be expressed is an error, never another byte. Names that do not ascend
 //! and counts that do not add up are refused, so that no tree can make an image that the kernel would
 //! have to doubt. The bytes: `docs/formats/image.md`.
 

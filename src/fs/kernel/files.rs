@@ -276,3 +276,60 @@ pub(super) fn packs_of(devices: &[Device]) -> Vec<PackId> {
     };
     devices.iter().filter_map(pack).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Makes an image of which nothing is there but its length.
+    fn hollow(dir: &Path, number: u8, image_len: u64) -> ImageId {
+        let id = ImageId([number; 16]);
+        File::create(dir.join(id.file_name())).and_then(|file| file.set_len(image_len)).expect("makes a file");
+        let about = Description {
+            format: IMAGE_FORMAT,
+            tree: TreeId([1; 32]),
+            placement: PlacementId([2; 32]),
+            packs: Vec::new(),
+            inodes: 1,
+            image_len,
+            tails_len: 0,
+            image_digest: String::new(),
+            tails_digest: String::new(),
+        };
+        fs::write(dir.join(format!("{id}.json")), serde_json::to_vec(&about).expect("is text")).expect("writes");
+        id
+    }
+
+    #[test]
+    fn what_is_used_is_never_swept_however_large_and_what_was_used_last_stays_longest() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let images = Images::open(dir.path().to_owned()).expect("opens");
+        let ids: Vec<ImageId> = (1..=3).map(|number| hollow(dir.path(), number, UNUSED_BYTES_MAX * 3 / 4)).collect();
+        for id in &ids {
+            let json = File::options().append(true).open(dir.path().join(format!("{id}.json"))).expect("opens");
+            json.set_modified(SystemTime::UNIX_EPOCH).expect("is set");
+        }
+        let large = hollow(dir.path(), 9, UNUSED_BYTES_MAX + 1);
+        images.touch(ids[0]);
+        images.sweep(&HashSet::from([large, ids[1]]));
+        let left: Vec<bool> = ids.iter().chain([&large]).map(|id| images.find(*id).is_some()).collect();
+        assert_eq!(left, [true, true, false, true]);
+        images.sweep(&HashSet::new());
+        assert!(images.find(large).is_none(), "nobody uses it, and it is too large");
+    }
+
+    #[test]
+    fn what_was_not_finished_is_removed_and_what_was_is_kept() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let images = Images::open(dir.path().to_owned()).expect("opens");
+        let whole = hollow(dir.path(), 1, 4096);
+        let named = hollow(dir.path(), 2, 4096);
+        fs::write(dir.path().join(format!("{named}.tails")), b"tails").expect("writes");
+        fs::remove_file(dir.path().join(format!("{named}.json"))).expect("removes");
+        let draft = images.draft(ImageId([3; 16])).expect("begins");
+        std::mem::forget(draft);
+        images.remove_drafts();
+        assert!(images.find(whole).is_some());
+        assert_eq!(fs::read_dir(dir.path()).expect("lists").count(), 2, "one image and what says so");
+    }
+}

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
 use nix::errno::Errno;
 use proptest::prelude::*;
@@ -142,6 +142,27 @@ fn an_image_that_the_disk_changed_is_built_again() {
         assert_eq!(again.about, first.about);
         assert!(fs::read(&path).expect("is there") == whole);
     }
+}
+
+#[test]
+fn ends_that_are_copied_into_an_image_are_checked_whatever_a_mount_asks_for() {
+    let bytes = noise(3, 5000);
+    let model = dir([("f", file(&bytes))]);
+    let Some(rig) = Rig::new(&model, Packing { whole_len: 1, pack_len: 1 }) else { return };
+    rig.fill();
+    for used in &rig.snapshot.placement.packs {
+        let object = rig.object(&used.pack);
+        let mut damaged = fs::read(&object).expect("is there");
+        damaged[4999] ^= 1;
+        fs::set_permissions(&object, fs::Permissions::from_mode(0o644)).expect("is ours");
+        let open = fs::OpenOptions::new().write(true).open(&object).expect("opens");
+        open.write_all_at(&damaged, 0).expect("writes");
+    }
+    let image = rig.build(options().look, None).expect("is built");
+    let tails = fs::read(image.path.with_extension("tails")).expect("is there");
+    assert!(tails.ends_with(&[0; 100]));
+    let end = &bytes[4096..];
+    assert!(tails.windows(end.len()).any(|window| window == end), "the end as it was committed");
 }
 
 #[test]

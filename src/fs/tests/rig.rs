@@ -129,18 +129,15 @@ impl Rig {
             self.rt.block_on(self.fetcher.ready(used, options.verify)).expect("is checked");
         }
         let image = self.build(options.look, private).expect("is built");
-        let object = |pack: &PackId| {
-            let name = pack.to_string();
-            self.dir.path().join("tier/objects").join(&name[..2]).join(name)
-        };
-        let prepared = match kernel::prepare(&image, object, Path::new(OsStr::from_bytes(&options.subdir))) {
-            Ok(prepared) => prepared,
-            Err(KernelError::NotFromFiles { .. } | KernelError::NoErofs) => {
-                eprintln!("skipped: this kernel mounts no EROFS image from a file here");
-                return None;
-            }
-            Err(error) => panic!("{error}"),
-        };
+        let prepared =
+            match kernel::prepare(&image, |pack| self.object(pack), Path::new(OsStr::from_bytes(&options.subdir))) {
+                Ok(prepared) => prepared,
+                Err(KernelError::NotFromFiles { .. } | KernelError::NoErofs) => {
+                    eprintln!("skipped: this kernel mounts no EROFS image from a file here");
+                    return None;
+                }
+                Err(error) => panic!("{error}"),
+            };
         let dir = match instead {
             Some(dir) => dir.to_owned(),
             None => tempfile::tempdir_in(self.dir.path()).expect("tempdir").keep(),
@@ -148,6 +145,12 @@ impl Rig {
         let mounted =
             KernelMount::place(&self.keeper, &prepared, &dir, image.id, instead.is_some()).expect("is placed");
         Some(KMount { dir, mounted })
+    }
+
+    /// Gives the path of a pack's object in the tier.
+    pub fn object(&self, pack: &PackId) -> PathBuf {
+        let name = pack.to_string();
+        self.dir.path().join("tier/objects").join(&name[..2]).join(name)
     }
 
     /// Builds the image of the snapshot.

@@ -260,7 +260,7 @@ pub fn mount_by_kernel(world: &World, revision: &str, relative: &str, more: &[&s
         eprintln!("skipped: needs root, Linux 6.12 with file-backed EROFS, and a local disk");
         return None;
     }
-    assert!(ran.stderr.is_empty() || ran.code == 0, "{}", ran.stderr);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
     Some(dir)
 }
 
