@@ -123,6 +123,7 @@ impl From<NodeError> for EngineError {
 #[derive(Debug, Default)]
 struct Pace {
     tries: u32,
+    kind: Option<std::mem::Discriminant<EngineError>>,
     told: String,
 }
 
@@ -133,6 +134,10 @@ impl Pace {
             EngineError::NotReady(NotReady::Absent { .. }) => ABSENT_INTERVAL_MAX,
             _ => FAILED_INTERVAL_MAX,
         };
+        // Something else is in the way now: what went before says nothing about it.
+        if self.kind.replace(std::mem::discriminant(error)) != Some(std::mem::discriminant(error)) {
+            self.tries = 0;
+        }
         let wait = LOOK_INTERVAL.saturating_mul(1 << self.tries.min(16)).min(most);
         self.tries = self.tries.saturating_add(1);
         let reason = reason_of(error);
@@ -586,7 +591,7 @@ mod tests {
         let waits: Vec<_> = (0..4).map(|_| seconds(pace.after(&absent))).collect();
         assert_eq!(waits, [(2, true), (4, false), (8, false), (10, false)]);
         let full = EngineError::Images(std::io::Error::other("full"));
-        assert_eq!(seconds(pace.after(&full)), (32, true));
+        assert_eq!(seconds(pace.after(&full)), (2, true));
         let last = (0..100).map(|_| seconds(pace.after(&full))).last();
         assert_eq!(last, Some((300, false)));
     }

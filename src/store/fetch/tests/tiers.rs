@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::kit::{FAKE_SPAN_LEN, FakeTier, TestFile, TestPack, World, flip, native, no_memory, small_config};
 use crate::format::digest::BLOCK_LEN;
 use crate::format::placement::Location;
-use crate::store::fetch::{FetchConfig, Fetcher, FillError, PackFillError, Prefetch, Verify};
+use crate::store::fetch::{FetchConfig, Fetcher, FillError, NotReady, PackFillError, Prefetch, Verify};
 use crate::testkit::faulty_lake::{Fault, MemLake, Op, Rule};
 
 const LEVELS: [Verify; 3] = [Verify::Tier, Verify::Node, Verify::Always];
@@ -40,7 +40,7 @@ fn offset_of(pack: &TestPack, content: usize) -> u64 {
 
 /// Waits for what runs in the background; fails after a while.
 pub(super) async fn until(what: &str, done: impl Fn() -> bool) {
-    for _ in 0..1000 {
+    for _ in 0..12_000 {
         if done() {
             return;
         }
@@ -479,4 +479,51 @@ async fn try_read_never_asks_the_lake() {
         assert!(buf[..filled] == content.bytes[3..]);
     }
     assert_eq!(world.lake.counters().gets(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_checked_now_is_not_called_unproven() {
+    let world = World::new();
+    let tier = FakeTier::new();
+    let pack = mixed(&world.memory, "a");
+    // An object without what describes it, which only the lake has.
+    std::fs::write(tier.object(&pack.pack), world.memory.bytes_of(&pack.key).expect("the pack")).expect("writes");
+    world.lake.rule(Rule::every(Op::Get, Fault::Permanent));
+    let fetcher = world.fetcher_on(Some(tier.clone()), no_memory());
+    for verify in [Verify::Node, Verify::Tier] {
+        assert_eq!(fetcher.ready(&pack.uses(), verify).await, Err(NotReady::Unchecked { pack: pack.pack }));
+    }
+    world.lake.heal();
+    for verify in [Verify::Node, Verify::Tier] {
+        fetcher.ready(&pack.uses(), verify).await.expect("the lake is back");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_object_is_ready_when_it_is_good_again() {
+    let world = World::new();
+    let pack = mixed(&world.memory, "a");
+    world.fetcher(no_memory()).fill(vec![pack.uses()]).wait().await.expect("filled");
+    world.flip_in_tier(&pack.pack, offset_of(&pack, 1));
+    let fetcher = world.fetcher(no_memory());
+    assert_eq!(fetcher.ready(&pack.uses(), Verify::Node).await, Err(NotReady::Absent { pack: pack.pack }));
+    until("the object is good again", || {
+        std::fs::read(world.object_path(&pack.pack)).ok().map(Into::into) == world.memory.bytes_of(&pack.key)
+    })
+    .await;
+    fetcher.ready(&pack.uses(), Verify::Node).await.expect("it was fetched again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_was_replaced_is_seen_when_it_is_looked_at_again() {
+    let world = World::new();
+    let pack = mixed(&world.memory, "a");
+    let fetcher = world.fetcher(no_memory());
+    fetcher.fill(vec![pack.uses()]).wait().await.expect("filled");
+    let before = fetcher.ready(&pack.uses(), Verify::Node).await.expect("is there");
+    let (object, other) = (world.object_path(&pack.pack), world.dir.path().join("other"));
+    std::fs::copy(&object, &other).and_then(|_| std::fs::rename(&other, &object)).expect("is replaced");
+    assert_eq!(fetcher.ready(&pack.uses(), Verify::Node).await.expect("is open still"), before);
+    fetcher.look_again(&pack.pack);
+    assert_ne!(fetcher.ready(&pack.uses(), Verify::Node).await.expect("is there").file_id, before.file_id);
 }
