@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use tokio::runtime::Handle;
 
-use super::keeper::{Client, KeeperError, MountId, MountRequest};
+use super::keeper::{Client, KeeperError, MountId, MountRequest, shows_image};
 use super::session::{MountStats, ServeOptions, Session};
 use super::view::View;
 
@@ -149,7 +149,8 @@ pub fn take_over(
 
 /// Takes a mount away that nobody will serve. The keeper lets go of it in any case: what is open there gets errors.
 pub fn drop_mount(keeper: &Client, dir: &Path, id: MountId) {
-    let gone = keeper.unmount(dir, true).err().into_iter().chain(keeper.forget(id).err());
+    let unmounted = if shows_image(dir) { Ok(()) } else { keeper.unmount(dir, true) };
+    let gone = unmounted.err().into_iter().chain(keeper.forget(id).err());
     for error in gone {
         tracing::warn!(%error, dir = %dir.display(), "it stays mounted");
     }
@@ -199,7 +200,8 @@ impl MountedView {
     /// Unmounts. By force: takes the mount out of the tree at once and goes on serving what is open.
     /// Blocks while the keeper unmounts.
     pub fn unmount(&self, force: bool) -> Result<(), KeeperError> {
-        if !self.is_alive() {
+        // Where an image has taken its place, it is in the directory tree no more.
+        if !self.is_alive() || shows_image(&self.request.dir) {
             return Ok(());
         }
         self.keeper.unmount(&self.request.dir, force)?;

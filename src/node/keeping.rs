@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::fs::keeper::{self, Client, KeeperError, PACKET_BYTES_MAX};
+use crate::fs::mount::MountedView;
 use crate::fs::session::HANDOVER;
 
 use super::api::{MountState, UpgradeRequest};
@@ -90,7 +91,8 @@ impl Daemon {
         let client = client.clone();
         let given = blocking("giving the mounts to the keeper", move || {
             let kept: HashSet<_> = client.list()?.into_iter().map(|kept| kept.dir).collect();
-            for view in views.iter().filter(|view| !kept.contains(view.dir())) {
+            let is_missing = |view: &MountedView| !kept.contains(view.dir()) && !keeper::shows_image(view.dir());
+            for view in views.iter().filter(|view| is_missing(view)) {
                 match view.give_to(&client) {
                     Ok(()) => tracing::info!(dir = %view.dir().display(), "the keeper has the mount"),
                     Err(error) => tracing::error!(%error, "if this daemon dies now, the mount dies with it"),

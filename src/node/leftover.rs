@@ -93,7 +93,12 @@ fn sort_left(keeper: &keeper::Client, rows: &[MountRow]) -> Result<HashMap<Uuid,
         let noted: Option<MountRow> = serde_json::from_str(&kept.note).ok();
         let row = noted.and_then(|noted| rows.iter().find(|row| row.id == noted.id && row.commit == noted.commit));
         match row {
-            Some(row) if !kept.detached && row.dir() == kept.dir && !left.contains_key(&row.id) => {
+            Some(row)
+                if !kept.detached
+                    && !keeper::shows_image(&kept.dir)
+                    && row.dir() == kept.dir
+                    && !left.contains_key(&row.id) =>
+            {
                 left.insert(row.id, kept.id);
                 taken.insert(kept.dir);
             }
@@ -102,9 +107,8 @@ fn sort_left(keeper: &keeper::Client, rows: &[MountRow]) -> Result<HashMap<Uuid,
     }
     for kept in nobodys {
         // What stands at its directory may be another mount by now.
-        if kept.detached || taken.contains(&kept.dir) {
-            tracing::info!(dir = %kept.dir.display(), "letting go of a mount that nobody serves");
-            keeper.forget(kept.id)?;
+        if taken.contains(&kept.dir) {
+            let_go(keeper, &kept);
         } else {
             take_away(keeper, &kept);
         }
@@ -112,7 +116,18 @@ fn sort_left(keeper: &keeper::Client, rows: &[MountRow]) -> Result<HashMap<Uuid,
     Ok(left)
 }
 
+fn let_go(keeper: &keeper::Client, kept: &keeper::KeptMount) {
+    tracing::info!(dir = %kept.dir.display(), "letting go of a mount that nobody serves");
+    if let Err(error) = keeper.forget(kept.id) {
+        tracing::warn!(%error, dir = %kept.dir.display(), "the keeper still has it");
+    }
+}
+
 fn take_away(keeper: &keeper::Client, kept: &keeper::KeptMount) {
+    // Its directory may show an image by now, which needs nobody.
+    if kept.detached || keeper::shows_image(&kept.dir) {
+        return let_go(keeper, kept);
+    }
     tracing::info!(dir = %kept.dir.display(), "taking away a mount that nobody serves");
     if let Err(error) = keeper.unmount(&kept.dir, true) {
         tracing::warn!(%error, dir = %kept.dir.display(), "it stays");

@@ -42,7 +42,7 @@ mod watch;
 mod wire;
 
 pub use client::{Client, KeeperError, MountFds, Watching};
-pub use mounts::{ImageLine, image_at, image_by_id, images_shown, is_dead, is_ours};
+pub use mounts::{ImageLine, image_at, image_by_id, images_shown, is_dead, is_ours, shows_image};
 pub use wire::{KeptMount, MountId, MountRequest, NOTE_BYTES_MAX, Restart};
 
 use table::Table;

@@ -218,6 +218,12 @@ fn image_among(lines: Vec<MountLine>, dir: &Path) -> Option<ImageLine> {
     None
 }
 
+/// Says whether `dir` shows an image: whatever FUSE mount of ours was there is not there any more, and nothing may
+/// be unmounted there in its name.
+pub fn shows_image(dir: &Path) -> bool {
+    matches!(image_at(dir), Ok(Some(image)) if image.is_on_top)
+}
+
 /// Finds an image's mount by its number, wherever it is.
 pub fn image_by_id(id: u64) -> io::Result<Option<ImageLine>> {
     let lines = lines()?;

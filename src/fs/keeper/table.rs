@@ -74,8 +74,10 @@ impl Table {
 
     /// Unmounts everything; what is in use, lazily.
     pub fn unmount_all(&mut self) {
-        let dirs: Vec<PathBuf> = self.mounts.values().rev().map(|held| held.request.dir.clone()).collect();
-        for dir in dirs {
+        let held = self.mounts.values().rev().filter(|held| !held.detached);
+        let dirs: Vec<PathBuf> = held.map(|held| held.request.dir.clone()).collect();
+        // Images stay: they need nobody.
+        for dir in dirs.into_iter().filter(|dir| !mounts::shows_image(dir)) {
             if let (Answer::Failed { .. }, ..) = self.unmount(&dir, false) {
                 self.unmount(&dir, true);
             }
@@ -186,7 +188,7 @@ impl Table {
             }
             Err(error) => return failed(&error, "/proc/self/mountinfo"),
         }
-        let was_image = matches!(mounts::image_at(dir), Ok(Some(image)) if image.is_on_top);
+        let was_image = mounts::shows_image(dir);
         if let Err(error) = mounts::unmake(dir, lazy) {
             return failed(&error, dir.display());
         }
