@@ -12,7 +12,7 @@ use crate::config::EngineChoice;
 use crate::format::ids::CommitId;
 use crate::format::paths;
 use crate::format::refs::{At, DatasetName, Revision};
-use crate::fs::keeper::{KeeperError, MountId};
+use crate::fs::keeper::{self, KeeperError, MountId};
 use crate::fs::mount::{self, MountError, MountSpec, MountedView, READ_AHEAD_KIB};
 use crate::fs::session::ServeOptions;
 use crate::fs::view::{Look, View, ViewOptions};
@@ -566,6 +566,10 @@ impl Daemon {
                         if let Err(error) = mounted.served.unmount(true) {
                             tracing::warn!(%error, dir = %dir.display(), "it stays mounted");
                         }
+                    }
+                    // The kernel has taken over at this moment: its packs stay held for the next daemon.
+                    if keeps_table && keeper::shows_image(dir) {
+                        return release_lease(live);
                     }
                 }
                 release(Some(live));

@@ -92,9 +92,27 @@ fn whoever_reads_while_the_kernel_takes_over_reads_on() {
     assert_ne!(before.dev(), now.dev(), "who opens now is served by the kernel");
     assert!(fs::read(fuse.path("big")).expect("reads") == bytes);
     assert!(fuse.mounted.is_alive(), "as long as something is open");
+    fuse.mounted.unmount(true).expect("it is nowhere any more");
+    assert!(kernel.mounted.is_alive(), "what is at its directory now is not unmounted in its name");
     drop(open);
     fuse.wait_for_end();
     assert!(kernel.mounted.is_alive());
+}
+
+#[test]
+fn an_image_beneath_what_somebody_mounted_over_it_lives_and_is_not_mistaken_for_it() {
+    let model = dir([("f", file(b"x"))]);
+    let Some(rig) = Rig::new(&model, Packing::default()) else { return };
+    let Some(kernel) = rig.mount_by_kernel(&options(), None, None) else { return };
+    let none: Option<&str> = None;
+    nix::mount::mount(none, &kernel.dir, Some("tmpfs"), nix::mount::MsFlags::empty(), none).expect("covers it");
+    assert!(kernel.mounted.is_alive());
+    let refused = kernel.mounted.unmount(true);
+    nix::mount::umount(&kernel.dir).expect("uncovers it");
+    assert!(refused.expect_err("is covered").to_string().contains("mounted over it"));
+    assert_eq!(fs::read(kernel.dir.join("f")).expect("reads"), b"x");
+    kernel.mounted.unmount(false).expect("unmounts");
+    assert!(!kernel.mounted.is_alive());
 }
 
 #[test]
