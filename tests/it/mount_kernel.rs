@@ -64,6 +64,28 @@ fn a_kernel_mount_lives_without_a_daemon_and_the_next_one_takes_it_up() {
 }
 
 #[test]
+fn a_kernel_mount_that_cannot_be_taken_up_is_unmounted_all_the_same() {
+    let world = pushed();
+    world.ok(["cache", "photos"]);
+    let Some(mounted) = mount_by_kernel(&world, "photos", "m", &[]) else { return };
+    let place = mounted.to_str().expect("plain");
+    world.ok(["daemon", "stop"]);
+    let aside = world.tier().with_extension("aside");
+    fs::rename(world.tier(), &aside).and_then(|()| fs::write(world.tier(), b"no tier")).expect("the tier goes away");
+    world.ok(["daemon"]);
+    let state = || world.json(&["mounts"])[0]["state"].as_str().unwrap_or_default().to_owned();
+    wait_for("the row to fail", || state() == "failed");
+    let open = fs::File::open(mounted.join("a.txt")).expect("the kernel serves on");
+    assert!(world.fails(1, ["umount", place]).contains("in use"));
+    read_all(&mounted);
+    drop(open);
+    world.ok(["umount", place]);
+    assert!(!mounted.join("a.txt").exists());
+    assert!(world.mounted().is_empty());
+    fs::remove_file(world.tier()).and_then(|()| fs::rename(&aside, world.tier())).expect("the tier comes back");
+}
+
+#[test]
 fn what_the_kernel_cannot_serve_yet_is_refused_with_the_next_step() {
     let world = pushed();
     world.ok(["cache", "photos"]);
