@@ -28,7 +28,6 @@ const FENCES: &[(&str, &[&str])] = &[
     ("redb", &["store/kv.rs", "store/catalog/push/"]),
     ("fuser", &["fs/fuse", "fs/session", "fs/passthrough"]),
     ("axum", &["node/", "scheduler/server.rs"]),
-    ("axum", &["node/"]),
     // For the calls that mount; nothing else needs it.
     ("rustix", &["fs/keeper/"]),
     ("clap", &["cli/", "config/"]),
