@@ -170,11 +170,12 @@ impl Inner {
         let state = self.packs.state(&pack);
         let mut tries = 0;
         loop {
-            if self.is_published(&tier, &state).await {
-                return Ok(());
-            }
+            let filled = match self.is_published(&tier, &state).await {
+                true => self.put_missing_sidecars(&tier, pack).await,
+                false => self.fill_once(&tier, &state).await,
+            };
             tries += 1;
-            match self.fill_once(&tier, &state).await {
+            match filled {
                 // Another process may have published the same pack and cleaned up what we wrote to, or
                 // evicted it together with the index that we had just put.
                 Err(PackFillError::Tier { source, .. }) if tries < tries_max(&source) => {
@@ -234,6 +235,23 @@ impl Inner {
             }
         };
         tokio::task::spawn_blocking(look).await.unwrap_or(false)
+    }
+
+    /// Makes a published pack whole again whose sidecars a killed eviction took away: without its index it
+    /// could not be read while the lake is away.
+    async fn put_missing_sidecars(
+        self: &Arc<Self>,
+        tier: &Arc<dyn FetchTier>,
+        pack: PackId,
+    ) -> Result<(), PackFillError> {
+        let looker = tier.clone();
+        if self.on_tier(pack, move || looker.has_sidecar(&pack, Sidecar::Index)).await? {
+            return Ok(());
+        }
+        let meta = self.metas.full(&pack, self.prefetch_deadline()).await;
+        let meta = meta.map_err(|error| PackFillError::of_meta(pack, error))?;
+        let tier = tier.clone();
+        self.on_tier(pack, move || put_sidecars(tier.as_ref(), &meta)).await
     }
 
     async fn fill_and_publish(
@@ -491,11 +509,7 @@ impl Inner {
         let (inner, state, fill, tier) = (self.clone(), state.clone(), fill.clone(), tier.clone());
         let pack = fill.pack;
         let work = move || -> io::Result<()> {
-            let (index, outboard) = fill.meta.sidecars();
-            tier.put_sidecar(&pack, Sidecar::Index, index)?;
-            if !outboard.is_empty() {
-                tier.put_sidecar(&pack, Sidecar::Outboard, outboard)?;
-            }
+            put_sidecars(tier.as_ref(), &fill.meta)?;
             state.know_contents(&fill.meta.index);
             let ours = fill.stage.file_id();
             let published = fill.stage.publish()?;
@@ -545,6 +559,15 @@ impl Drop for Registered {
             self.rt.spawn_blocking(move || fill.stage.release());
         }
     }
+}
+
+/// The index last: where it is, the others are.
+fn put_sidecars(tier: &dyn FetchTier, meta: &PackMeta) -> io::Result<()> {
+    let (pack, (index, outboard)) = (meta.recipe.pack, meta.sidecars());
+    if !outboard.is_empty() {
+        tier.put_sidecar(&pack, Sidecar::Outboard, outboard)?;
+    }
+    tier.put_sidecar(&pack, Sidecar::Index, index).map(drop)
 }
 
 fn tries_max(error: &io::Error) -> u32 {

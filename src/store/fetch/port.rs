@@ -33,6 +33,9 @@ pub trait FetchTier: fmt::Debug + Send + Sync + 'static {
     /// Reads what was kept beside a pack.
     fn sidecar(&self, pack: &PackId, part: Sidecar) -> io::Result<Option<Vec<u8>>>;
 
+    /// Says whether something was kept beside a pack.
+    fn has_sidecar(&self, pack: &PackId, part: Sidecar) -> io::Result<bool>;
+
     /// Keeps bytes beside a pack, by exclusive create; gives the bytes that are there afterwards.
     fn put_sidecar(&self, pack: &PackId, part: Sidecar, bytes: &[u8]) -> io::Result<Vec<u8>>;
 }

@@ -33,6 +33,10 @@ impl FetchTier for Tier {
         Tier::sidecar(self, pack, part).map_err(to_io)
     }
 
+    fn has_sidecar(&self, pack: &PackId, part: Sidecar) -> io::Result<bool> {
+        Tier::has_sidecar(self, pack, part).map_err(to_io)
+    }
+
     fn put_sidecar(&self, pack: &PackId, part: Sidecar, bytes: &[u8]) -> io::Result<Vec<u8>> {
         Tier::put_sidecar(self, pack, part, bytes).map_err(to_io)
     }

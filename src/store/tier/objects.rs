@@ -124,6 +124,11 @@ impl<I: TierIo> Tier<I> {
         Ok(Some(bytes))
     }
 
+    /// Says whether something lies beside a pack, whatever it holds.
+    pub fn has_sidecar(&self, pack: &PackId, part: Sidecar) -> Result<bool, TierError> {
+        Ok(self.core.look(&layout::sidecar(pack, part))?.is_some())
+    }
+
     /// Keeps bytes beside a pack, by exclusive create; gives the bytes that are there afterwards.
     /// Damaged ones are replaced. Make the stage first: it protects a sidecar that has no pack yet.
     pub fn put_sidecar(&self, pack: &PackId, part: Sidecar, bytes: &[u8]) -> Result<Vec<u8>, TierError> {

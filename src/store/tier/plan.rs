@@ -294,6 +294,8 @@ fn leftovers(scan: &Scan, policy: &Policy, plan: &mut SweepPlan) {
         .filter(|l| !staged.contains(&l.pack) && l.age_ms > grace_ms)
         .map(|l| (l.pack, l.part))
         .collect();
+    // The parts of a pack together, the index first.
+    plan.loose.sort_unstable();
     plan.staging = scan
         .staging
         .iter()

@@ -549,7 +549,7 @@ impl<I: TierIo> Core<I> {
                 continue;
             };
             let mut items = Vec::new();
-            for listed in self.list(&dir)?.unwrap_or_default() {
+            for listed in self.in_order_of_return(&dir)? {
                 let bytes = self.bytes_below(&format!("{dir}/{}", listed.name), listed.is_dir, &mut scan.seen)?;
                 items.push(TrashItem { name: listed.name, is_dir: listed.is_dir, bytes });
             }

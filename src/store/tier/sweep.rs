@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::format::ids::{NodeId, PackId};
 use crate::store::tier::error::TierError;
-use crate::store::tier::io::TierIo;
+use crate::store::tier::io::{Listed, TierIo};
 use crate::store::tier::layout::{self, CommitKey, ObjectName, Sidecar, parse_object, parse_trashed_record};
 use crate::store::tier::plan::{Decision, Policy, Reason, SweepPlan, Verdict, plan, protection};
 use crate::store::tier::records::Record;
@@ -225,8 +225,9 @@ impl<I: TierIo> Core<I> {
             let cleared = self.new_batch().and_then(|batch| {
                 let packs: Vec<PackId> = plan.orphans.clone();
                 report.moved_bytes += self.move_objects(&packs, &batch)?;
-                for (pack, part) in &plan.loose {
-                    self.move_sidecars(pack, &[*part], &batch)?;
+                for loose in plan.loose.chunk_by(|a, b| a.0 == b.0) {
+                    let parts: Vec<Sidecar> = loose.iter().map(|(_, part)| *part).collect();
+                    self.move_sidecars(&loose[0].0, &parts, &batch)?;
                 }
                 for name in &plan.staging {
                     let dir = format!("{}/{name}", layout::STAGING);
@@ -343,7 +344,8 @@ impl<I: TierIo> Core<I> {
         // in this order one of the two is seen.
         let staged = self.look(&layout::staging_dir(pack))?.is_some();
         if staged || self.look(&layout::object(pack))?.is_some() {
-            for (from, to) in moved {
+            // The index went first and comes back last: where it is, the others are.
+            for (from, to) in moved.into_iter().rev() {
                 self.put_back(&from, &to)?;
             }
         }
@@ -412,7 +414,7 @@ impl<I: TierIo> Core<I> {
         let dir = format!("{}/{batch}", layout::TRASH);
         let named = self.referenced_now()?;
         let (mut bytes, mut restored) = (0, 0);
-        for listed in self.list(&dir)?.unwrap_or_default() {
+        for listed in self.in_order_of_return(&dir)? {
             let path = format!("{dir}/{}", listed.name);
             let needed = match (parse_object(&listed.name), parse_trashed_record(&listed.name)) {
                 (Some(ObjectName::Pack(pack) | ObjectName::Sidecar(pack, _)), _) => named.contains(&pack),
@@ -438,6 +440,14 @@ impl<I: TierIo> Core<I> {
             let _ = self.io.rmdir(&dir);
         }
         Ok((bytes, restored))
+    }
+
+    /// Lists a batch of the trash in the order in which its names come back: of a pack the index behind
+    /// the other sidecars, and the pack behind all of them.
+    pub(super) fn in_order_of_return(&self, batch: &str) -> Result<Vec<Listed>, TierError> {
+        let mut listed = self.list(batch)?.unwrap_or_default();
+        listed.sort_unstable_by(|a, b| b.name.cmp(&a.name));
+        Ok(listed)
     }
 
     fn delete(&self, path: &str, is_dir: bool) -> Result<(), TierError> {

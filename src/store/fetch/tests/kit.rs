@@ -231,6 +231,13 @@ impl World {
         self.dir.path().join("objects").join(&hex[..2]).join(hex)
     }
 
+    /// Takes away what lies beside a pack, as an eviction does that is killed then; says how much it was.
+    pub(crate) fn lose_sidecars(&self, pack: &PackId) -> usize {
+        let object = self.object_path(pack);
+        let beside = |part: &Sidecar| object.with_extension(part.name());
+        Sidecar::ALL.iter().filter(|part| std::fs::remove_file(beside(part)).is_ok()).count()
+    }
+
     /// Flips one bit of the published object, behind everybody's back.
     pub(crate) fn flip_in_tier(&self, pack: &PackId, offset: u64) {
         flip(&self.object_path(pack), offset);
@@ -397,6 +404,10 @@ impl FetchTier for FakeTier {
 
     fn sidecar(&self, pack: &PackId, part: Sidecar) -> io::Result<Option<Vec<u8>>> {
         Ok(self.state.lock().sidecars.get(&(*pack, part)).cloned())
+    }
+
+    fn has_sidecar(&self, pack: &PackId, part: Sidecar) -> io::Result<bool> {
+        Ok(self.state.lock().sidecars.contains_key(&(*pack, part)))
     }
 
     fn put_sidecar(&self, pack: &PackId, part: Sidecar, bytes: &[u8]) -> io::Result<Vec<u8>> {

@@ -126,6 +126,20 @@ async fn an_object_that_was_cut_short_heals() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_fill_puts_back_what_lay_beside_a_published_pack() {
+    let world = World::new();
+    let pack = mixed(&world.memory, "a");
+    let fill = || async { world.fetcher(no_memory()).fill(vec![pack.uses()]).wait().await };
+    fill().await.expect("filled");
+    assert_eq!(world.lose_sidecars(&pack.pack), 2, "an index, and the values of the large contents");
+    let done = fill().await.expect("put back");
+    assert_eq!((done.packs_done, done.bytes_done), (1, pack.len));
+    assert_eq!(world.lose_sidecars(&pack.pack), 2);
+    world.lake.rule(Rule::every(Op::Get, Fault::Permanent));
+    fill().await.expect_err("neither the tier nor the lake has the index");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_byte_flipped_in_staging_is_neither_read_nor_published() {
     let world = World::new();
     let tier = FakeTier::new();

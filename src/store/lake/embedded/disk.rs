@@ -5,7 +5,8 @@
 //! <dir>/<bucket>/versions/   older versions and delete markers: <key>.v/<version id>
 //! <dir>/<bucket>/uploads/    multipart uploads that run: <upload id>/{upload.json,00001,...}
 //! <dir>/<bucket>/tmp/        objects that are being written
-//! <dir>/<bucket>/locks/      files to lock: a key's changes happen one after the other
+//! <dir>/<bucket>/locks/      files to lock: a key's changes happen one after the other, and empty
+//!                            directories are not removed under a writer who lost to that before
 //! <dir>/<bucket>/versioning  exists while the bucket keeps versions
 //! ```
 //!
@@ -30,6 +31,10 @@ use super::{StoreError, StoreOptions};
 
 /// Locks of a bucket: enough that writers of different keys seldom meet.
 const LOCKS: u8 = 64;
+/// The lock of those who remove empty directories.
+const REMOVALS: &str = "removals";
+/// How often a writer whose directory was removed tries again before it has removals wait.
+const TRIES_WITH_REMOVALS: u32 = 3;
 /// Files under `tmp/` that are older were left by a crash.
 const TMP_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -169,21 +174,6 @@ impl Disk {
             made => made.at(dir, "making the directory").and_then(|()| self.sync_dir(above)),
         }
     }
-
-    /// Runs a rename or link to `to`, whose directory may be missing, or be removed just now.
-    fn place_in_dir(&self, to: &Path, what: impl Fn() -> io::Result<()>) -> Result<(), StoreError> {
-        let dir = to.parent().unwrap_or(&self.dir);
-        let mut tries = 0;
-        loop {
-            self.make_dirs(dir)?;
-            match what() {
-                Err(error) if is_gone(&error) && tries < 100 => tries += 1,
-                done => {
-                    return done.at(to, "moving an object to its place").and_then(|()| self.sync_dir(dir));
-                }
-            }
-        }
-    }
 }
 
 /// Holds a key's lock until it is dropped.
@@ -210,11 +200,38 @@ impl Bucket {
     /// Waits for the lock of a key's changes.
     pub(super) fn lock(&self, key: &str) -> Result<KeyLock, StoreError> {
         let shard = blake3::hash(key.as_bytes()).as_bytes()[0] % LOCKS;
-        let path = self.dir.join("locks").join(format!("{shard:02}"));
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let file = file.at(&path, "opening a lock")?;
+        let (path, file) = self.lock_file(&format!("{shard:02}"))?;
         file.lock().at(&path, "taking a lock")?;
         Ok(KeyLock(file))
+    }
+
+    fn lock_file(&self, name: &str) -> Result<(PathBuf, File), StoreError> {
+        let path = self.dir.join("locks").join(name);
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = file.at(&path, "opening a lock")?;
+        Ok((path, file))
+    }
+
+    /// Runs a rename or link to `to`, whose directory may be missing, or be removed just now. Who loses to
+    /// removals a few times has them wait.
+    fn place_in_dir(&self, to: &Path, what: impl Fn() -> io::Result<()>) -> Result<(), StoreError> {
+        let dir = to.parent().unwrap_or(&self.dir);
+        let mut tries = 0;
+        let mut removals_wait = None;
+        loop {
+            self.disk.make_dirs(dir)?;
+            match what() {
+                Err(error) if is_gone(&error) && removals_wait.is_none() => tries += 1,
+                done => {
+                    return done.at(to, "moving an object to its place").and_then(|()| self.disk.sync_dir(dir));
+                }
+            }
+            if tries > TRIES_WITH_REMOVALS {
+                let (path, file) = self.lock_file(REMOVALS)?;
+                file.lock_shared().at(&path, "taking a lock")?;
+                removals_wait = Some(file);
+            }
+        }
     }
 
     pub fn keeps_versions(&self) -> bool {
@@ -288,7 +305,7 @@ impl Bucket {
             return Err(if missing { OpError::NoSuchKey } else { OpError::Precondition });
         }
         self.keep_version(key, current.as_ref(), info.version.is_none())?;
-        self.disk.place_in_dir(&path, || std::fs::rename(&temp.path, &path))?;
+        self.place_in_dir(&path, || std::fs::rename(&temp.path, &path))?;
         temp.path = PathBuf::new();
         Ok(info)
     }
@@ -303,7 +320,7 @@ impl Bucket {
         }
         let path = self.object_path(key);
         let kept = self.versions_path(key).join(current.info.version_id());
-        self.disk.place_in_dir(&kept, || match std::fs::hard_link(&path, &kept) {
+        self.place_in_dir(&kept, || match std::fs::hard_link(&path, &kept) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             linked => linked,
         })?;
@@ -332,7 +349,7 @@ impl Bucket {
             };
             temp.seal(&info)?;
             let place = self.versions_path(key).join(&id);
-            self.disk.place_in_dir(&place, || std::fs::rename(&temp.path, &place))?;
+            self.place_in_dir(&place, || std::fs::rename(&temp.path, &place))?;
             temp.path = PathBuf::new();
             marker = Some(id);
         }
@@ -356,8 +373,8 @@ impl Bucket {
         let newest = self.older_versions(key)?.into_iter().next().filter(|info| !info.delete_marker);
         if let Some(newest) = newest {
             let from = self.versions_path(key).join(newest.version_id());
-            self.disk.place_in_dir(&path, || std::fs::rename(&from, &path))?;
-            self.remove_empty_above(&from, &self.versions());
+            self.place_in_dir(&path, || std::fs::rename(&from, &path))?;
+            self.remove_empty_above(&from, &self.versions())?;
         }
         Ok(())
     }
@@ -383,15 +400,17 @@ impl Bucket {
             Err(error) if is_gone(&error) => return Ok(()),
             done => done.at(path, "removing an object")?,
         }
-        let kept = self.remove_empty_above(path, root);
+        let kept = self.remove_empty_above(path, root)?;
         self.disk.sync_dir(&kept)
     }
 
     /// Removes the directories above `path` that are empty; gives the first that is not.
-    fn remove_empty_above(&self, path: &Path, root: &Path) -> PathBuf {
+    fn remove_empty_above(&self, path: &Path, root: &Path) -> Result<PathBuf, StoreError> {
+        let (lock, file) = self.lock_file(REMOVALS)?;
+        file.lock().at(&lock, "taking a lock")?;
         let above = path.ancestors().skip(1).take_while(|dir| *dir != root);
         let kept = above.into_iter().find(|dir| std::fs::remove_dir(dir).is_err());
-        kept.unwrap_or(root).to_path_buf()
+        Ok(kept.unwrap_or(root).to_path_buf())
     }
 
     /// Removes the bucket, if it holds nothing.
