@@ -272,15 +272,17 @@ impl Context {
             args.extend(["--config".to_owned(), file.to_string_lossy().into_owned()]);
         }
         // Paths of flags were made absolute: take what holds, not what was typed.
-        let flags = config::KEYS.iter().filter(|key| self.overrides.contains_key(key.name));
-        for key in flags {
-            let value = self.overrides.get(key.name).cloned().unwrap_or_default();
+        for (name, value) in &self.overrides {
+            let Some(key) = config::find(name) else { continue };
             let is_path = key.kind == config::Kind::Path || key.kind == config::Kind::Lake && !value.contains("://");
-            let value = match (is_path, std::path::absolute(&value)) {
+            let value = match (is_path, std::path::absolute(value)) {
                 (true, Ok(path)) => path.to_string_lossy().into_owned(),
-                _ => value,
+                _ => value.clone(),
             };
-            args.push(format!("--{}={value}", key.flag));
+            args.push(match key.name == name {
+                true => format!("--{}={value}", key.flag),
+                false => format!("--set={name}={value}"),
+            });
         }
         args
     }

@@ -236,7 +236,32 @@ pub fn command() -> clap::Command {
                 .allow_hyphen_values(true),
         );
     }
-    command.after_long_help(config::flags_help())
+    with_set(command, false).after_long_help(config::flags_help())
+}
+
+/// Adds `--set` to a command and those below it. It is no global flag: of those only the last place on
+/// the line counts where a flag is given several times.
+fn with_set(command: clap::Command, hidden: bool) -> clap::Command {
+    let set = clap::Arg::new(SET)
+        .long(SET)
+        .value_name("KEY=VALUE")
+        .help(
+            "Sets any key of the configuration by its dotted name, such as tier.fast.ttl=3d or dataset.xray.tier=fast",
+        )
+        .action(clap::ArgAction::Append)
+        .hide(hidden)
+        .value_parser(set_pair);
+    command.arg(set).mut_subcommands(|below| with_set(below, true))
+}
+
+/// The flag, and the id, of what sets any key.
+const SET: &str = "set";
+
+fn set_pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.contains('*') => Ok((name.trim().to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE, such as tier.fast.ttl=3d".to_owned()),
+    }
 }
 
 /// Runs the command line.
@@ -258,17 +283,21 @@ pub fn main() -> ExitCode {
 
 /// Collects the configuration flags that were given, wherever on the line they stand.
 fn overrides(matches: &clap::ArgMatches) -> Overrides {
-    let mut found = Overrides::new();
+    let (mut found, mut set) = (Overrides::new(), Overrides::new());
     let mut level = Some(matches);
     while let Some(at) = level {
         for key in config::KEYS {
             if let Ok(Some(value)) = at.try_get_one::<String>(key.name) {
-                found.insert(key.name, value.clone());
+                found.insert(key.name.to_owned(), value.clone());
             }
+        }
+        if let Ok(Some(pairs)) = at.try_get_many::<(String, String)>(SET) {
+            set.extend(pairs.cloned());
         }
         level = at.subcommand().map(|(_, below)| below);
     }
-    found
+    set.extend(found);
+    set
 }
 
 fn run(cli: Cli, overrides: Overrides) -> anyhow::Result<()> {
@@ -293,6 +322,16 @@ mod tests {
     fn a_configuration_flag_is_found_behind_the_subcommand() {
         let matches = command().try_get_matches_from(["larder", "mounts", "--lake", "s3://b/p"]).expect("parses");
         assert_eq!(overrides(&matches).get("lake.url").map(String::as_str), Some("s3://b/p"));
+    }
+
+    #[test]
+    fn any_key_is_set_by_its_name_and_a_keys_own_flag_wins() {
+        let line = ["larder", "--set", "tier.fast.ttl=3d", "mounts", "--lake", "s3://b/p", "--set", "lake.url=/x"];
+        let matches = command().try_get_matches_from(line).expect("parses");
+        let found = overrides(&matches);
+        assert_eq!(found.get("lake.url").map(String::as_str), Some("s3://b/p"));
+        assert_eq!(found.get("tier.fast.ttl").map(String::as_str), Some("3d"));
+        assert!(command().try_get_matches_from(["larder", "mounts", "--set", "tier.fast.ttl"]).is_err());
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub struct Placed {
 /// Values by dotted name.
 pub type Layer = BTreeMap<String, Placed>;
 
+const NAME_RULE: &str = "a name is 1 to 63 of a-z 0-9 _ - and begins with a letter or digit";
+
 /// Checks a whole file; gives its values, or everything that is wrong with it.
 pub fn parse(text: &str, path: &Path) -> Result<Layer, Vec<Problem>> {
     let place = |at: usize| {
@@ -58,7 +60,7 @@ fn walk(table: &DeTable<'_>, prefix: &str, found: &mut Found<'_>) {
         let dotted = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") };
         match (value.get_ref(), is_section(&dotted)) {
             (DeValue::Table(_), true) if !name_is_good(prefix, name) => {
-                found.wrong(at, &dotted, "a name is 1 to 63 of a-z 0-9 _ - and begins with a letter or digit".into());
+                found.wrong(at, &dotted, NAME_RULE.into());
             }
             (DeValue::Table(below), true) => walk(below, &dotted, found),
             (_, true) => found.wrong(at, &dotted, "is a section: write [".to_owned() + &dotted + "]"),
@@ -69,11 +71,7 @@ fn walk(table: &DeTable<'_>, prefix: &str, found: &mut Found<'_>) {
 
 fn scalar(dotted: &str, at: usize, value: &Spanned<DeValue<'_>>, found: &mut Found<'_>) {
     let Some(key) = find(dotted) else {
-        let message = match nearest(dotted) {
-            Some(near) => format!("unknown key; did you mean `{near}`?"),
-            None => "unknown key; `larder config schema` lists all".to_owned(),
-        };
-        return found.wrong(at, dotted, message);
+        return found.wrong(at, dotted, unknown(dotted));
     };
     let start = value.span().start;
     let Some(text) = as_text(value.get_ref()) else {
@@ -85,6 +83,23 @@ fn scalar(dotted: &str, at: usize, value: &Spanned<DeValue<'_>>, found: &mut Fou
             found.layer.insert(dotted.to_owned(), Placed { value, origin });
         }
         Err(message) => found.wrong(start, dotted, message),
+    }
+}
+
+fn unknown(dotted: &str) -> String {
+    match nearest(dotted) {
+        Some(near) => format!("unknown key; did you mean `{near}`?"),
+        None => "unknown key; `larder config schema` lists all".to_owned(),
+    }
+}
+
+/// Finds the key of a dotted name that stands in no file.
+pub(super) fn check_name(dotted: &str) -> Result<&'static Key, String> {
+    let key = find(dotted).ok_or_else(|| unknown(dotted))?;
+    match dotted.split('.').collect::<Vec<_>>().as_slice() {
+        // `*` is the default tier, in the table's own names.
+        [section, name, _] if key.name != dotted && !name_is_good(section, name) => Err(NAME_RULE.to_owned()),
+        _ => Ok(key),
     }
 }
 

@@ -138,7 +138,7 @@ pub const KEYS: &[Key] = &[
         "Whether a command that needs a daemon starts one; false where only a service manager does"),
 ];
 
-/// Keys of `[dataset.NAME]`; they have no variable and no flag.
+/// Keys of `[dataset.NAME]`; `--set` and `LARDER_SET` set them.
 #[rustfmt::skip]
 pub const DATASET_KEYS: &[Key] = &[
     key("dataset.*.ttl", Kind::Duration, None, "", "",

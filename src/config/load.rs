@@ -1,12 +1,15 @@
 //! Defaults, file, environment and flags become one configuration.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::file::{self, Layer, Placed};
-use super::keys::{KEYS, Key, Kind};
+use super::keys::{KEYS, Kind};
 use super::{Config, ConfigError, DaemonSection, Origin, Overrides, Problem, Sse};
+
+/// `KEY=VALUE;...`: any keys of the file, by their dotted names.
+pub const SET_VARIABLE: &str = "LARDER_SET";
 
 /// The part of the process's surroundings that configuration depends on; tests make their own.
 #[derive(Debug, Clone, Default)]
@@ -104,34 +107,54 @@ pub fn merge(text: &str, path: &Path, env: &Env, flags: &Overrides) -> Result<Lo
     if problems.is_empty() { Ok(loaded) } else { Err(ConfigError::Wrong(problems)) }
 }
 
+/// Every key can be set by its dotted name in `LARDER_SET`; most have a variable of their own, which wins.
 fn environment(env: &Env, problems: &mut Vec<Problem>) -> Layer {
-    let given = KEYS.iter().filter_map(|key| Some((key, env.get(key.env)?)));
-    given.filter_map(|(key, text)| checked(key, text, Origin::Env(key.env.to_owned()), env, problems)).collect()
+    let mut layer = Layer::new();
+    let pairs = env.get(SET_VARIABLE).unwrap_or_default().split([';', '\n']).map(str::trim);
+    for pair in pairs.filter(|pair| !pair.is_empty()) {
+        let origin = Origin::Env(SET_VARIABLE.to_owned());
+        match pair.split_once('=') {
+            Some((name, text)) => place(&mut layer, name.trim(), text.trim(), origin, env, problems),
+            None => problems.push(Problem { origin, key: None, message: format!("`{pair}` is not KEY=VALUE") }),
+        }
+    }
+    for key in KEYS {
+        if let Some(text) = env.get(key.env) {
+            place(&mut layer, key.name, text, Origin::Env(key.env.to_owned()), env, problems);
+        }
+    }
+    layer
 }
 
 fn flagged(env: &Env, flags: &Overrides, problems: &mut Vec<Problem>) -> Layer {
-    let given = KEYS.iter().filter_map(|key| Some((key, flags.get(key.name)?)));
-    given.filter_map(|(key, text)| checked(key, text, Origin::Flag(key.flag.to_owned()), env, problems)).collect()
+    let mut layer = Layer::new();
+    for (name, text) in flags {
+        let own = KEYS.iter().find(|key| key.name == name);
+        let flag = own.map_or_else(|| format!("set {name}"), |key| key.flag.to_owned());
+        place(&mut layer, name, text, Origin::Flag(flag), env, problems);
+    }
+    layer
 }
 
-fn checked(key: &Key, text: &str, origin: Origin, env: &Env, problems: &mut Vec<Problem>) -> Option<(String, Placed)> {
-    let is_path = key.kind == Kind::Path || key.kind == Kind::Lake && !text.contains("://");
-    let text = if is_path && !text.is_empty() { env.absolute(text) } else { text.to_owned() };
-    match key.kind.check(&text) {
-        Ok(value) => Some((key.name.to_owned(), Placed { value, origin })),
-        Err(message) => {
-            problems.push(Problem { origin, key: Some(key.name.to_owned()), message });
-            None
-        }
+/// Checks a value that does not come from the file, and puts it where its name says.
+fn place(layer: &mut Layer, name: &str, text: &str, origin: Origin, env: &Env, problems: &mut Vec<Problem>) {
+    let checked = file::check_name(name).and_then(|key| {
+        let is_path = key.kind == Kind::Path || key.kind == Kind::Lake && !text.contains("://");
+        let text = if is_path && !text.is_empty() { env.absolute(text) } else { text.to_owned() };
+        key.kind.check(&text)
+    });
+    match checked {
+        Ok(value) => drop(layer.insert(name.to_owned(), Placed { value, origin })),
+        Err(message) => problems.push(Problem { origin, key: Some(name.to_owned()), message }),
     }
 }
 
 /// Decides which tier a bare `LARDER_TIER` or no name at all means.
 fn name_default_tier(file: &Layer, above: &Layer, problems: &mut Vec<Problem>) -> String {
     let tiers: Vec<String> = {
-        let mut names: Vec<String> = file.keys().filter_map(|name| tier_name(name)).map(str::to_owned).collect();
-        names.dedup();
-        names
+        let named = file.keys().chain(above.keys()).filter_map(|name| tier_name(name));
+        let names: BTreeSet<&str> = named.filter(|name| *name != "*").collect();
+        names.into_iter().map(str::to_owned).collect()
     };
     let chosen = above.get("default_tier").or_else(|| file.get("default_tier"));
     let from_outside = above.contains_key("tier.*.path");

@@ -8,8 +8,8 @@ fn env(vars: &[(&str, &str)]) -> Env {
     Env { vars: all, cwd: PathBuf::from("/cwd") }
 }
 
-fn load_text(text: &str, vars: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Result<Loaded, Vec<String>> {
-    let flags = flags.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+fn load_text(text: &str, vars: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Loaded, Vec<String>> {
+    let flags = flags.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     merge(text, Path::new("/etc/l.toml"), &env(vars), &flags)
         .map_err(|error| error.problems().iter().map(ToString::to_string).collect())
 }
@@ -49,6 +49,34 @@ fn a_tier_from_the_environment_is_the_default_tier() {
     let tier = loaded.config.tier.get("default").expect("a default tier");
     assert_eq!((tier.path.as_path(), tier.auto_init), (Path::new("/mnt/tier"), false));
     assert_eq!(tier.ttl.map(|ttl| ttl.as_ms()), Some(2 * 86_400_000));
+}
+
+#[test]
+fn keys_of_one_tier_and_one_dataset_are_set_by_their_names() {
+    let file = "[tier.fast]\npath = \"/mnt/fast\"\nttl = \"1d\"\n";
+    let vars =
+        [("LARDER_SET", "tier.fast.ttl=2d; tier.slow.path=slow ;dataset.xray.tier = slow"), ("LARDER_LAKE", "/l")];
+    let flags = [("dataset.xray.ttl", "9d"), ("default_tier", "fast"), ("tier.slow.capacity", "1GiB")];
+    let loaded = load_text(file, &vars, &flags).expect("is valid");
+    let (fast, slow) = (&loaded.config.tier["fast"], &loaded.config.tier["slow"]);
+    assert_eq!(fast.ttl.map(|ttl| ttl.as_ms()), Some(2 * 86_400_000));
+    assert_eq!((slow.path.as_path(), slow.capacity), (Path::new("/cwd/slow"), Some(Size(1 << 30))));
+    let xray = &loaded.config.dataset["xray"];
+    assert_eq!((xray.tier.as_deref(), xray.ttl.map(|ttl| ttl.as_ms())), (Some("slow"), Some(9 * 86_400_000)));
+    let origin = |key: &str| loaded.origins.get(key).map(ToString::to_string).unwrap_or_default();
+    assert_eq!(origin("tier.fast.ttl"), "$LARDER_SET");
+    assert_eq!(origin("dataset.xray.ttl"), "--set dataset.xray.ttl");
+}
+
+#[test]
+fn what_is_set_by_name_is_checked_like_a_file() {
+    let told = |vars: &[(&str, &str)]| load_text("", vars, &[]).expect_err("is wrong").join("\n");
+    assert!(told(&[("LARDER_SET", "fetch.reqests=3")]).contains("did you mean `fetch.requests`"));
+    assert!(told(&[("LARDER_SET", "tier.Fast.path=/x")]).contains("begins with a letter"));
+    assert!(told(&[("LARDER_SET", "mount.verify")]).contains("is not KEY=VALUE"));
+    assert!(told(&[("LARDER_SET", "dataset.x.ttl=long")]).starts_with("$LARDER_SET: dataset.x.ttl: "));
+    let own = load_text("", &[("LARDER_SET", "fetch.requests=3"), ("LARDER_FETCH_REQUESTS", "4")], &[]);
+    assert_eq!(own.expect("is valid").config.fetch.requests, 4);
 }
 
 #[test]

@@ -22,13 +22,14 @@ pub mod load;
 pub mod reference;
 pub mod types;
 
-pub use keys::{KEYS, Key, Kind};
+pub use keys::{KEYS, Key, Kind, find};
 pub use load::{Env, Loaded, load};
 pub use reference::flags_help;
 pub use types::{Percent, Size, Span};
 
-/// Values given on the command line, by key name.
-pub type Overrides = BTreeMap<&'static str, String>;
+/// Values given on the command line, by dotted name: of the table (`tier.*.ttl`, from a key's own flag) or
+/// as it stands in a file (`tier.fast.ttl`, from `--set`).
+pub type Overrides = BTreeMap<String, String>;
 
 /// Everything that is configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -31,8 +31,10 @@ pub fn markdown() -> String {
          variable and a flag; flags win over variables, variables over the file, the file over the defaults. A\n\
          relative path is taken from the working directory in a variable or a flag and refused in the file.\n\
          Credentials are never in the file: the standard `AWS_*` chain gives them.\n\n\
-         `tier.*` stands for `[tier.NAME]`; its variables and flags set the default tier. `larder config check` says\n\
-         what is wrong and where, `larder config show` what holds and where it came from.\n\n\
+         `tier.*` stands for `[tier.NAME]`; its variables and flags set the default tier. Any key can be set by its\n\
+         dotted name too: `--set KEY=VALUE` (as often as needed), or `LARDER_SET=KEY=VALUE;KEY=VALUE`, such as\n\
+         `--set tier.fast.ttl=3d --set dataset.xray.tier=fast`. A key's own flag or variable wins over these.\n\
+         `larder config check` says what is wrong and where, `larder config show` what holds and where it came from.\n\n\
          | key | value | default | variable | flag | meaning |\n| --- | --- | --- | --- | --- | --- |\n",
     );
     for key in KEYS.iter().chain(DATASET_KEYS) {
