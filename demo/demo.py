@@ -38,9 +38,14 @@ class Step:
         Step.number += 1
         self.what = what
         self.notes = []
+        self.done = None
 
     def note(self, text):
         self.notes.append(text)
+
+    def count(self, number, unit):
+        """What the step's rate counts."""
+        self.done = (number, unit)
 
     def __enter__(self):
         self.begin = time.monotonic()
@@ -49,7 +54,8 @@ class Step:
     def __exit__(self, kind, error, trace):
         took = time.monotonic() - self.begin
         mark = "FAILED" if kind else "ok"
-        print(f"{Step.number:2}. {self.what}: {'; '.join(self.notes)} [{took:.2f} s] {mark}", flush=True)
+        rate = f", {self.done[0] / took:.0f} {self.done[1]}/s" if self.done else ""
+        print(f"{Step.number:2}. {self.what}: {'; '.join(self.notes)} [{took:.2f} s{rate}] {mark}", flush=True)
 
 
 class Demo:
@@ -104,6 +110,7 @@ class Demo:
             else:
                 raise SystemExit(f"demo: the lake did not start; see {self.work / 'lake.log'}")
             self.larder("tier", "init", self.work / "tier")
+            step.count(1, "stores")
             step.note(f"{self.env['LARDER_ENDPOINT']}, lake s3://demo/lake, tier {self.work / 'tier'}")
 
     def make_versions(self):
@@ -122,25 +129,29 @@ class Demo:
             changed[0].write_bytes(changed[0].read_bytes() + b"// changed\n")
             changed[1].unlink()
             self.versions = {"v1": first, "v2": second}
+            made = 0
             for name, root in self.versions.items():
                 files = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
+                made += len(files)
                 step.note(f"{name}: {len(files)} files, {human(sum(path.stat().st_size for path in files))}")
             step.note(f"v2 adds the category `{late}`, changes one file, removes one")
+            step.count(made, "files")
 
     def push(self, name):
         with Step(f"push {name}") as step:
-            begin = time.monotonic()
             result = self.ask("push", self.versions[name], "clipart", "-m", f"version {name}", "--tag", name)
-            took = time.monotonic() - begin
+            took = time.monotonic() - step.begin
             uploaded = result.get("uploaded_bytes", 0)
             step.note(f"commit {result['commit'][:12]}, {result['files']} files, {human(result['bytes'])}, "
                       f"uploaded {human(uploaded)}, {human(result['bytes'] / took)}/s of data")
+            step.count(result["files"], "files")
 
     def push_again(self):
         with Step("push v2 again, unchanged") as step:
             result = self.ask("push", self.versions["v2"], "clipart")
             step.note(f"unchanged: {result['unchanged']}, {result['files_read']} files read again, "
                       f"uploaded {human(result['uploaded_bytes'])}")
+            step.count(result["files"], "files")
 
     def history(self):
         with Step("history") as step:
@@ -148,14 +159,15 @@ class Demo:
             rows = commits if isinstance(commits, list) else commits["commits"]
             changes = self.larder("diff", "clipart@v1", "clipart@v2").splitlines()
             step.note(f"{len(rows)} commits; {len(changes)} lines of difference between v1 and v2")
+            step.count(len(changes), "lines")
 
     def mount(self, name):
         target = self.work / "mnt" / name
         target.mkdir(parents=True, exist_ok=True)
         with Step(f"mount clipart@{name}") as step:
-            begin = time.monotonic()
             self.larder("mount", f"clipart@{name}", target)
-            step.note(f"{target} is there after {1000 * (time.monotonic() - begin):.0f} ms")
+            step.note(f"{target} is there after {1000 * (time.monotonic() - step.begin):.0f} ms")
+            step.count(1, "mounts")
         return target
 
     def read_all(self, what, targets):
@@ -179,21 +191,26 @@ class Demo:
                 raise SystemExit(f"demo: {len(wrong)} files differ from the source, the first is {wrong[0]}")
             step.note(f"{len(jobs)} files, {human(size)}, {len(jobs) / took:.0f} files/s, {human(size / took)}/s, "
                       "every digest equals the source's")
+            step.count(len(jobs), "files")
 
     def same_tree(self, targets):
         with Step("names, modes, times, links against the source (rsync -naciH --delete)") as step:
+            entries = 0
             for name, target in targets.items():
+                entries += sum(1 for _ in self.versions[name].rglob("*"))
                 done = subprocess.run(["rsync", "-naciH", "--no-o", "--no-g", "--delete", f"{self.versions[name]}/",
                                        f"{target}/"], stdout=subprocess.PIPE, text=True, check=True)
                 if done.stdout.strip():
                     raise SystemExit(f"demo: {name} differs from its source:\n{done.stdout[:2000]}")
             step.note("not one line")
+            step.count(entries, "entries")
 
     def train(self, target):
         with Step("train a classifier from the mounted path (scikit-learn, Pillow)") as step:
             done = subprocess.run([sys.executable, Path(__file__).with_name("train.py"), target / "pictures"],
                                   stdout=subprocess.PIPE, text=True, check=True)
             step.note(done.stdout.strip())
+            step.count(int(done.stdout.split()[0]), "pictures")
 
     def cache_state(self, what):
         with Step(what) as step:
@@ -202,6 +219,7 @@ class Demo:
             for commit in tier["commits"]:
                 step.note(f"{commit['dataset']}@{commit['commit'][:8]} {commit['percent_cached']:.0f} % cached, "
                           f"own {human(commit['own_bytes'])}, shared {human(commit['shared_bytes'])}")
+            step.count(1, "looks")
             return tier
 
     def age_out(self, targets):
@@ -216,6 +234,7 @@ class Demo:
                     raise SystemExit("demo: the commits did not age out within a minute")
                 time.sleep(0.2)
             step.note(f"the steward removed both {time.monotonic() - begin:.1f} s after the last use")
+            step.count(len(targets), "commits")
         if self.cache_state("cache state after")["used_bytes"] != 0:
             raise SystemExit("demo: the tier still counts bytes of commits that aged out")
 
@@ -228,7 +247,9 @@ class Demo:
             if self.lake:
                 os.kill(self.lake.pid, signal.SIGTERM)
                 self.lake.wait(20)
+            files = sum(len(names) for _, _, names in os.walk(self.work))
             shutil.rmtree(self.work)
+            step.count(files, "files")
             step.note("daemon, lake and every file of the demo are gone")
 
     def run(self):
