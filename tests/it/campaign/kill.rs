@@ -90,8 +90,9 @@ fn a_daemon_that_is_killed_while_it_fills_leaves_no_partial_object() {
             .spawn()
             .expect("starts");
         std::thread::sleep(Duration::from_millis(campaign.below(600)));
-        if let Some(pid) = world.daemon_pid() {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        // Waits for its end: a command that meets a dying daemon fails, rightly.
+        if world.daemon_pid().is_some() {
+            world.kill_daemon();
         }
         cache.wait().expect("waits");
         if round % 10 == 0 {
