@@ -113,3 +113,41 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     println!("{}", outcome.commit);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(line: &[&str]) -> anyhow::Result<ImportOptions> {
+        options(Line::try_parse_from([&["import"], line].concat())?.args)
+    }
+
+    #[test]
+    fn every_option_reaches_the_import() {
+        let line = "s3://raw/2024 xray -m text --tag t1 --branch dev --meta a=1 --meta b=x=y --exclude *.tmp --digest";
+        let options = parse(&line.split(' ').collect::<Vec<_>>()).expect("is valid");
+        assert_eq!((options.bucket.as_str(), options.prefix.as_str()), ("raw", "2024/"), "whole names only");
+        assert_eq!((options.dataset.as_str(), options.message.as_str()), ("xray", "text"));
+        assert_eq!(options.meta.iter().map(|(k, v)| format!("{k}:{v}")).collect::<Vec<_>>(), ["a:1", "b:x=y"]);
+        assert_eq!(options.branch.map(|name| name.as_str().to_owned()).as_deref(), Some("dev"));
+        assert_eq!(options.tag.map(|name| name.as_str().to_owned()).as_deref(), Some("t1"));
+        assert_eq!((options.exclude, options.digest), (vec!["*.tmp".to_owned()], true));
+    }
+
+    #[test]
+    fn what_is_no_place_in_a_store_is_refused() {
+        for wrong in ["raw/2024", "s3:///x", "/srv/raw"] {
+            assert!(parse(&[wrong, "xray"]).is_err(), "{wrong}");
+        }
+        assert!(parse(&["s3://raw", "xray", "--meta", "novalue"]).is_err());
+        assert_eq!(parse(&["s3://raw", "xray"]).expect("a whole bucket").prefix, "");
+    }
+}

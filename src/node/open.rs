@@ -196,3 +196,63 @@ pub fn prefetch(level: PrefetchLevel) -> fetch::Prefetch {
         PrefetchLevel::All => fetch::Prefetch::All,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::config::{self, Env};
+
+    fn section(flags: &[(&str, &str)]) -> LakeSection {
+        let flags = flags.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let vars = BTreeMap::from([("HOME".to_owned(), "/home/ada".to_owned())]);
+        let env = Env { vars, cwd: PathBuf::from("/cwd") };
+        config::load::merge("", Path::new("-"), &env, &flags).expect("is valid").config.lake
+    }
+
+    #[test]
+    fn what_is_configured_of_a_store_reaches_its_client() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let key_file = dir.path().join("key");
+        std::fs::write(&key_file, [7; 32]).expect("writes");
+        let lake = section(&[
+            ("lake.url", "s3://bucket/a/b/"),
+            ("lake.endpoint", "https://s3.example.org"),
+            ("lake.region", "nl-1"),
+            ("lake.path_style", "false"),
+            ("lake.ca_file", "/etc/ca.pem"),
+            ("lake.checksums", "supported"),
+            ("lake.connect_timeout", "7s"),
+            ("lake.read_timeout", "9s"),
+            ("lake.sse", "c"),
+            ("lake.sse_c_key_file", key_file.to_str().expect("plain")),
+        ]);
+        let wanted = S3Config {
+            endpoint: Some("https://s3.example.org".to_owned()),
+            region: Some("nl-1".to_owned()),
+            path_style: Some(false),
+            ca_file: Some(PathBuf::from("/etc/ca.pem")),
+            checksums: s3::Checksums::WhenSupported,
+            connect_timeout: std::time::Duration::from_secs(7),
+            read_timeout: std::time::Duration::from_secs(9),
+            sse: s3::Sse::Customer { key: SecretKey([7; 32]) },
+            ..S3Config::new("bucket", "a/b")
+        };
+        assert_eq!(s3_config(&lake).expect("a client's configuration"), wanted);
+        std::fs::write(&key_file, [7; 31]).expect("writes");
+        assert!(matches!(s3_config(&lake), Err(OpenError::KeyLength { len: 31, .. })));
+    }
+
+    #[test]
+    fn encryption_by_the_store_and_by_its_key_service_are_told_apart() {
+        let sse = |flags: &[(&str, &str)]| s3_config(&section(flags)).expect("valid").sse;
+        let url = ("lake.url", "s3://bucket");
+        assert_eq!(sse(&[url]), s3::Sse::None);
+        assert_eq!(sse(&[url, ("lake.sse", "s3")]), s3::Sse::S3);
+        assert_eq!(sse(&[url, ("lake.sse", "kms")]), s3::Sse::Kms { key_id: None });
+        let with_key = sse(&[url, ("lake.sse", "kms"), ("lake.sse_kms_key", "alias/x")]);
+        assert_eq!(with_key, s3::Sse::Kms { key_id: Some("alias/x".to_owned()) });
+    }
+}

@@ -1,7 +1,9 @@
 //! The store fails in every way the wire allows; the tier is full. Reads succeed late or fail with EIO
 //! within the stated time; the daemon lives; its memory stays bounded.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::{Campaign, peak_memory_mib};
@@ -19,6 +21,26 @@ fn random_fault(campaign: &mut Campaign) -> Fault {
         5 => Fault::WrongByte(campaign.below(4000)),
         6 => Fault::Stall(campaign.below(10_000)),
         _ => Fault::Late(Duration::from_millis(campaign.below(1500))),
+    }
+}
+
+/// Reads a file by calls of 128 KiB; notes how long the longest call took, opening it included.
+fn read_in_calls(path: &Path, longest: &mut Duration) -> io::Result<Vec<u8>> {
+    let (mut bytes, mut part) = (Vec::new(), vec![0; 128 << 10]);
+    let mut file = None;
+    loop {
+        let begun = Instant::now();
+        let done = match &mut file {
+            None => File::open(path).map(|opened| {
+                file = Some(opened);
+                1
+            }),
+            Some(file) => file.read(&mut part).inspect(|n| bytes.extend_from_slice(&part[..*n])),
+        };
+        *longest = begun.elapsed().max(*longest);
+        if done? == 0 {
+            return Ok(bytes);
+        }
     }
 }
 
@@ -58,8 +80,7 @@ fn reads_come_late_or_fail_in_time_whatever_the_store_does() {
         }
         for number in 0..12 {
             let name = if number == 0 { "large".to_owned() } else { format!("f{}", campaign.below(300)) };
-            let begun = Instant::now();
-            match fs::read(world.path("m").join(&name)) {
+            match read_in_calls(&world.path("m").join(&name), &mut longest) {
                 Ok(bytes) => {
                     assert!(bytes == fs::read(source.join(&name)).expect("reads"), "{name} has other bytes");
                     late += 1;
@@ -69,12 +90,12 @@ fn reads_come_late_or_fail_in_time_whatever_the_store_does() {
                     failed += 1;
                 }
             }
-            longest = longest.max(begun.elapsed());
         }
         assert_eq!(world.daemon_pid(), Some(pid), "the daemon lives");
     }
-    println!("{late} right, {failed} EIO, the longest read took {longest:?}, peak memory {} MiB", peak_memory_mib(pid));
-    assert!(longest < Duration::from_secs(180), "{longest:?}");
+    println!("{late} right, {failed} EIO, the longest call took {longest:?}, peak memory {} MiB", peak_memory_mib(pid));
+    // docs/fetch.md: a read ends within `fetch.give_up`; a busy machine adds to it.
+    assert!(longest < Duration::from_secs(30 + 10), "{longest:?}");
     assert!(peak_memory_mib(pid) < 1024);
 }
 
