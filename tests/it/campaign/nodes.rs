@@ -162,7 +162,13 @@ fn a_node_that_is_killed_or_stands_still_costs_its_unfinished_spans() {
         worst = worst.max(sent);
         let ahead = cluster.total("larder_lake_bytes_total", "lane=\"demand\"");
         let unfinished = SPANS_AT_ONCE * SPAN_BYTES;
-        println!("round {round}: killed {kills}, sent {:.3}, ahead {ahead}", sent as f64 / copy as f64);
+        let brought = |node| cluster.counter(node, "larder_lake_bytes_total", "lane=\"prefetch\"") >> 20;
+        println!(
+            "round {round}: node {victim} {} at {at:?} for {sleeps:?}, sent {:.3}, ahead {ahead}, filled, MiB: {:?}",
+            if kills { "killed" } else { "stopped" },
+            sent as f64 / copy as f64,
+            (0..4).map(brought).collect::<Vec<_>>(),
+        );
         let bound = copy + copy / 50 + ahead + AHEAD_BYTES + unfinished + CUT_BYTES;
         assert!(sent <= bound, "{sent} bytes sent, {bound} allowed");
     }

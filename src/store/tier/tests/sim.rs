@@ -23,6 +23,7 @@ mod params;
 mod seam;
 
 use baton::{Baton, Counts};
+use broken::Broken;
 use node::{Hands, Process, Stage0, Worker, node_id};
 use oracle::Oracle;
 use params::Params;
@@ -77,7 +78,8 @@ impl Run {
             let live = world.with(|world| world.live_bytes());
             world.set_capacity(Some(live + 4_000));
         }
-        let oracle = Oracle::new(&packs, params.config());
+        let mut oracle = Oracle::new(&packs, params.config());
+        oracle.losses_only = params.broken == Some(Broken::TrashEmptiedBlindly);
         let baton = Baton::new(world.clone(), params, oracle, traced);
         let fans = packs.iter().map(|p| format!("objects/{}", &p.id.to_string()[..2])).collect();
         let processes = (0..params.nodes).map(|_| Mutex::new(None)).collect();

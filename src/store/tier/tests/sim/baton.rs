@@ -382,7 +382,8 @@ impl Gate for Baton {
         }
         let moving = matches!(call.verb, Verb::Rename | Verb::Link) && !call.to.starts_with("nodes/");
         let moved = turns.actors.get_mut(me).is_some_and(|actor| std::mem::replace(&mut actor.moved, moving));
-        let brakes = turns.params.brake && call.verb == Verb::Rename && call.to.starts_with("trash/");
+        let takes_away = call.verb == Verb::Rename && (call.to.starts_with("trash/") || call.to.starts_with("tmp/"));
+        let brakes = turns.params.brake && takes_away;
         let struck = !turns.draining && self.strike(&mut turns, node, moved || brakes);
         let often = if moved || brakes { 2 } else { turns.params.switch_one_in };
         if struck || turns.rng.one_in(often) {

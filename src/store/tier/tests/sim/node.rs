@@ -11,7 +11,7 @@ use super::super::kit::{self, Pack, commit_key, record};
 use super::baton::Baton;
 use super::broken::Broken;
 use super::oracle::{Protection, packs_of};
-use super::params::{Mix, Params};
+use super::params::{Mending, Mix, Params};
 use super::seam::{Seam, SeamFile};
 use crate::format::ids::NodeId;
 use crate::store::tier::io::read_full;
@@ -152,7 +152,7 @@ impl Stage0 {
     /// Stewards that break a rule.
     fn sweep_badly(&self, process: &Process) -> Result<(), TierError> {
         let core = &process.tier.core;
-        if self.breaks(Broken::TrashEmptiedBlindly) || self.params.unmended {
+        if self.params.mending == Mending::None {
             for batch in process.tier.scan()?.trash {
                 let old = batch.age_ms > i64::try_from(kit::GRACE_MS).unwrap_or(0);
                 for item in batch.items.iter().filter(|item| old && !item.is_dir) {
@@ -180,15 +180,11 @@ impl Stage0 {
         if let Err(error) = self.sweep_badly(process) {
             self.baton.note(|| format!("sweep failed: {error:?}"));
         }
-        // What a blind steward has emptied is not mended by another rule first.
-        if self.breaks(Broken::TrashEmptiedBlindly) && self.baton.now_ns() / 1_000_000 % 4 != 0 {
-            return;
-        }
         let actor = self.baton.call_number().0;
         self.baton.tell(|oracle, _| oracle.evicts(actor));
-        let swept = match self.params.unmended {
-            true => sweep_unmended(process),
-            false => process.tier.steward_step(&process.tier.policy()),
+        let swept = match self.params.mending {
+            Mending::Whole => process.tier.steward_step(&process.tier.policy()),
+            mending => sweep_without_restoring(process, mending),
         };
         let well = swept.as_ref().is_ok_and(|report| report.failed.is_empty());
         if self.process(node).is_some_and(|now| now.client == process.client) {
@@ -213,11 +209,15 @@ impl Stage0 {
     }
 }
 
-/// A sweep that evicts and mends nothing of what earlier ones did.
-fn sweep_unmended(process: &Process) -> Result<StewardReport, TierError> {
+/// A sweep that does not begin with putting back what earlier ones did wrong.
+fn sweep_without_restoring(process: &Process, mending: Mending) -> Result<StewardReport, TierError> {
     let scan = process.tier.scan()?;
     let mut plan = plan(&scan, &process.tier.policy());
-    (plan.restore, plan.trash) = (Vec::new(), Vec::new());
+    plan.restore.clear();
+    if mending == Mending::None {
+        // Emptied already, without a look.
+        plan.trash.clear();
+    }
     Ok(process.tier.core.carry_out(&scan, plan))
 }
 
@@ -587,8 +587,8 @@ impl Worker<'_> {
 
     fn uncache(&self, tier: &SimTier, commit: u8) -> Result<(), TierError> {
         self.call("uncache");
-        if self.stage.breaks(Broken::SharedObjectsMoved) && self.stage.world.with(|world| world.now_ns) % 2_000_000 == 0
-        {
+        let badly = self.stage.breaks(Broken::SharedObjectsMoved) || self.stage.breaks(Broken::TrashEmptiedBlindly);
+        if badly && self.stage.world.with(|world| world.now_ns) % 2_000_000 == 0 {
             return self.evict_badly(tier, commit);
         }
         let actor = self.node * 2 + 1;

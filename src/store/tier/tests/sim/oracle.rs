@@ -52,8 +52,10 @@ struct Turn {
     client: u64,
     is_lease: bool,
     pack: Option<usize>,
-    /// Once nobody renewed it for too long.
+    /// Nobody renewed it for too long, and nobody has since, under its own name.
     gap: bool,
+    /// Somebody who takes it over has moved it away.
+    aside: bool,
     since: u64,
     owner: String,
 }
@@ -89,6 +91,8 @@ pub(super) struct Oracle {
     unkept: BTreeMap<u8, u64>,
     /// Actors that let a commit go just now.
     unkeeping: BTreeMap<usize, u8>,
+    /// Evictions are wrong on purpose and others mend it: only what is lost counts.
+    pub(super) losses_only: bool,
     pub(super) violation: Option<String>,
     step: u64,
 }
@@ -122,6 +126,7 @@ impl Oracle {
             leftover: false,
             unkept: BTreeMap::new(),
             unkeeping: BTreeMap::new(),
+            losses_only: false,
             violation: None,
             step: 0,
         }
@@ -283,7 +288,7 @@ impl Oracle {
     fn check_in_place(&mut self, world: &World) {
         // Also where nothing is checked: a lease that is written again later protects anew, not still.
         self.see_lapses(world);
-        if self.leftover || !self.evicting.is_empty() {
+        if self.leftover || self.losses_only || !self.evicting.is_empty() {
             return;
         }
         let guards: Vec<Guard> = self.guards.values().filter(|guard| !guard.lapsed).cloned().collect();
@@ -392,6 +397,9 @@ impl Oracle {
     ) -> bool {
         let path = world.path_of(dir);
         let parts: Vec<&str> = path.split('/').collect();
+        if let Some(turn) = is.and_then(|ino| self.turns.get_mut(&ino)) {
+            turn.aside = parts.first() == Some(&"tmp");
+        }
         match (parts.first().copied(), parts.len()) {
             (Some("objects"), 2) => return self.object_named(world, name, is),
             (Some("trash"), 2) if name.starts_with("staging.") && is.is_some() => self.check_given_up(world, name),
@@ -495,7 +503,8 @@ impl Oracle {
         let pack = if is_lease { None } else { owner.split('/').nth(1).and_then(|hex| self.pack_of(hex)) };
         let gap = world.now_ns - world.mtime_ns(ino) > self.ttl_ns(is_lease);
         let owner = if is_lease { owner } else { name.to_owned() };
-        self.turns.insert(ino, Turn { client, is_lease, pack, gap, since: self.step, owner: owner.clone() });
+        self.turns
+            .insert(ino, Turn { client, is_lease, pack, gap, aside: false, since: self.step, owner: owner.clone() });
         if is_lease {
             // The same mount has a new lease: an old one was gone.
             for guard in self.guards.values_mut() {
@@ -520,10 +529,12 @@ impl Oracle {
         let Some(is_lease) = self.turns.get(&ino).map(|turn| turn.is_lease) else {
             return;
         };
-        if world.now_ns - was_ns > self.ttl_ns(is_lease) {
-            if let Some(turn) = self.turns.get_mut(&ino) {
-                turn.gap = true;
-            }
+        let lapsed = world.now_ns - was_ns > self.ttl_ns(is_lease);
+        if let Some(turn) = self.turns.get_mut(&ino).filter(|turn| lapsed || turn.gap) {
+            // A lease begins anew: who judged it before must look once more.
+            (turn.gap, turn.since) = (turn.aside || !turn.is_lease, self.step);
+        }
+        if lapsed {
             for guard in self.guards.values_mut().filter(|guard| guard.lease == Some(ino)) {
                 guard.lapsed = true;
             }
@@ -596,6 +607,9 @@ impl Oracle {
 
     /// Who takes an object away could not have seen a record that names it.
     fn check_taken(&mut self, events: &[Event], world: &World) {
+        if self.losses_only {
+            return;
+        }
         let (taken, to): (Vec<u32>, bool) = {
             let into = |dir: &u32| world.path_of(*dir).starts_with("trash");
             let to = events.iter().any(|e| matches!(e, Event::Named { dir, is: Some(_), .. } if into(dir)));

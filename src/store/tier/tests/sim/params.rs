@@ -15,6 +15,17 @@ pub(super) enum Mix {
     Damage,
 }
 
+/// What later sweeps do about what an eviction did wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mending {
+    /// They put back what is needed before anything else, and look once more before the trash is emptied.
+    Whole,
+    /// They only look once more before the trash is emptied.
+    LastLook,
+    /// Nothing: the trash is emptied blindly.
+    None,
+}
+
 /// How one run goes. Everything follows from the seed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Params {
@@ -38,10 +49,9 @@ pub(super) struct Params {
     pub mix: Mix,
     /// The rule of the protocol that nodes do not keep.
     pub broken: Option<Broken>,
-    /// Who is about to move an object into the trash often stops before it does.
+    /// Who is about to take something away, a turn or what goes into the trash, often stops before it does.
     pub brake: bool,
-    /// Later sweeps put nothing back and empty the trash blindly: what an eviction does wrong stays wrong.
-    pub unmended: bool,
+    pub mending: Mending,
 }
 
 impl Params {
@@ -66,7 +76,7 @@ impl Params {
             mix: rng.pick(&[Mix::All, Mix::Evicting, Mix::Evicting, Mix::Filling, Mix::Damage]),
             broken: None,
             brake: false,
-            unmended: false,
+            mending: Mending::Whole,
         };
         if params.mix == Mix::Evicting {
             // Calls must overlap: nobody idles for longer than one takes.

@@ -35,7 +35,8 @@ pub(super) struct Seen {
     lists: BTreeMap<String, Vec<Listed>>,
     gone: BTreeSet<String>,
     moved: bool,
-    stats: BTreeMap<String, Stat>,
+    /// Turns of others that were moved aside, by their names there.
+    taken: BTreeSet<String>,
     generations: BTreeMap<String, String>,
 }
 
@@ -136,6 +137,9 @@ impl TierIo for Seam {
             Some(Broken::NotPutBack) if from.starts_with("trash/") && to.starts_with("objects/") => {
                 return Err(io::Error::from_raw_os_error(libc::EEXIST));
             }
+            Some(Broken::TakenOverUnseen) if self.seen(|seen| seen.taken.contains(from)) => {
+                return Err(io::Error::from_raw_os_error(libc::EEXIST));
+            }
             Some(Broken::PublishedByCopy) if from.starts_with("staging/") => return self.copy(from, to),
             Some(Broken::HoldUntold) if to.ends_with("/hold") => return Ok(()),
             Some(Broken::ClaimsReplace) if to.ends_with(".claim") => return self.io.rename(from, to),
@@ -152,10 +156,8 @@ impl TierIo for Seam {
             self.seen(|seen| {
                 seen.moved = from.starts_with("objects/") && !from.contains('.') && to.starts_with("trash/");
                 seen.gone.insert(from.to_owned());
-                if is_turn(from)
-                    && let Some(stat) = seen.stats.get(from).copied()
-                {
-                    seen.stats.insert(to.to_owned(), stat);
+                if is_turn(from) {
+                    seen.taken.insert(to.to_owned());
                 }
             });
         }
@@ -200,19 +202,10 @@ impl TierIo for Seam {
 
     fn stat(&self, path: &str) -> io::Result<Stat> {
         let mut stat = self.io.stat(&self.one_generation(path))?;
-        match self.broken {
-            Some(Broken::TakenOverUnseen) if path.starts_with("tmp/") => {
-                stat = self.seen(|seen| seen.stats.get(path).copied()).unwrap_or(stat);
-            }
-            Some(Broken::TakenOverUnseen) if is_turn(path) => {
-                self.seen(|seen| seen.stats.insert(path.to_owned(), stat));
-            }
-            Some(Broken::CountedTwice) if !path.starts_with("quarantine") => {
-                let mut hasher = DefaultHasher::new();
-                path.hash(&mut hasher);
-                stat.file_id = hasher.finish();
-            }
-            _ => {}
+        if self.breaks(Broken::CountedTwice) && !path.starts_with("quarantine") {
+            let mut hasher = DefaultHasher::new();
+            path.hash(&mut hasher);
+            stat.file_id = hasher.finish();
         }
         Ok(stat)
     }
