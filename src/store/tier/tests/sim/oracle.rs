@@ -301,8 +301,9 @@ impl Oracle {
                 );
             }
             for pack in packs_of(commit) {
-                let good = |ino: &u32| !self.damaged.contains(ino);
-                let away = self.copies.get(pack).is_some_and(|c| c.object.is_none() && c.trash.iter().any(good));
+                // The one that was published last: an older one may lie there while that was set aside as damaged.
+                let taken = |c: &Copies| c.last_object.filter(|ino| c.trash.contains(ino) && c.object.is_none());
+                let away = self.copies.get(pack).and_then(taken).is_some_and(|ino| !self.damaged.contains(&ino));
                 if guard.present & bit(pack) != 0 && away {
                     let text = format!("pack {pack} of commit {commit}, protected by {kind:?}, was not put back");
                     self.violate("P5", &text);
