@@ -320,12 +320,14 @@ impl Inner {
         good
     }
 
-    /// Brings pieces that nobody brings yet, several at once.
+    /// Brings pieces that nobody brings yet, several at once, as long as they are wanted.
     pub(super) async fn bring_pieces(
         self: &Arc<Self>,
         fill: &Arc<FillState>,
         pieces: Vec<usize>,
+        are_wanted: impl Fn() -> bool,
     ) -> Result<(), PackFillError> {
+        let are_wanted = &are_wanted;
         stream::iter(pieces.into_iter().map(Ok))
             .try_for_each_concurrent(self.cfg.prefetch_requests_max.max(1), |index| async move {
                 let weight = self.fills.weight();
@@ -334,6 +336,9 @@ impl Inner {
                     return Ok(());
                 };
                 let _permit = self.lanes.acquire(Lane::Prefetch, len).await;
+                if !are_wanted() {
+                    return Ok(());
+                }
                 match fill.begin(index) {
                     Some(flight) => self.bring_piece(flight).await,
                     None => Ok(()),
@@ -346,7 +351,7 @@ impl Inner {
     async fn mend(self: &Arc<Self>, fill: &Arc<FillState>) -> Result<(), PackFillError> {
         let all = 0..fill.pieces.len();
         while !fill.are_done(all.clone()) {
-            self.bring_pieces(fill, fill.todo(all.clone())).await?;
+            self.bring_pieces(fill, fill.todo(all.clone()), || true).await?;
             self.until_landed(fill, all.clone()).await;
         }
         Ok(())

@@ -98,8 +98,10 @@ impl Inner {
         if taken_over && !fill.is_exclusive() {
             self.take_what_is_there(fill, span).await;
         }
-        while matches!(fill.spans.state(span), SpanState::Mine { .. }) && !fill.are_done(pieces.clone()) {
-            self.bring_pieces(fill, fill.todo(pieces.clone())).await?;
+        // What another node took over meanwhile is its to bring.
+        let is_mine = || matches!(fill.spans.state(span), SpanState::Mine { .. });
+        while is_mine() && !fill.are_done(pieces.clone()) {
+            self.bring_pieces(fill, fill.todo(pieces.clone()), is_mine).await?;
             self.until_landed(fill, pieces.clone()).await;
         }
         self.mark_if_complete(fill, span).await?;

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::format::tree::Pin;
+use crate::store::lake::patience::within;
 use crate::store::lake::retry::{Retry, RetryPolicy, Verdict};
 use crate::store::lake::{Body, Lake, LakeError};
 
@@ -155,14 +156,14 @@ impl LakeReader {
                 Object::Pinned(pin) => self.lake.get_pinned(pin, None).await,
             }
         };
-        let asked = timeout(self.stall_timeout, asked).await.map_err(|_| passing(object, "no answer"))?;
+        let asked = within(self.stall_timeout, asked).await.map_err(|_| passing(object, "no answer"))?;
         let Body { len, mut stream, .. } = asked.inspect_err(|_| self.source_counters(what_for).add(0))?;
         if len > len_max {
             return Err(LakeError::Permanent { key: object.name(), source: "the object is too large".into() });
         }
         let mut got = BytesMut::with_capacity(len.min(FIRST_ALLOCATION_MAX) as usize);
         while let Some(chunk) =
-            timeout(self.stall_timeout, stream.next()).await.map_err(|_| passing(object, "the body stalled"))?
+            within(self.stall_timeout, stream.next()).await.map_err(|_| passing(object, "the body stalled"))?
         {
             got.extend_from_slice(&chunk?);
             if got.len() as u64 > len {
@@ -197,7 +198,7 @@ impl LakeReader {
                 Object::Pinned(pin) => self.lake.get_pinned(pin, Some(rest)).await,
             }
         };
-        let asked = timeout(self.stall_timeout, asked).await.map_err(|_| passing(object, "no answer"))?;
+        let asked = within(self.stall_timeout, asked).await.map_err(|_| passing(object, "no answer"))?;
         let Body { len, mut stream, .. } = asked.inspect_err(|_| counters.add(0))?;
         if len != expected {
             counters.add(0);
@@ -205,7 +206,7 @@ impl LakeReader {
         }
         let before = got.len();
         let result = loop {
-            match timeout(self.stall_timeout, stream.next()).await {
+            match within(self.stall_timeout, stream.next()).await {
                 Err(_) => break Err(passing(object, "the body stalled")),
                 Ok(None) if got.len() as u64 == want => break Ok(()),
                 Ok(None) => break Err(passing(object, "the body ended too early")),

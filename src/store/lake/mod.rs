@@ -18,6 +18,7 @@ use futures::stream::BoxStream;
 use crate::format::tree::Pin;
 
 pub mod embedded;
+pub(crate) mod patience;
 pub mod retry;
 pub mod s3;
 

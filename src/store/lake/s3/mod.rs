@@ -21,6 +21,7 @@ use aws_sdk_s3::types::{
 use bytes::Bytes;
 use futures::StreamExt;
 
+use super::patience::within;
 use super::{
     Body, BodyError, Lake, LakeError, ListPage, ObjectMeta, PutIf, RunningUpload, UploadId, UploadedPart, embedded,
 };
@@ -345,7 +346,7 @@ fn checked(
         async move {
             let (mut body, left) = state?;
             let failed = |source| Some((Err(passing(&key, source)), None));
-            let Ok(chunk) = tokio::time::timeout(patience, body.next()).await else {
+            let Ok(chunk) = within(patience, body.next()).await else {
                 let waited_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
                 return failed(BodyError::Stalled { waited_ms }.into());
             };
