@@ -1,12 +1,13 @@
 //! The key by which nodes of a tier know each other: it lies in the tier, for its owner's eyes only.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 
 use crate::store::tier::Tier;
 use crate::store::tier::error::TierError;
+use crate::store::tier::io::TierIo as _;
 use crate::store::tier::layout::{PEER_KEY, TEMP};
 
 /// 32 random bytes; never shown.
@@ -61,7 +62,7 @@ impl Tier {
 
     fn read_peer_key(&self) -> Result<Option<PeerKey>, TierError> {
         let mut text = String::new();
-        let read = File::open(self.dir().join(PEER_KEY)).and_then(|file| file.take(80).read_to_string(&mut text));
+        let read = self.core.io.open(PEER_KEY, false).and_then(|file| file.take(80).read_to_string(&mut text));
         match read {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(TierError::io("read", PEER_KEY, error)),
