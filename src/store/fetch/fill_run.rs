@@ -572,6 +572,7 @@ fn put_sidecars(tier: &dyn FetchTier, meta: &PackMeta) -> io::Result<()> {
     if !outboard.is_empty() {
         tier.put_sidecar(&pack, Sidecar::Outboard, outboard)?;
     }
+    tier.put_sidecar(&pack, Sidecar::Recipe, &meta.recipe.encode())?;
     tier.put_sidecar(&pack, Sidecar::Index, index).map(drop)
 }
 

@@ -7,10 +7,12 @@
 //! recipe proves nothing and need not: the bytes it leads to are checked.
 //!
 //! The tier keeps index, chaining values and proof beside its objects; they are read from there
-//! first, so that a tier serves while the lake is down.
+//! first, so that a tier serves while the lake is down. It keeps the recipe too, which counts only then: the
+//! lake's may have changed since.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -30,6 +32,9 @@ use super::source::{For, LakeReader, Object, SourceError};
 
 /// Largest index, recipe or outboard that is read; more is refused as damaged.
 const PART_BYTES_MAX: u64 = 512 << 20;
+/// How long the lake may take to give a recipe that the tier has, and for how long it is then not asked for others.
+const CONFIRM_TIMEOUT: Duration = Duration::from_millis(500);
+const AWAY_FOR: Duration = Duration::from_secs(10);
 /// Bookkeeping of an entry, about.
 const ENTRY_OVERHEAD_BYTES: u64 = 512;
 
@@ -238,12 +243,14 @@ pub(super) struct PackMetas {
     tries_max: u32,
     reader: LakeReader,
     tier: Option<Arc<dyn FetchTier>>,
+    /// The lake did not give a recipe that the tier has: it is not asked for others until then.
+    away_until: Mutex<Option<Instant>>,
 }
 
 impl PackMetas {
     pub(super) fn new(reader: LakeReader, tier: Option<Arc<dyn FetchTier>>, bytes_max: u64, tries_max: u32) -> Self {
         let cache = Mutex::new(Cache { entries: LruCache::unbounded(), bytes: 0 });
-        Self { cache, bytes_max, tries_max: tries_max.max(1), reader, tier }
+        Self { cache, bytes_max, tries_max: tries_max.max(1), reader, tier, away_until: Mutex::default() }
     }
 
     fn entry(&self, pack: &PackId) -> Arc<Entry> {
@@ -305,10 +312,25 @@ impl PackMetas {
     }
 
     async fn load_recipe(&self, pack: &PackId, deadline: Instant) -> Result<Arc<Recipe>, MetaError> {
-        let recipe = self.part(pack, PackPart::Recipe, deadline, |bytes| {
-            Recipe::decode(bytes).ok().filter(|recipe| recipe.pack == *pack)
-        });
-        Ok(Arc::new(recipe.await?.1))
+        let decode = |bytes: &[u8]| Recipe::decode(bytes).ok().filter(|recipe| recipe.pack == *pack);
+        let Some(kept) = self.sidecar(pack, Sidecar::Recipe).await.and_then(|bytes| decode(&bytes)) else {
+            return Ok(Arc::new(self.part(pack, PackPart::Recipe, deadline, decode).await?.1));
+        };
+        // Reads of what the tier has do not each wait for a lake that is away.
+        let is_away = self.away_until.lock().is_some_and(|until| Instant::now() < until);
+        if is_away {
+            return Ok(Arc::new(kept));
+        }
+        let confirmed = deadline.min(Instant::now() + CONFIRM_TIMEOUT);
+        match self.part(pack, PackPart::Recipe, confirmed, decode).await {
+            Ok((_, recipe)) => Ok(Arc::new(recipe)),
+            Err(MetaError::Source { error, .. }) => {
+                tracing::debug!(%pack, ?error, "the lake is away; the tier knows the recipe");
+                *self.away_until.lock() = Some(Instant::now() + AWAY_FOR);
+                Ok(Arc::new(kept))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     async fn load_full(&self, pack: &PackId, recipe: Arc<Recipe>, deadline: Instant) -> Result<PackMeta, MetaError> {
@@ -391,6 +413,7 @@ impl PackMetas {
             Sidecar::Index => PackPart::Index,
             Sidecar::Outboard => PackPart::Outboard,
             Sidecar::Proof => PackPart::Proof,
+            Sidecar::Recipe => PackPart::Recipe,
         };
         self.part(pack, lake_part, deadline, decode).await
     }

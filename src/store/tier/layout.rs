@@ -46,10 +46,13 @@ pub enum Sidecar {
     Outboard,
     /// Digests of an imported pack, fixed when first read.
     Proof,
+    /// Where the pack's bytes lie in the lake, as whoever filled it knew: needed to read its description while the
+    /// lake is away.
+    Recipe,
 }
 
 impl Sidecar {
-    pub const ALL: [Self; 3] = [Self::Index, Self::Outboard, Self::Proof];
+    pub const ALL: [Self; 4] = [Self::Index, Self::Outboard, Self::Proof, Self::Recipe];
 
     /// Gives the word for it: the end of its file name.
     pub fn name(self) -> &'static str {
@@ -57,6 +60,7 @@ impl Sidecar {
             Self::Index => "index",
             Self::Outboard => "outboard",
             Self::Proof => "proof",
+            Self::Recipe => "recipe",
         }
     }
 

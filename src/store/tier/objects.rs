@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::format::codec::DecodeError;
 use crate::format::digest::ContentHasher;
 use crate::format::ids::{ContentDigest, ContentId, NodeId, PackId};
-use crate::format::pack::{PackIndex, PackOutboard, PackedContent, Place, Proof};
+use crate::format::pack::{PackIndex, PackOutboard, PackedContent, Place, Proof, Recipe};
 use crate::store::tier::error::TierError;
 use crate::store::tier::io::{Stat, TierFile, TierIo, read_full};
 use crate::store::tier::layout::{self, ObjectName, QUARANTINE, SCRUB_CURSOR, Sidecar, parse_object};
@@ -315,6 +315,7 @@ fn check_sidecar(pack: &PackId, part: Sidecar, bytes: &[u8]) -> Result<(), TierE
         Sidecar::Index => PackIndex::id_of(bytes) == *pack,
         Sidecar::Outboard => ours(PackOutboard::decode(bytes).map(|_| true)),
         Sidecar::Proof => ours(Proof::decode(bytes).map(|proof| proof.pack == *pack)),
+        Sidecar::Recipe => ours(Recipe::decode(bytes).map(|recipe| recipe.pack == *pack)),
     };
     if good { Ok(()) } else { Err(TierError::BadSidecar { pack: *pack, part: part.name() }) }
 }
