@@ -65,6 +65,9 @@ impl Pace {
     }
 }
 
+/// How often a program that was started may end well without having connected: longer than a daemon takes to die.
+const ENDED_WELL_MAX: u32 = 30;
+
 /// Who serves the mounts, and how the next one is started.
 #[derive(Debug)]
 pub(super) struct Watch {
@@ -78,6 +81,8 @@ pub(super) struct Watch {
     is_leaving: bool,
     /// Started then, and not connected yet.
     starting: Option<(Child, Instant)>,
+    /// How many of those have ended well one after the other without connecting.
+    ended_well: u32,
     /// To be reaped.
     children: Vec<Child>,
     next: Option<Instant>,
@@ -93,6 +98,7 @@ impl Watch {
             before: None,
             is_leaving: false,
             starting: None,
+            ended_well: 0,
             children: Vec::new(),
             next: None,
             pace: Pace::new(Instant::now()),
@@ -111,6 +117,7 @@ impl Watch {
         self.is_ready = false;
         self.is_leaving = false;
         self.next = None;
+        self.ended_well = 0;
         self.children.extend(self.starting.take().map(|(child, _)| child));
     }
 
@@ -195,8 +202,10 @@ impl Watch {
                 self.children.extend(self.starting.take().map(|(child, _)| child));
                 self.failed(now);
             }
-            // It found that a daemon runs already: the one that dies, or one that was faster.
-            Ok(Some(status)) if status.success() => {
+            // It found that a daemon runs already: the one that dies, or one that was faster. Again and again it
+            // is a program that is no daemon.
+            Ok(Some(status)) if status.success() && self.ended_well < ENDED_WELL_MAX => {
+                self.ended_well += 1;
                 self.starting = None;
                 self.next = Some(now + REFILL);
             }
@@ -301,6 +310,17 @@ mod tests {
         child.wait().expect("ends");
         watch.look_at_child(Instant::now());
         assert!(watch.starting.is_none());
+    }
+
+    #[test]
+    fn a_program_that_only_ever_ends_well_gives_way_to_the_one_before() {
+        let mut watch = upgrading("/bin/true");
+        for _ in 0..=ENDED_WELL_MAX {
+            assert_eq!(watch.restart, Some(restart("/bin/true")));
+            watch.next = Some(Instant::now());
+            run_child(&mut watch, true);
+        }
+        assert_eq!(watch.restart, Some(restart("/larder-old")));
     }
 
     #[test]
