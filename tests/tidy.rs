@@ -28,6 +28,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("redb", &["store/kv.rs", "store/catalog/push/"]),
     ("fuser", &["fs/fuse", "fs/session", "fs/passthrough"]),
     ("axum", &["node/", "scheduler/server.rs"]),
+    ("tokio_rustls", &["node/remote.rs"]),
     // For the calls that mount; nothing else needs it.
     ("rustix", &["fs/keeper/"]),
     ("clap", &["cli/", "config/"]),

@@ -61,6 +61,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     }
     let (commit, heads) = ctx.block_on(async {
         let catalog = ctx.catalog().await?;
+        super::grant::may_push(&catalog, &rev.dataset).await?;
         anyhow::Ok(catalog.make_branch(&rev, &branch, args.force).await?)
     })?;
     let dataset = rev.dataset.as_str();
@@ -124,6 +125,7 @@ pub(super) fn print_refs(ctx: &Context, rev: &Revision, kind: RefKind) -> anyhow
 pub(super) fn removed(ctx: &Context, rev: &Revision, kind: RefKind, name: &RefName) -> anyhow::Result<()> {
     let heads = ctx.block_on(async {
         let catalog = ctx.catalog().await?;
+        super::grant::may_push(&catalog, &rev.dataset).await?;
         anyhow::Ok(catalog.refs.delete(&rev.dataset, kind, name).await?)
     })?;
     let dataset = rev.dataset.as_str();

@@ -10,14 +10,15 @@ use nix::sys::signal::{SigSet, Signal};
 use super::Context;
 use super::mount::with_hint;
 use super::output;
-use super::report::HintExt as _;
+use super::report::{HintExt as _, usage};
 use crate::config::Config;
 use crate::fs::session::HANDOVER;
 use crate::node::client::NodeClient;
 use crate::node::daemon::Daemon;
 use crate::node::error::NodeError;
-use crate::node::place::Place;
-use crate::node::server;
+use crate::node::place::{Place, raise_descriptors};
+use crate::node::remote::{self, Access, Remote};
+use crate::node::{policy, server};
 
 mod notify;
 mod upgrade;
@@ -86,6 +87,20 @@ enum What {
     /// Prints the metrics as Prometheus text
     #[command(after_help = "Examples:\n  larder daemon metrics | grep larder_lake")]
     Metrics,
+    /// Makes a token for the API over TCP: prints it, and adds its digest to the file of daemon.api_tokens
+    #[command(after_help = "Examples:
+  larder daemon token prometheus
+  larder daemon token hub --control
+
+A token is told once. Taking its line out of the file ends it at once.")]
+    Token {
+        /// Whose it is: for the file and the log
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// May do what the daemon's own user may, instead of only look
+        #[arg(long)]
+        control: bool,
+    },
     /// Prints the end of the log of a daemon that was started on demand
     #[command(after_help = "Examples:\n  larder daemon log --lines 50")]
     Log {
@@ -113,6 +128,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
             let text = ctx.block_on(ctx.node_client_at_rest().metrics()).map_err(with_hint)?;
             print(ctx, &text)
         }
+        Some(What::Token { name, control }) => token(ctx, &name, control),
         Some(What::Log { lines }) => {
             let tail = Place::at(&ctx.config().state).log_tail(0, lines);
             if tail.is_empty() { Ok(()) } else { print(ctx, &format!("{tail}\n")) }
@@ -124,6 +140,31 @@ fn print(ctx: &Context, text: &str) -> anyhow::Result<()> {
     let mut out = ctx.out();
     out.write_all(text.as_bytes())?;
     Ok(out.finish()?)
+}
+
+/// Makes a token; its digest goes to the file first, so that what is printed works.
+fn token(ctx: &Context, name: &str, control: bool) -> anyhow::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let Some(path) = &ctx.config().daemon.api_tokens else {
+        return usage("daemon.api_tokens names no file to keep the digest in");
+    };
+    if name.is_empty() || name.starts_with('#') || name.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return usage("a token's name is one word");
+    }
+    let access = if control { Access::Control } else { Access::Read };
+    let (token, line) = remote::make_token(name, access);
+    let mut file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("{}: cannot be written", path.display()))?;
+    file.write_all(format!("{line}\n").as_bytes()).with_context(|| format!("{}", path.display()))?;
+    if ctx.json() {
+        return ctx.print_json(&serde_json::json!({ "name": name, "access": access.as_str(), "token": token }));
+    }
+    ctx.say(format!("the token of {name}, told this once; its digest is in {}", path.display()));
+    print(ctx, &format!("{token}\n"))
 }
 
 fn start(ctx: &Context) -> anyhow::Result<()> {
@@ -188,6 +229,7 @@ fn serve(ctx: &Context, detached: bool, keep_mounts: bool) -> anyhow::Result<()>
     // A keeper that waits for signals passes them on blocked. Before there are threads, which inherit that.
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_unblock().context("cannot be told to stop by signals")?;
+    raise_descriptors();
     match ctx.block_on(serve_until_stopped(ctx, detached, keep_mounts)) {
         Err(error) if detached && matches!(error.downcast_ref(), Some(NodeError::AlreadyRuns { .. })) => Ok(()),
         other => other,
@@ -228,11 +270,19 @@ async fn serve_until_stopped(ctx: &Context, detached: bool, keep_mounts: bool) -
         daemon.expect_keeper();
     }
     daemon.find_left().await?;
+    if let Some(path) = &config.daemon.policy {
+        policy::Policy::read(path)?;
+    }
+    let remote = Remote::open(&config.daemon).await?;
     let listener = server::listen(&config.daemon.socket, config.daemon.group.as_deref())?;
     tracing::info!(socket = %config.daemon.socket.display(), lake = config.lake.url, "the daemon serves");
     // Before any tier is opened: its claims say where this node answers.
     daemon.answer_peers().await;
     let serving = tokio::spawn(server::serve(daemon.clone(), listener));
+    if let Some(remote) = remote {
+        tracing::info!(address = ?remote.address(), "the API is given over TCP");
+        tokio::spawn(remote.serve(daemon.clone()));
+    }
     let remounting = tokio::spawn({
         let daemon = daemon.clone();
         async move {
@@ -262,6 +312,12 @@ async fn serve_until_stopped(ctx: &Context, detached: bool, keep_mounts: bool) -
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, serving).await;
     remounting.abort();
     let _ = remounting.await;
+    end(&daemon, upkeep).await;
+    Ok(())
+}
+
+/// Gives the mounts back, or leaves them to the next daemon.
+async fn end(daemon: &Daemon, upkeep: tokio::task::JoinHandle<()>) {
     if daemon.leaves_mounts() {
         tracing::info!("the daemon ends; its mounts are left to the next one");
         // At once: leases and mounts are not given back, as if it had been killed.
@@ -271,9 +327,8 @@ async fn serve_until_stopped(ctx: &Context, detached: bool, keep_mounts: bool) -
     daemon.unmount_all().await;
     daemon.stop_keeper().await;
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, upkeep).await;
-    let _ = std::fs::remove_file(&config.daemon.socket);
+    let _ = std::fs::remove_file(&daemon.config().daemon.socket);
     tracing::info!("the daemon ends");
-    Ok(())
 }
 
 /// Says in one line whether a daemon runs.

@@ -4,16 +4,22 @@ use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::Context;
+use super::{Context, output};
 use crate::config::TierSection;
 use crate::store::catalog::lakefmt;
-use crate::store::lake::{Lake, PutIf};
+use crate::store::lake::{Lake, LakeError, PutIf, get_all};
 
+mod local;
+
+/// How much is written and read to see how fast the lake is.
+const SPEED_BYTES: usize = 4 << 20;
+/// How often the lake is asked to see how far away it is.
+const ASKED: usize = 5;
 /// How long the lake may take for all that is asked of it.
 const LAKE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A store refuses signed requests when the clocks are 15 minutes apart.
@@ -62,6 +68,7 @@ pub fn run(ctx: &Context, _args: Args) -> anyhow::Result<()> {
     check_state(ctx, &mut found);
     check_fuse(&mut found);
     check_kernel(&mut found);
+    local::check(ctx, &mut found);
     ctx.block_on(async {
         if tokio::time::timeout(LAKE_TIMEOUT, check_lake(ctx, &mut found)).await.is_err() {
             let detail = format!("no answer within {} s", LAKE_TIMEOUT.as_secs());
@@ -202,6 +209,46 @@ async fn check_lake(ctx: &Context, found: &mut Findings) {
         }
     }
     check_lake_writes(lake.as_ref(), found).await;
+    check_lake_speed(lake.as_ref(), found).await;
+}
+
+/// Says how far away the lake is, and how fast one request to it is read.
+async fn check_lake_speed(lake: &dyn Lake, found: &mut Findings) {
+    match measure(lake).await {
+        Ok((way, rate)) => {
+            let detail =
+                format!("{} ms until an answer, {} a second in one request", way.as_millis(), output::bytes(rate));
+            found.add("lake speed", Level::Ok, detail, None);
+        }
+        Err(error) => {
+            let detail = format!("not measured: {error}");
+            found.add("lake speed", Level::Warn, detail, Some("a small object has to be written for that"));
+        }
+    }
+}
+
+async fn measure(lake: &dyn Lake) -> Result<(Duration, u64), LakeError> {
+    let key = format!("tmp/doctor-{}", uuid::Uuid::new_v4().simple());
+    lake.put(&key, Bytes::from(vec![7; SPEED_BYTES]), PutIf::Always).await?;
+    let measured = async {
+        let mut ways = Vec::with_capacity(ASKED);
+        for _ in 0..ASKED {
+            let begun = Instant::now();
+            lake.head(&key).await?;
+            ways.push(begun.elapsed());
+        }
+        ways.sort_unstable();
+        let begun = Instant::now();
+        let got = get_all(lake, &key, SPEED_BYTES as u64).await?;
+        let rate = got.len() as f64 / begun.elapsed().as_secs_f64().max(1e-6);
+        Ok((ways.get(ASKED / 2).copied().unwrap_or_default(), rate as u64))
+    };
+    let measured = measured.await;
+    let deleted = lake.delete(&key).await;
+    if let Err(error) = deleted {
+        tracing::warn!(%error, key, "a small object stays in the lake");
+    }
+    measured
 }
 
 /// Writes, finds and removes a small object; its time shows how far the clocks are apart.
@@ -248,7 +295,12 @@ fn check_tier(ctx: &Context, name: &str, section: &TierSection, found: &mut Find
         }
     };
     match links(tier.dir()) {
-        Ok(true) => found.add(label, Level::Ok, format!("{}: writable, hard links work", section.path.display()), None),
+        Ok(true) => found.add(
+            label,
+            Level::Ok,
+            format!("{}: writable, hard links and exclusive files work", section.path.display()),
+            None,
+        ),
         Ok(false) => {
             let detail = format!("{}: a hard link does not count", section.path.display());
             found.add(label, Level::Fail, detail, Some("the file system must keep hard links"));
@@ -260,7 +312,7 @@ fn check_tier(ctx: &Context, name: &str, section: &TierSection, found: &mut Find
     }
 }
 
-/// Writes a file and a second name for it, as publishing does.
+/// Writes a file and a second name for it, as publishing does; makes one that is there already, as a claim is made.
 fn links(dir: &Path) -> std::io::Result<bool> {
     let tmp = dir.join("tmp");
     let name = format!("doctor-{}", uuid::Uuid::new_v4().simple());
@@ -268,10 +320,11 @@ fn links(dir: &Path) -> std::io::Result<bool> {
     fs::write(&one, b"doctor")?;
     let linked = fs::hard_link(&one, &two).and_then(|()| fs::metadata(&two));
     let again = fs::hard_link(&one, &two);
+    let exclusive = OpenOptions::new().write(true).create_new(true).open(&one);
     let _ = fs::remove_file(&two);
     fs::remove_file(&one)?;
-    // A second link must not replace the first.
-    Ok(linked?.nlink() == 2 && again.is_err())
+    // A second link must not replace the first, and who comes second must not win.
+    Ok(linked?.nlink() == 2 && again.is_err() && exclusive.is_err())
 }
 
 #[cfg(test)]

@@ -74,6 +74,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     let progress = std::sync::Arc::new(ImportProgress::default());
     let outcome = ctx.block_on(async {
         let catalog = ctx.catalog_or_create().await?;
+        super::grant::may_push(&catalog, &options.dataset).await?;
         let (shown, ticker) = (progress.clone(), line.clone());
         let tick = tokio::spawn(async move {
             loop {

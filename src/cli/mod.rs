@@ -26,6 +26,7 @@ pub mod diff;
 pub mod doctor;
 pub mod gc;
 pub mod get;
+pub mod grant;
 pub mod import;
 pub mod job;
 pub mod keeper;
@@ -115,6 +116,8 @@ pub enum Command {
     Rm(rm::Args),
     /// Removes what no commit needs from the lake
     Gc(gc::Args),
+    /// Lists and changes who may do what with a dataset
+    Grant(grant::Args),
     /// Lists the datasets
     Datasets(datasets::Args),
     /// Mounts a commit as a read-only directory
@@ -196,6 +199,7 @@ impl Command {
             Self::Branch(args) => branch::run(ctx, args),
             Self::Rm(args) => rm::run(ctx, args),
             Self::Gc(args) => gc::run(ctx, args),
+            Self::Grant(args) => grant::run(ctx, args),
             Self::Datasets(args) => datasets::run(ctx, args),
             Self::Mount(args) => mount::run(ctx, args),
             Self::Umount(args) => umount::run(ctx, args),
@@ -266,6 +270,7 @@ fn set_pair(text: &str) -> Result<(String, String), String> {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
+    keep_secrets_in();
     if let Some(ended) = keeper::run_if_asked() {
         return ended;
     }
@@ -279,6 +284,19 @@ pub fn main() -> ExitCode {
         Err(error) => return report::clap_exit(&error),
     };
     report::exit(run(cli, overrides(&matches)))
+}
+
+/// Credentials of the lake are in this process's memory and environment: no core dump of it is written, and no other
+/// process of the same user reads them from /proc. Not so for processes that hold none, and that their own user
+/// looks after through /proc.
+fn keep_secrets_in() {
+    let looked_after = ["supervise", "scheduler"].map(std::ffi::OsStr::new);
+    let command = std::env::args_os().nth(1).unwrap_or_default();
+    if !looked_after.contains(&command.as_os_str())
+        && let Err(error) = nix::sys::prctl::set_dumpable(false)
+    {
+        eprintln!("warning: a core dump of this process could show credentials: {error}");
+    }
 }
 
 /// Collects the configuration flags that were given, wherever on the line they stand.

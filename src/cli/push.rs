@@ -82,6 +82,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
         return usage(format!("{} is not a directory", args.dir.display()));
     }
     let catalog = ctx.block_on(ctx.catalog_or_create())?;
+    ctx.block_on(super::grant::may_push(&catalog, &options.dataset))?;
     options.author.clone_from(&catalog.by);
     options.lineage = ctx.block_on(lineage_of(&catalog, &args))?;
     let progress = Arc::new(Progress::default());

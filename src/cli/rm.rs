@@ -48,6 +48,7 @@ fn remove_dataset(ctx: &Context, rev: &Revision) -> anyhow::Result<()> {
     let dataset = &rev.dataset;
     let refs = ctx.block_on(async {
         let catalog = ctx.catalog().await?;
+        super::grant::may_push(&catalog, dataset).await?;
         let refs = catalog.ref_list(dataset).await?;
         catalog.refs.remove_dataset(dataset).await?;
         anyhow::Ok(refs.len())

@@ -135,6 +135,10 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     print(ctx, &status)
 }
 
+fn lake_problem(info: &NodeInfo) -> Option<(&str, i64)> {
+    Some((info.lake_problem.as_deref()?, info.lake_problem_since_ms?))
+}
+
 fn lake_status(ctx: &Context, unasked: bool) -> LakeStatus {
     let url = ctx.config().lake.url.clone();
     if unasked {
@@ -201,6 +205,11 @@ fn print(ctx: &Context, status: &Status) -> anyhow::Result<()> {
         (None, None) => "does not run; it is started when it is needed".to_owned(),
     };
     writeln!(out, "daemon  {daemon}")?;
+    if let Some((problem, since_ms)) = status.daemon.info.as_ref().and_then(lake_problem) {
+        let since = output::ago(Some(since_ms), jiff::Timestamp::now().as_millisecond());
+        writeln!(out, "        its lake does not answer since {since}: {problem}")?;
+        writeln!(out, "        what is cached is served; other reads fail with EIO after fetch.give_up")?;
+    }
     let lake = match (&status.lake.ok, &status.lake.problem) {
         (_, Some(problem)) => format!(": {problem}"),
         (Some(true), None) => ": answers".to_owned(),

@@ -41,6 +41,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     }
     let commit = ctx.block_on(async {
         let catalog = ctx.catalog().await?;
+        super::grant::may_push(&catalog, &rev.dataset).await?;
         anyhow::Ok(catalog.make_tag(&rev, &tag, args.force).await?)
     })?;
     let dataset = rev.dataset.as_str();

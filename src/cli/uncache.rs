@@ -1,12 +1,12 @@
 //! `larder uncache`: removes a commit from a tier now.
 
-use serde::Serialize;
-
 use super::Context;
+use super::mount::with_hint;
 use super::output;
 use super::report::HintExt as _;
-use crate::format::ids::CommitId;
 use crate::format::refs::Revision;
+use crate::node::api::{UncacheInfo, UncacheRequest};
+use crate::node::client::NodeClient;
 use crate::store::tier::{CommitKey, TierError};
 
 /// Flags of `larder uncache`.
@@ -25,17 +25,30 @@ pub struct Args {
     tier: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct Removed {
-    dataset: String,
-    commit: CommitId,
-    tier: String,
-    /// Bytes that no other cached commit needs: deleted after the tier's grace time.
-    freed_bytes: u64,
-}
-
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
+    let removed = match asked_daemon(ctx) {
+        Some(client) => {
+            let request = UncacheRequest { revision: args.revision.clone(), tier: args.tier.clone() };
+            ctx.block_on(client.uncache(&request)).map_err(with_hint)?
+        }
+        None => remove(ctx, &args)?,
+    };
+    if ctx.json() {
+        return ctx.print_json(&removed);
+    }
+    ctx.say(format!("{} left the tier `{}`: {}", args.revision, removed.tier, output::bytes(removed.freed_bytes)));
+    Ok(())
+}
+
+/// Gives another user's daemon, such as the system's: the tier is not ours to change then.
+fn asked_daemon(ctx: &Context) -> Option<NodeClient> {
+    let client = ctx.node_client_at_rest();
+    let info = ctx.block_on(client.info()).ok()?;
+    (info.uid != nix::unistd::geteuid().as_raw()).then_some(client)
+}
+
+fn remove(ctx: &Context, args: &Args) -> anyhow::Result<UncacheInfo> {
     let revision = Revision::parse(&args.revision)?;
     let (name, tier) = ctx.tier(ctx.tier_of_dataset(args.tier.as_deref(), revision.dataset.as_str()))?;
     let (commit, lake) = ctx.block_on(async {
@@ -51,10 +64,5 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
         other => other?,
     };
     let dataset = revision.dataset.as_str().to_owned();
-    let removed = Removed { dataset, commit, tier: name, freed_bytes: freed };
-    if ctx.json() {
-        return ctx.print_json(&removed);
-    }
-    ctx.say(format!("{} left the tier `{}`: {}", args.revision, removed.tier, output::bytes(removed.freed_bytes)));
-    Ok(())
+    Ok(UncacheInfo { dataset, commit, tier: name, freed_bytes: freed })
 }

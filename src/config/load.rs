@@ -342,6 +342,10 @@ fn check_lake(config: &Config, wrong: &mut dyn FnMut(String, String)) {
                 format!("`{endpoint}` does not begin with http:// or https:// and a host"),
             );
         }
+        if endpoint.contains('@') {
+            let why = "has a name or a password in it, which messages and `ps` would show: use the AWS credentials";
+            wrong("lake.endpoint".to_owned(), why.to_owned());
+        }
         if config.lake.url.starts_with('/') {
             wrong("lake.endpoint".to_owned(), "the embedded lake has no endpoint; set lake.url to s3://...".to_owned());
         }
@@ -365,6 +369,7 @@ fn check_limits(config: &Config, wrong: &mut dyn FnMut(String, String)) {
         wrong("fetch.bytes_in_flight".to_owned(), "must be 16MiB at least".to_owned());
     }
     check_peers(&config.daemon, wrong);
+    check_api(&config.daemon, wrong);
     for (key, span) in [
         ("daemon.steward_period", config.daemon.steward_period),
         ("daemon.start_timeout", config.daemon.start_timeout),
@@ -377,6 +382,30 @@ fn check_limits(config: &Config, wrong: &mut dyn FnMut(String, String)) {
         if span.0.as_millis() < 50 {
             wrong(key.to_owned(), "must be 50ms at least".to_owned());
         }
+    }
+}
+
+fn check_api(daemon: &DaemonSection, wrong: &mut dyn FnMut(String, String)) {
+    let mut wrong = |key: &str, message: &str| wrong(format!("daemon.{key}"), message.to_owned());
+    if daemon.api_cert.is_some() != daemon.api_key.is_some() {
+        wrong("api_cert", "daemon.api_cert and daemon.api_key belong together");
+    }
+    let Some(listen) = &daemon.api_listen else {
+        let unused = [("api_tokens", &daemon.api_tokens), ("api_cert", &daemon.api_cert)];
+        for (key, _) in unused.into_iter().filter(|(_, path)| path.is_some()) {
+            wrong(key, "is of no use without daemon.api_listen");
+        }
+        return;
+    };
+    match listen.parse::<SocketAddr>() {
+        Err(_) => wrong("api_listen", "is no address such as 10.0.0.5:7072"),
+        Ok(listen) if !listen.ip().is_loopback() && daemon.api_cert.is_none() => {
+            wrong("api_listen", "can be reached by others: needs daemon.api_cert and daemon.api_key");
+        }
+        Ok(_) => {}
+    }
+    if daemon.api_tokens.is_none() {
+        wrong("api_listen", "needs daemon.api_tokens: without a token nobody is served");
     }
 }
 

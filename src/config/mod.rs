@@ -206,6 +206,19 @@ pub struct DaemonSection {
     /// Group that may use the socket (mode 0660); None: only its owner and root (0600).
     #[serde(default)]
     pub group: Option<String>,
+    /// Who of that group may do what; None: only the grants of a dataset count.
+    #[serde(default)]
+    pub policy: Option<PathBuf>,
+    /// Where the API is given over TCP; None: nowhere.
+    #[serde(default)]
+    pub api_listen: Option<String>,
+    /// Digests of the tokens that are taken there.
+    #[serde(default)]
+    pub api_tokens: Option<PathBuf>,
+    #[serde(default)]
+    pub api_cert: Option<PathBuf>,
+    #[serde(default)]
+    pub api_key: Option<PathBuf>,
     /// Where nodes of the same tier may ask this one; None: nowhere.
     #[serde(default)]
     pub peer_listen: Option<String>,

@@ -10,6 +10,7 @@
 //! * [`erofs`]: images for the kernel engine.
 //! * [`commit`]: versions and what led to them.
 //! * [`refs`]: names of datasets, tags, branches; revisions; what a ref object holds.
+//! * [`grants`]: who may do what with a dataset.
 //! * [`paths`]: keys in the lake and file names in the tier.
 //!
 //! Invariants: no I/O, no clock, no async, no logging. Every decoder takes untrusted bytes: it
@@ -20,6 +21,7 @@ pub mod codec;
 pub mod commit;
 pub mod digest;
 pub mod erofs;
+pub mod grants;
 pub mod ids;
 pub(crate) mod json;
 pub mod pack;

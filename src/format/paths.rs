@@ -13,6 +13,7 @@
 //! datasets/<name>/dataset.json        exists while the dataset does
 //! datasets/<name>/refs/<kind>/<ref>   cas mode
 //! datasets/<name>/log/<kind>/<ref>/<entry>   log mode
+//! datasets/<name>/grants/<entry>      who may do what
 //! datasets/<name>/commits/<commit>    marker: this dataset has that commit (for prefixes, log, reuse)
 //! intents/<push id>                   a push is running
 //! condemned/<id>                      gc's first phase

@@ -20,7 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     BackingId, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, Generation, INodeNo, InitFlags, IoctlFlags,
@@ -33,6 +33,7 @@ use tracing::Instrument;
 
 use crate::format::tree::nav::{Blocks, NavError};
 use crate::store::fetch::{ContentRef, WholeFile};
+use crate::store::histogram::Histogram;
 
 use super::errno::{errno_of, is_ordinary};
 use super::handles::Handles;
@@ -51,6 +52,8 @@ const TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const GENERATION: Generation = Generation(0);
 /// Names that are taken out of the tree at a time for a listing; a page of them is about 100.
 const LIST_CHUNK: usize = 128;
+/// Longest name, as statfs tells.
+const NAME_LEN_MAX: usize = 255;
 /// What statfs counts in.
 const BLOCK_BYTES: u64 = 4096;
 /// Reads ahead that may wait for us at a time (the kernel's default of 12 is made for local daemons).
@@ -64,6 +67,8 @@ pub(crate) struct Counters {
     pub requests: AtomicU64,
     /// Requests that had to wait for something to be fetched.
     pub waited: AtomicU64,
+    /// How long those took.
+    pub waits: Histogram,
     pub errors: AtomicU64,
     pub read_bytes: AtomicU64,
     pub busy_workers: AtomicU64,
@@ -171,7 +176,12 @@ impl Adapter {
     /// Goes on in a task.
     fn wait_in_task(&self, span: tracing::Span, task: impl Future<Output = ()> + Send + 'static) {
         self.shared.counters.waited.fetch_add(1, Ordering::Relaxed);
-        self.shared.rt.spawn(task.instrument(span));
+        let (shared, begun) = (Arc::clone(&self.shared), Instant::now());
+        let timed = async move {
+            task.await;
+            shared.counters.waits.note(begun.elapsed());
+        };
+        self.shared.rt.spawn(timed.instrument(span));
     }
 
     /// Answers from what this node has, else from a task that fetches first.
@@ -303,6 +313,10 @@ impl Filesystem for Adapter {
             Ok(None) => reply.entry(&TTL, &no_entry(), GENERATION),
             Err(error) => reply.error(shared.fail("lookup", parent, &error)),
         };
+        // The kernel takes longer names for this file system; no tree has one.
+        if name.len() > NAME_LEN_MAX {
+            return reply.error(fuser::Errno::ENAMETOOLONG);
+        }
         let name: Box<[u8]> = name.as_bytes().into();
         self.answer(span, reply, move |names, blocks| names.lookup(blocks, Ino(parent.0), &name), send);
     }

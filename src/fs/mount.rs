@@ -11,12 +11,15 @@ use tokio::runtime::Handle;
 use super::keeper::{Client, KeeperError, MountId, MountRequest, shows_image};
 use super::session::{MountStats, ServeOptions, Session};
 use super::view::View;
+use crate::store::histogram::Times;
 
 /// Where and how a view is to be mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountSpec {
     /// An existing directory.
     pub dir: PathBuf,
+    /// Whose it has to be, reached without a symbolic link; None: anybody's.
+    pub owner: Option<u32>,
     /// `DATASET@REV`; the mount table shows it as `larder:DATASET@REV`.
     pub source: String,
     /// Whether other users than the mounting one may look in.
@@ -110,10 +113,19 @@ pub fn mount(view: View, keeper: &Client, spec: MountSpec, rt: &Handle) -> Resul
 }
 
 fn request_of(spec: &MountSpec) -> Result<(PathBuf, MountRequest), MountError> {
-    let dir = std::fs::canonicalize(&spec.dir).map_err(|source| MountError::Dir { dir: spec.dir.clone(), source })?;
-    let MountSpec { source, allow_other, note, .. } = spec;
-    let request =
-        MountRequest { dir: dir.clone(), source: source.clone(), allow_other: *allow_other, note: note.clone() };
+    let dir = match spec.owner {
+        // The keeper refuses a link on the way.
+        Some(_) => spec.dir.clone(),
+        None => std::fs::canonicalize(&spec.dir).map_err(|source| MountError::Dir { dir: spec.dir.clone(), source })?,
+    };
+    let MountSpec { source, allow_other, note, owner, .. } = spec;
+    let request = MountRequest {
+        dir: dir.clone(),
+        owner: *owner,
+        source: source.clone(),
+        allow_other: *allow_other,
+        note: note.clone(),
+    };
     Ok((dir, request))
 }
 
@@ -126,7 +138,7 @@ pub fn take_over(
     spec: MountSpec,
     rt: &Handle,
 ) -> Result<MountedView, MountError> {
-    let MountSpec { dir, source, allow_other, note, serve, .. } = spec;
+    let MountSpec { dir, owner, source, allow_other, note, serve, .. } = spec;
     let fds = match keeper.attach(id) {
         Ok(fds) => fds,
         Err(KeeperError::Refused { errno, .. }) if errno == Errno::ENOENT as i32 => {
@@ -136,7 +148,7 @@ pub fn take_over(
     };
     match Session::serve(view, fds.fuse, fds.slots, serve, rt.clone()) {
         Ok(session) => {
-            let request = MountRequest { dir, source, allow_other, note };
+            let request = MountRequest { dir, owner, source, allow_other, note };
             Ok(MountedView { id: AtomicU64::new(id.0), request, keeper: keeper.clone(), session })
         }
         Err(source) if source.kind() == io::ErrorKind::Unsupported => {
@@ -195,6 +207,11 @@ impl MountedView {
     /// Copies the counters.
     pub fn stats(&self) -> MountStats {
         self.session.stats()
+    }
+
+    /// Gives how long the requests took that waited for something to be fetched.
+    pub fn waits(&self) -> Times {
+        self.session.waits()
     }
 
     /// Unmounts. By force: takes the mount out of the tree at once and goes on serving what is open.

@@ -25,6 +25,7 @@ use super::fuse::{Adapter, Counters, Shared};
 use super::handles::{Found, Greeting, Handles, Left, Slots};
 use super::sys;
 use super::view::View;
+use crate::store::histogram::Times;
 
 mod device;
 pub(crate) mod gate;
@@ -208,6 +209,11 @@ impl Session {
             passthrough_files,
             passthrough: self.shared.passthrough.load(Ordering::Relaxed),
         }
+    }
+
+    /// Gives how long the requests took that waited for something to be fetched.
+    pub fn waits(&self) -> Times {
+        self.shared.counters.waits.times()
     }
 
     /// Gives the view that is served.

@@ -8,6 +8,7 @@
 //! POST   /v1/fills              FillRequest -> FillInfo
 //! GET    /v1/fills/{id}?wait_ms=N   FillInfo, when something changed or the time is over
 //! DELETE /v1/fills/{id}         ends a fill
+//! POST   /v1/uncache            UncacheRequest -> UncacheInfo
 //! POST   /v1/stop               ends the daemon
 //! POST   /v1/upgrade            UpgradeRequest; ends the daemon for another one that takes its mounts over
 //! GET    /healthz               200 while the daemon answers
@@ -42,6 +43,12 @@ pub struct NodeInfo {
     pub lake: String,
     #[serde(default)]
     pub endpoint: Option<String>,
+    /// Why the lake has not answered the last requests; None: it has.
+    #[serde(default)]
+    pub lake_problem: Option<String>,
+    /// Unix time in milliseconds of the first of them.
+    #[serde(default)]
+    pub lake_problem_since_ms: Option<i64>,
     pub state: PathBuf,
     pub started_ms: i64,
     pub tiers: Vec<TierInfo>,
@@ -203,6 +210,25 @@ pub struct FillInfo {
     /// Why it ended early.
     #[serde(default)]
     pub error: Option<String>,
+}
+
+/// Remove a revision from a tier now.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UncacheRequest {
+    pub revision: String,
+    #[serde(default)]
+    pub tier: Option<String>,
+}
+
+/// What left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UncacheInfo {
+    pub dataset: String,
+    pub commit: CommitId,
+    pub tier: String,
+    /// Bytes that no other cached commit needs: deleted after the tier's grace time.
+    pub freed_bytes: u64,
 }
 
 /// Why a request failed.

@@ -12,7 +12,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-use super::api::{ApiError, FillInfo, FillRequest, MountInfo, MountRequest, NodeInfo, UmountRequest, UpgradeRequest};
+use super::api::{
+    ApiError, FillInfo, FillRequest, MountInfo, MountRequest, NodeInfo, UmountRequest, UncacheInfo, UncacheRequest,
+    UpgradeRequest,
+};
 
 /// No answer is longer: thousands of mounts fit.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -129,6 +132,10 @@ impl NodeClient {
 
     pub async fn fill(&self, request: &FillRequest) -> Result<FillInfo, ClientError> {
         self.post("/v1/fills", request).await
+    }
+
+    pub async fn uncache(&self, request: &UncacheRequest) -> Result<UncacheInfo, ClientError> {
+        self.post("/v1/uncache", request).await
     }
 
     /// Gives how a fill does, at once where `wait` is zero, else when it changed or the time is over.

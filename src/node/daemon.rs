@@ -24,6 +24,7 @@ use crate::store::catalog::Catalog;
 use crate::store::fetch::Fetcher;
 use crate::store::kv::Kv;
 use crate::store::lake::Lake;
+use crate::store::lake::watch::Health;
 use crate::store::tier::Tier;
 
 use super::api::{API_VERSION, NodeInfo, TierInfo};
@@ -64,6 +65,8 @@ pub(super) struct Inner {
     pub place: Place,
     pub started_ms: i64,
     pub lake: Arc<dyn Lake>,
+    /// What was seen of it.
+    pub lake_health: Arc<Health>,
     pub kv: Kv,
     pub catalog: OnceCell<Catalog>,
     pub tiers: Mutex<BTreeMap<String, Arc<OnceCell<OpenTier>>>>,
@@ -72,6 +75,8 @@ pub(super) struct Inner {
     pub restart: OnceLock<keeper::Restart>,
     /// Mounts that a daemon before this one served, by the rows of the table: to be taken over.
     pub left: Mutex<HashMap<Uuid, keeper::MountId>>,
+    /// Whether somebody tries again to take them over.
+    pub retries_left: AtomicBool,
     /// None in a private daemon: its one mount ends with it.
     pub table: Option<Mutex<MountTable>>,
     pub live: Mutex<HashMap<Uuid, Live>>,
@@ -132,6 +137,7 @@ impl Daemon {
     ) -> Result<Self, NodeError> {
         let node = place.node_id()?;
         let lake = open::open_lake(&config.lake).await?;
+        let lake_health = lake.health();
         let kv = match lock {
             Some(_) => Kv::open_or_memory(place.root())?,
             // The database has one owner at a time: the state directory's daemon.
@@ -145,12 +151,14 @@ impl Daemon {
             place,
             started_ms: now_ms(),
             lake,
+            lake_health,
             kv,
             catalog: OnceCell::new(),
             tiers: Mutex::default(),
             keeper: tokio::sync::Mutex::default(),
             restart: OnceLock::new(),
             left: Mutex::default(),
+            retries_left: AtomicBool::new(false),
             table,
             live: Mutex::default(),
             fills: Mutex::default(),
@@ -212,6 +220,8 @@ impl Daemon {
             node: inner.node,
             lake: inner.config.lake.url.clone(),
             endpoint: inner.config.lake.endpoint.clone(),
+            lake_problem: inner.lake_health.trouble().map(|trouble| trouble.error),
+            lake_problem_since_ms: inner.lake_health.trouble().map(|trouble| trouble.since_ms),
             state: inner.config.state.clone(),
             started_ms: inner.started_ms,
             tiers: tiers.collect(),

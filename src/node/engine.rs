@@ -36,7 +36,7 @@ use crate::store::tier::{FileIdentity, Hold, Tier, TierError};
 
 use super::daemon::{Daemon, OpenTier, blocking};
 use super::error::NodeError;
-use super::mounting::{Live, record_of, view_options};
+use super::mounting::{Live, record_of, required_owner, view_options};
 use super::table::MountRow;
 
 /// How often `auto` looks whether the kernel can take over, at first.
@@ -404,7 +404,8 @@ impl Daemon {
         if let Some(table) = &self.inner.table {
             table.lock().put(row).map_err(NodeError::from)?;
         }
-        let placed = move || KernelMount::place(&keeper, &prepared.mount, &dir, prepared.image, false);
+        let owner = required_owner(row);
+        let placed = move || KernelMount::place(&keeper, &prepared.mount, &dir, prepared.image, false, owner);
         Ok(Served::Kernel(blocking("mounting", placed).await??))
     }
 
@@ -511,8 +512,10 @@ impl Daemon {
         if let Some(table) = &self.inner.table {
             table.lock().update(&row).map_err(NodeError::from)?;
         }
-        let placed =
-            blocking("mounting", move || KernelMount::place(&keeper, &prepared.mount, &dir, prepared.image, true));
+        let owner = required_owner(&row);
+        let placed = blocking("mounting", move || {
+            KernelMount::place(&keeper, &prepared.mount, &dir, prepared.image, true, owner)
+        });
         let kernel = match placed.await {
             Ok(Ok(kernel)) => kernel,
             other => {

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
+use crate::format::grants::Right;
 use crate::format::refs::NameError;
 use crate::fs::keeper::KeeperError;
 use crate::fs::mount::MountError;
 use crate::fs::view::ViewError;
 use crate::store::catalog::CatalogError;
+use crate::store::catalog::grants::GrantsError;
 use crate::store::catalog::refs::RefError;
 use crate::store::tier::TierError;
 
@@ -14,6 +16,7 @@ use super::api::ApiError;
 use super::engine::EngineError;
 use super::open::OpenError;
 use super::place::PlaceError;
+use super::policy::PolicyError;
 use super::table::TableError;
 
 /// Why the node did not do what was asked.
@@ -44,6 +47,12 @@ pub enum NodeError {
     },
     #[error("user {uid} may not {what}")]
     Denied { uid: u32, what: String },
+    #[error("user {uid} may not {right} {dataset}: {by} does not allow it")]
+    NotGranted { uid: u32, right: Right, dataset: String, by: &'static str },
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    #[error(transparent)]
+    Grants(GrantsError),
     #[error("{} is not a mount of this daemon", dir.display())]
     NotMounted { dir: PathBuf },
     #[error("{} is being mounted or unmounted by another command", dir.display())]
@@ -54,6 +63,8 @@ pub enum NodeError {
     UnknownTier { name: String, known: String },
     #[error("no fill {id} is known")]
     NoFill { id: uuid::Uuid },
+    #[error("{open} of {limit} files are open in this daemon: too many for another mount")]
+    Descriptors { open: u64, limit: u64 },
     /// Nothing was changed.
     #[error("this daemon stays: {why}")]
     NoUpgrade { why: String },
@@ -100,7 +111,7 @@ impl NodeError {
             Self::Wrong { .. } | Self::Dir { .. } | Self::DirIo { .. } | Self::Name(_) | Self::UnknownTier { .. } => {
                 400
             }
-            Self::Denied { .. } => 403,
+            Self::Denied { .. } | Self::NotGranted { .. } => 403,
             Self::NotMounted { .. } | Self::NoFill { .. } => 404,
             Self::Catalog(CatalogError::NoDataset { .. }) => 404,
             Self::Catalog(CatalogError::Refs(
@@ -125,6 +136,12 @@ impl NodeError {
             Self::Dir { hint, .. } => Some(hint.clone()),
             Self::NotMounted { .. } => Some("`larder mounts` lists what is mounted".to_owned()),
             Self::Engine { revision, source } => source.hint(revision),
+            Self::NotGranted { dataset, .. } => {
+                Some(format!("`larder grant {dataset}` lists who may; the node's policy is the file of daemon.policy"))
+            }
+            Self::Descriptors { .. } => {
+                Some("raise the limit (LimitNOFILE in the service, `ulimit -n`), or unmount something".to_owned())
+            }
             Self::NoTier => Some("set LARDER_TIER to a directory made with `larder tier init`".to_owned()),
             Self::AlreadyRuns { .. } => Some("`larder daemon stop` ends it".to_owned()),
             Self::Mount(_) | Self::Keeper(KeeperError::Refused { .. } | KeeperError::Start { .. }) => {

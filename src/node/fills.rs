@@ -4,15 +4,16 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use crate::format::grants::Right;
 use crate::format::ids::CommitId;
 use crate::format::refs::Revision;
 use crate::store::fetch::FillHandle;
 use crate::store::tier::{CommitKey, Purpose, TierError};
 
-use super::api::{FillInfo, FillRequest};
+use super::api::{FillInfo, FillRequest, UncacheInfo, UncacheRequest};
 use super::daemon::{Daemon, blocking};
 use super::error::NodeError;
-use super::mounting::record_of;
+use super::mounting::{Caller, record_of};
 
 /// How often a waiting request looks for progress.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -27,6 +28,8 @@ pub struct Fill {
     pub dataset: String,
     pub commit: CommitId,
     pub tier: String,
+    /// Who asked for it.
+    pub by: u32,
     /// None: nothing was to be filled.
     pub handle: Option<FillHandle>,
     /// The end: None while it runs.
@@ -54,8 +57,10 @@ impl Fill {
 
 impl Daemon {
     /// Begins to bring a revision into a tier, and sets what is kept and for how long.
-    pub async fn fill(&self, request: FillRequest) -> Result<FillInfo, NodeError> {
+    pub async fn fill(&self, request: FillRequest, caller: Caller) -> Result<FillInfo, NodeError> {
         let revision = Revision::parse(&request.revision)?;
+        let right = if request.keep == Some(false) { Right::Uncache } else { Right::Cache };
+        self.permit(caller, &revision.dataset, right).await?;
         let snapshot = self.catalog().await?.snapshot(&revision).await?;
         let name = match self.named_tier(request.tier.as_ref(), revision.dataset.as_str()) {
             Some(name) => name,
@@ -68,6 +73,7 @@ impl Daemon {
             dataset: snapshot.dataset.as_str().to_owned(),
             commit: snapshot.commit,
             tier: name,
+            by: caller.uid,
             handle: None,
             ended: None,
             begun: Instant::now(),
@@ -143,9 +149,27 @@ impl Daemon {
         Ok(last)
     }
 
+    /// Removes a commit from a tier now.
+    pub async fn uncache(&self, request: UncacheRequest, caller: Caller) -> Result<UncacheInfo, NodeError> {
+        let revision = Revision::parse(&request.revision)?;
+        self.permit(caller, &revision.dataset, Right::Uncache).await?;
+        let catalog = self.catalog().await?;
+        let key = CommitKey { lake: catalog.lake_id, commit: catalog.resolve(&revision).await? };
+        let name = match self.named_tier(request.tier.as_ref(), revision.dataset.as_str()) {
+            Some(name) => name,
+            None => self.choose_tier(&key).await?,
+        };
+        let tier = self.tier(&name).await?.tier.ok_or(NodeError::NoTier)?;
+        let freed_bytes = blocking("removing a commit from the tier", move || tier.uncache(&key)).await??;
+        Ok(UncacheInfo { dataset: revision.dataset.to_string(), commit: key.commit, tier: name, freed_bytes })
+    }
+
     /// Ends a fill; what has arrived stays.
-    pub fn cancel_fill(&self, id: Uuid) -> Result<FillInfo, NodeError> {
+    pub fn cancel_fill(&self, id: Uuid, caller: Caller) -> Result<FillInfo, NodeError> {
         let fill = self.inner.fills.lock().get(&id).cloned().ok_or(NodeError::NoFill { id })?;
+        if !caller.is_master() && caller.uid != fill.by {
+            return Err(NodeError::Denied { uid: caller.uid, what: "end another user's fill".to_owned() });
+        }
         if let Some(handle) = &fill.handle {
             handle.cancel();
         }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -16,6 +17,8 @@ use super::table::MountRow;
 
 /// A private state without a keeper that is younger may be starting.
 const PRIVATE_AGE_MIN: Duration = Duration::from_secs(600);
+/// When a mount that could not be taken over is tried again for the first time.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// How long a mount may take to say whether it is dead.
 const DEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -40,6 +43,26 @@ impl Daemon {
             }
         })
         .await
+    }
+
+    /// Tries soon again, and then less and less often, where a mount could not be taken over: its readers wait.
+    pub(super) fn retry_left_soon(&self) {
+        let is_waiting = |daemon: &Self| !daemon.inner.left.lock().is_empty();
+        if !is_waiting(self) || self.inner.retries_left.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (daemon, stop) = (self.clone(), self.stopping());
+        tokio::spawn(async move {
+            let mut wait = RETRY_FIRST;
+            while is_waiting(&daemon) && !stop.is_cancelled() {
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = tokio::time::sleep(wait) => daemon.remount_missing().await,
+                }
+                wait = (wait * 2).min(daemon.config().daemon.steward_period.0.max(RETRY_FIRST));
+            }
+            daemon.inner.retries_left.store(false, Ordering::Release);
+        });
     }
 
     /// Says whether a mount waits to be taken over for this row.

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use crate::fs::session::MountStats;
 use crate::store::fetch::FetchStats;
+use crate::store::histogram::Times;
 use crate::store::usage::TierUsage;
 
 /// One metric.
@@ -24,6 +25,8 @@ pub struct Metric {
 pub enum Kind {
     Counter,
     Gauge,
+    /// Times in buckets.
+    Histogram,
 }
 
 macro_rules! metrics {
@@ -41,6 +44,7 @@ metrics! {
     MOUNTS = "larder_mounts", Gauge, ["state"], "mounts", "Mounts by state: mounted, mounting, failed";
     TAKEN_OVER = "larder_mounts_taken_over_total", Counter, [], "mounts",
         "Mounts that this daemon took over from one that died or was replaced";
+    LEASES = "larder_leases", Gauge, [], "leases", "Leases that this node has in tiers, one for each mount that a tier took one for";
     WITHOUT_LEASE = "larder_mounts_without_lease", Gauge, [], "mounts",
         "Mounts whose tier has not taken a lease: it may let the commit go, which is then read from the lake";
     EVICTIONS = "larder_tier_evictions_total", Counter, ["tier", "reason"], "commits",
@@ -53,9 +57,17 @@ metrics! {
     LAKE_BYTES = "larder_lake_bytes_total", Counter, ["tier", "lane"], "bytes",
         "Bytes asked from the lake, by lane: demand, prefetch, meta";
     LAKE_REQUESTS = "larder_lake_requests_total", Counter, ["tier", "lane"], "requests", "Requests to the lake, by lane";
+    LAKE_SECONDS = "larder_lake_request_seconds", Histogram, ["kind"], "seconds",
+        "How long the answers of the lake took to begin, by kind of request: get, head, put, delete, list, upload";
+    LAKE_TROUBLE = "larder_lake_trouble", Gauge, [], "0 or 1", "1 while the last request to the lake was not answered";
+    LAKE_THROTTLED = "larder_lake_throttled_total", Counter, [], "answers", "Answers of the lake that asked to be left alone for a time";
+    LAKE_RENEWALS = "larder_lake_credential_renewals_total", Counter, [], "renewals",
+        "How often credentials that the store did not take were asked for anew";
     LAKE_RETRIES = "larder_lake_retries_total", Counter, ["tier"], "requests", "Requests made again after a passing error";
     PEER_GIVEN_BYTES = "larder_peer_given_bytes_total", Counter, ["tier"], "bytes", "Bytes given to other nodes that waited for what this one brings";
     PEER_GIVEN = "larder_peer_given_total", Counter, ["tier"], "requests", "Requests of other nodes that were answered with bytes";
+    CLAIMS = "larder_tier_claims_total", Counter, ["tier", "outcome"], "spans",
+        "Spans that this node claimed (won), found claimed by another node (other), or lost to a node that took over (lost)";
     FETCH_DAMAGED = "larder_fetch_damaged_total", Counter, ["tier"], "fetches", "Fetched bytes that did not have their digest";
     FETCH_ERRORS = "larder_fetch_read_errors_total", Counter, ["tier"], "reads", "Reads that ended in an error";
     FETCH_HEALS = "larder_tier_heals_total", Counter, ["tier"], "objects", "Damaged objects of the tier that were set aside";
@@ -78,6 +90,8 @@ metrics! {
     TIER_COMMITS = "larder_tier_commits", Gauge, ["tier"], "commits", "Cached commits";
     MOUNT_REQUESTS = "larder_mount_requests_total", Counter, ["dir"], "requests", "Requests of the kernel";
     MOUNT_WAITED = "larder_mount_waited_total", Counter, ["dir"], "requests", "Requests that waited for something to be fetched";
+    MOUNT_WAIT_SECONDS = "larder_mount_wait_seconds", Histogram, ["dir"], "seconds",
+        "How long the requests took that waited for something to be fetched; the others are answered at once";
     MOUNT_ERRORS = "larder_mount_errors_total", Counter, ["dir"], "requests", "Requests that were answered with EIO";
     MOUNT_READ_BYTES = "larder_mount_read_bytes_total", Counter, ["dir"], "bytes", "Bytes read through the daemon";
     MOUNT_BUSY_WORKERS = "larder_mount_busy_workers", Gauge, ["dir"], "threads", "Threads that are answering a request";
@@ -89,13 +103,29 @@ metrics! {
 /// Collects values and renders them.
 #[derive(Debug, Default)]
 pub struct Page {
-    values: Vec<(Metric, Vec<String>, f64)>,
+    values: Vec<(Metric, Vec<String>, Value)>,
+}
+
+#[derive(Debug)]
+enum Value {
+    Number(f64),
+    Times(Times),
 }
 
 impl Page {
     /// Adds a value; `labels` in the order of the metric's.
     pub fn add(&mut self, metric: Metric, labels: &[&str], value: f64) {
+        self.push(metric, labels, Value::Number(value));
+    }
+
+    /// Adds times; `labels` in the order of the metric's.
+    pub fn times(&mut self, metric: Metric, labels: &[&str], times: Times) {
+        self.push(metric, labels, Value::Times(times));
+    }
+
+    fn push(&mut self, metric: Metric, labels: &[&str], value: Value) {
         debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
+        debug_assert_eq!(metric.kind == Kind::Histogram, matches!(value, Value::Times(_)), "{}", metric.name);
         self.values.push((metric, labels.iter().map(|label| (*label).to_owned()).collect(), value));
     }
 
@@ -107,10 +137,7 @@ impl Page {
             if values.peek().is_none() {
                 continue;
             }
-            let kind = match metric.kind {
-                Kind::Counter => "counter",
-                Kind::Gauge => "gauge",
-            };
+            let kind = kind_word(metric.kind);
             // Writing to a String cannot fail.
             let _ = writeln!(text, "# HELP {} {}\n# TYPE {} {kind}", metric.name, metric.help, metric.name);
             for (_, labels, value) in values {
@@ -120,8 +147,7 @@ impl Page {
                     .zip(labels)
                     .map(|(name, value)| format!("{name}=\"{}\"", escape(value)))
                     .collect();
-                let labels = if pairs.is_empty() { String::new() } else { format!("{{{}}}", pairs.join(",")) };
-                let _ = writeln!(text, "{}{labels} {value}", metric.name);
+                render_value(&mut text, metric.name, &pairs, value);
             }
         }
         text
@@ -144,6 +170,10 @@ impl Page {
         for (lane, of) in lanes {
             self.add(LAKE_REQUESTS, &[tier, lane], of.requests as f64);
             self.add(LAKE_BYTES, &[tier, lane], of.bytes as f64);
+        }
+        let claims = [("won", stats.claims_won), ("other", stats.claims_other), ("lost", stats.claims_lost)];
+        for (outcome, count) in claims {
+            self.add(CLAIMS, &[tier, outcome], count as f64);
         }
         let paused = f64::from(u8::from(stats.filling_paused.is_some()));
         let plain = [
@@ -201,6 +231,34 @@ impl Page {
     }
 }
 
+fn kind_word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Counter => "counter",
+        Kind::Gauge => "gauge",
+        Kind::Histogram => "histogram",
+    }
+}
+
+fn render_value(text: &mut String, name: &str, pairs: &[String], value: &Value) {
+    let labels = |more: Option<String>| {
+        let all: Vec<String> = pairs.iter().cloned().chain(more).collect();
+        if all.is_empty() { String::new() } else { format!("{{{}}}", all.join(",")) }
+    };
+    let plain = labels(None);
+    // Writing to a String cannot fail.
+    let _ = match value {
+        Value::Number(value) => writeln!(text, "{name}{plain} {value}"),
+        Value::Times(times) => {
+            for (bound, count) in &times.buckets {
+                let _ = writeln!(text, "{name}_bucket{} {count}", labels(Some(format!("le=\"{bound}\""))));
+            }
+            let _ = writeln!(text, "{name}_bucket{} {}", labels(Some("le=\"+Inf\"".to_owned())), times.count);
+            let _ = writeln!(text, "{name}_sum{plain} {}", times.sum_seconds);
+            writeln!(text, "{name}_count{plain} {}", times.count)
+        }
+    };
+}
+
 fn escape(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
@@ -214,7 +272,7 @@ pub fn markdown() -> String {
          configuration, `dir` the directory of a mount.\n\n| metric | kind | labels | unit | meaning |\n| --- | --- | --- | --- | --- |\n",
     );
     for metric in ALL {
-        let kind = if metric.kind == Kind::Counter { "counter" } else { "gauge" };
+        let kind = kind_word(metric.kind);
         let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
         let _ = writeln!(
             text,

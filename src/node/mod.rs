@@ -9,6 +9,7 @@
 //! * [`api`]: the requests and answers, as JSON. [`server`]: the same over a unix socket. [`client`]: what
 //!   the command line speaks with. [`spawn`]: the daemon on demand.
 //! * `peers`: nodes of one tier ask one another for bytes that are on their way.
+//! * [`policy`]: who may do what. [`remote`]: the API over TCP, with token and TLS.
 //! * [`metrics`]: the names of all metrics, and their text.
 //!
 //! ```text
@@ -39,6 +40,8 @@ pub mod mounting;
 pub mod open;
 mod peers;
 pub mod place;
+pub mod policy;
+pub mod remote;
 mod scrub;
 pub mod server;
 pub mod siblings;

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use uuid::Uuid;
 
 use crate::config::EngineChoice;
+use crate::format::grants::Right;
 use crate::format::ids::CommitId;
 use crate::format::paths;
 use crate::format::refs::{At, DatasetName, Revision};
@@ -26,6 +27,8 @@ use super::engine::{self, Served};
 use super::error::NodeError;
 use super::leftover::clear_dead;
 use super::open;
+use super::place;
+use super::policy::Reach;
 use super::table::{Attachment, MountOptions, MountRow, Owner, TableError};
 
 /// How a row of the table does at this moment.
@@ -145,10 +148,18 @@ impl Daemon {
         if self.inner.stop.is_cancelled() {
             return Err(NodeError::Stopping);
         }
+        place::refuse_without_descriptors()?;
         let revision = Revision::parse(&request.revision)?;
+        let reach = self.permit(caller, &revision.dataset, Right::Mount).await?;
+        if request.ttl.is_some() {
+            self.permit(caller, &revision.dataset, Right::Cache).await?;
+        }
         self.refuse_taken(&request.dir)?;
         let dir = check_dir(&request, caller)?;
-        let options = self.effective(&request, revision.dataset.as_str(), caller);
+        let mut options = self.effective(&request, revision.dataset.as_str(), caller);
+        if reach == Reach::Caller {
+            show_to_caller_only(&mut options, caller)?;
+        }
         if options.engine == EngineChoice::Kernel && self.inner.table.is_none() {
             let what = "a kernel mount outlives its process, so it is the daemon's to keep: mount without --foreground";
             return Err(NodeError::Wrong { what: what.to_owned() });
@@ -295,6 +306,7 @@ impl Daemon {
             .map_err(|source| NodeError::View { revision: row.revision.clone(), source })?;
         let spec = MountSpec {
             dir: row.dir().to_owned(),
+            owner: required_owner(row),
             source: row.revision.clone(),
             allow_other: row.options.allow_other,
             note: serde_json::to_string(&row).unwrap_or_default(),
@@ -374,6 +386,12 @@ impl Daemon {
     pub(super) fn mounts_without_lease(&self) -> usize {
         let live = self.inner.live.lock();
         live.values().filter(|live| matches!(live, Live::Mounted(mounted) if mounted.lease.is_none())).count()
+    }
+
+    /// Counts the leases of mounts.
+    pub(super) fn leases(&self) -> usize {
+        let live = self.inner.live.lock();
+        live.values().filter(|live| matches!(live, Live::Mounted(mounted) if mounted.lease.is_some())).count()
     }
 
     /// Asks a tier again for the leases that it refused.
@@ -493,6 +511,11 @@ impl Daemon {
 
     /// Makes everything in the table that is not mounted: at start, and from time to time what failed.
     pub async fn remount(&self) {
+        self.remount_missing().await;
+        self.retry_left_soon();
+    }
+
+    pub(super) async fn remount_missing(&self) {
         let Some(table) = &self.inner.table else {
             return;
         };
@@ -628,6 +651,25 @@ pub(super) fn view_options(options: &MountOptions) -> ViewOptions {
         },
         verify: open::verify(options.verify),
         prefetch: open::prefetch(options.prefetch),
+    }
+}
+
+/// Of a dataset that others may not mount, a mount shows nothing to them either.
+fn show_to_caller_only(options: &mut MountOptions, caller: Caller) -> Result<(), NodeError> {
+    if options.uid != caller.uid {
+        let what = format!("show files that not everybody may mount as those of user {}", options.uid);
+        return Err(NodeError::Denied { uid: caller.uid, what });
+    }
+    options.umask = Some(options.umask.unwrap_or(0) | 0o077);
+    Ok(())
+}
+
+/// Whose the directory of a mount has to be when it is mounted: a user could have put another in its place. None:
+/// the daemon's own user's or root's mounts, who may mount anywhere.
+pub(super) fn required_owner(row: &MountRow) -> Option<u32> {
+    match row.attachments.first()?.owner {
+        Owner::User { uid } if !(Caller { uid, gid: u32::MAX }).is_master() => Some(uid),
+        Owner::User { .. } | Owner::Job { .. } | Owner::Pod { .. } => None,
     }
 }
 

@@ -12,6 +12,7 @@ use crate::store::catalog::{Catalog, CatalogError};
 use crate::store::fetch::{self, FetchConfig, FetchTier, Fetcher};
 use crate::store::kv::Kv;
 use crate::store::lake::s3::{self, LakeOpenError, LakeUrlError, S3Config, S3Lake, SecretKey};
+use crate::store::lake::watch::{Reopen, WatchedLake};
 use crate::store::lake::{Lake, LakeError};
 use crate::store::tier::{InitOptions, Tier, TierConfig, TierError};
 
@@ -88,14 +89,23 @@ fn read_key(path: Option<&Path>) -> Result<SecretKey, OpenError> {
 
 /// Opens the lake that is configured: an S3 store, or a directory in this process. An S3 client
 /// speaks to nobody yet.
-pub async fn open_lake(lake: &LakeSection) -> Result<Arc<dyn Lake>, OpenError> {
+pub async fn open_lake(lake: &LakeSection) -> Result<Arc<WatchedLake>, OpenError> {
     let failed = |source| OpenError::Lake { url: lake.url.clone(), source };
     if lake.url.starts_with('/') {
         let opened = S3Lake::embedded(Path::new(&lake.url)).await.map_err(failed)?;
-        return Ok(Arc::new(opened));
+        return Ok(Arc::new(WatchedLake::new(Arc::new(opened), None)));
     }
-    let opened = S3Lake::connect(s3_config(lake)?).await.map_err(failed)?;
-    Ok(Arc::new(opened))
+    let config = s3_config(lake)?;
+    let opened = S3Lake::connect(config.clone()).await.map_err(failed)?;
+    let reopen: Reopen = Box::new(move || {
+        let config = config.clone();
+        Box::pin(async move {
+            let opened = S3Lake::connect(config).await;
+            let opened = opened.inspect_err(|error| tracing::warn!(%error, "the credentials cannot be asked for"));
+            opened.ok().map(|lake| Arc::new(lake) as Arc<dyn Lake>)
+        })
+    });
+    Ok(Arc::new(WatchedLake::new(Arc::new(opened), Some(reopen))))
 }
 
 /// Opens the catalog of a lake. The embedded lake is made where there is none; a prefix of a store

@@ -176,6 +176,32 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), PlaceError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(at)
 }
 
+/// What has to be left for everything that is not a mount: connections, the tier, unmounting.
+const DESCRIPTORS_LEFT: u64 = 48;
+
+/// Raises how many descriptors this process may have to what it is allowed to.
+pub fn raise_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
+    if let Err(error) = raised {
+        tracing::info!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// Refuses a mount that would leave too few descriptors for what is mounted: that could not even be unmounted.
+pub(super) fn refuse_without_descriptors() -> Result<(), super::error::NodeError> {
+    use nix::sys::resource::{Resource, getrlimit};
+    let Ok((limit, _)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return Ok(());
+    };
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, |listed| listed.count() as u64);
+    if open + DESCRIPTORS_LEFT <= limit {
+        return Ok(());
+    }
+    Err(super::error::NodeError::Descriptors { open, limit })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

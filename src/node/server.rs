@@ -20,7 +20,10 @@ use serde::Deserialize;
 use tokio::net::UnixListener;
 use uuid::Uuid;
 
-use super::api::{FillInfo, FillRequest, MountInfo, MountRequest, MountState, NodeInfo, UmountRequest, UpgradeRequest};
+use super::api::{
+    FillInfo, FillRequest, MountInfo, MountRequest, MountState, NodeInfo, UmountRequest, UncacheInfo, UncacheRequest,
+    UpgradeRequest,
+};
 use super::daemon::{Daemon, blocking, now_ms};
 use super::engine::Served;
 use super::error::NodeError;
@@ -30,6 +33,14 @@ use super::mounting::{Caller, Live};
 /// Who is at the other end; None where the kernel does not say.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(Option<Caller>);
+
+impl Peer {
+    /// Somebody who may do what the daemon's own user may: has shown so elsewhere than at the socket.
+    pub(super) fn master() -> Self {
+        let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        Self(Some(Caller { uid, gid }))
+    }
+}
 
 impl Connected<IncomingStream<'_, UnixListener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
@@ -97,13 +108,14 @@ pub async fn serve(daemon: Daemon, listener: UnixListener) -> std::io::Result<()
     axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-fn router(daemon: Daemon) -> Router {
+pub(super) fn router(daemon: Daemon) -> Router {
     Router::new()
         .route("/v1/info", get(info))
         .route("/v1/mounts", get(mounts).post(mount))
         .route("/v1/umount", post(umount))
         .route("/v1/fills", post(fill))
         .route("/v1/fills/{id}", get(fill_info).delete(cancel_fill))
+        .route("/v1/uncache", post(uncache))
         .route("/v1/stop", post(stop))
         .route("/v1/upgrade", post(upgrade))
         .route("/healthz", get(healthz))
@@ -173,8 +185,17 @@ async fn fill(
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Result<Json<FillRequest>, JsonRejection>,
 ) -> Answer<FillInfo> {
-    daemon.admit(peer)?;
-    Ok(Json(daemon.fill(body(request)?).await?))
+    let caller = daemon.admit(peer)?;
+    Ok(Json(daemon.fill(body(request)?, caller).await?))
+}
+
+async fn uncache(
+    State(daemon): State<Daemon>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Result<Json<UncacheRequest>, JsonRejection>,
+) -> Answer<UncacheInfo> {
+    let caller = daemon.admit(peer)?;
+    Ok(Json(daemon.uncache(body(request)?, caller).await?))
 }
 
 #[derive(Debug, Deserialize)]
@@ -198,8 +219,8 @@ async fn cancel_fill(
     ConnectInfo(peer): ConnectInfo<Peer>,
     UrlPath(id): UrlPath<Uuid>,
 ) -> Answer<FillInfo> {
-    daemon.admit(peer)?;
-    Ok(Json(daemon.cancel_fill(id)?))
+    let caller = daemon.admit(peer)?;
+    Ok(Json(daemon.cancel_fill(id, caller)?))
 }
 
 async fn stop(State(daemon): State<Daemon>, ConnectInfo(peer): ConnectInfo<Peer>) -> Answer<serde_json::Value> {
@@ -258,6 +279,14 @@ impl Daemon {
         for ((tier, reason), count) in self.inner.evictions.lock().iter() {
             page.add(metrics::EVICTIONS, &[tier, reason], *count as f64);
         }
+        page.add(metrics::LEASES, &[], self.leases() as f64);
+        let health = &self.inner.lake_health;
+        page.add(metrics::LAKE_TROUBLE, &[], f64::from(u8::from(health.trouble().is_some())));
+        page.add(metrics::LAKE_THROTTLED, &[], health.throttled() as f64);
+        page.add(metrics::LAKE_RENEWALS, &[], health.renewals() as f64);
+        for (kind, times) in health.times() {
+            page.times(metrics::LAKE_SECONDS, &[kind], times);
+        }
         page.add(metrics::WITHOUT_LEASE, &[], self.mounts_without_lease() as f64);
         for live in self.inner.live.lock().values() {
             if let Live::Mounted(mounted) = live {
@@ -265,6 +294,7 @@ impl Daemon {
                 page.add(metrics::MOUNT_ENGINE, &[&dir, mounted.served.engine().name()], 1.0);
                 if let Served::Fuse(view) = &mounted.served {
                     page.mount(&dir, &view.stats());
+                    page.times(metrics::MOUNT_WAIT_SECONDS, &[&dir], view.waits());
                 }
             }
         }

@@ -6,10 +6,12 @@
 //! * [`fetch`]: single flight, lanes, windows; verified bytes of contents.
 //! * [`catalog`]: push, import, refs, log, diff, get, gc.
 //! * [`usage`]: what cached commits cost; pure.
+//! * [`histogram`]: how long things took, for metrics.
 //! * [`kv`]: the node's own small database.
 
 pub mod catalog;
 pub mod fetch;
+pub mod histogram;
 pub mod kv;
 pub mod lake;
 pub mod meta;

@@ -3,6 +3,7 @@
 // Not every area uses every helper of the kit.
 #![allow(dead_code)]
 
+mod bounds;
 mod cache;
 mod campaign;
 mod cli;
@@ -17,12 +18,15 @@ mod import;
 mod jobs;
 mod kit;
 mod lake;
+mod lake_away;
 mod mount_keeper;
 mod mount_kernel;
 mod mount_rootless;
 mod mount_trees;
 mod nodes;
+mod posix;
 mod push;
+mod safe;
 mod scheduler;
 mod service;
 mod survive;

@@ -204,8 +204,9 @@ impl Client {
 
     /// Puts a mount of the kernel's own at a directory; `instead`: in the place of our mount there, which
     /// goes when nothing of it is open any more.
-    pub fn place(&self, mount: &OwnedFd, dir: &Path, instead: bool) -> Result<(), KeeperError> {
-        match self.ask_with(&Request::Place { dir: dir.to_owned(), instead }, &[mount.as_fd()]) {
+    /// `owner`: whose the directory has to be.
+    pub fn place(&self, mount: &OwnedFd, dir: &Path, instead: bool, owner: Option<u32>) -> Result<(), KeeperError> {
+        match self.ask_with(&Request::Place { dir: dir.to_owned(), instead, owner }, &[mount.as_fd()]) {
             Ok((Answer::Done, _)) => Ok(()),
             Ok(_) => Err(self.protocol()),
             // A keeper of before there was this request hangs up.

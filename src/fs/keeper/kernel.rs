@@ -115,12 +115,39 @@ fn below(mount: &OwnedFd, subdir: &Path) -> Result<OwnedFd, KernelError> {
 }
 
 /// Puts a detached mount at a directory: on top of what is there, or beneath it.
-pub(super) fn place(mount: BorrowedFd<'_>, dir: &Path, beneath: bool) -> io::Result<()> {
+pub(super) fn place(mount: BorrowedFd<'_>, dir: &Path, beneath: bool, owner: Option<u32>) -> io::Result<()> {
     let mut flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     if beneath {
         flags |= MoveMountFlags::from_bits_retain(MOVE_MOUNT_BENEATH);
     }
-    Ok(move_mount(mount, "", CWD, dir, flags)?)
+    let Some(owner) = owner else {
+        return Ok(move_mount(mount, "", CWD, dir, flags)?);
+    };
+    if beneath {
+        // What is there is a mount of ours, put there when it was looked at whose the directory is: it shows the
+        // dataset's own root now.
+        let top = open_without_links(dir)?;
+        return Ok(move_mount(mount, "", top, "", flags | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH)?);
+    }
+    let held = open_owned(dir, owner)?;
+    Ok(move_mount(mount, "", held, "", flags | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH)?)
+}
+
+fn open_without_links(dir: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(openat2(CWD, dir, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?)
+}
+
+/// Opens a directory that has to be somebody's, without following a symbolic link on the way: whoever may mount on
+/// directories of his own could have put a link in the place of one.
+pub(super) fn open_owned(dir: &Path, owner: u32) -> io::Result<OwnedFd> {
+    let held = open_without_links(dir)?;
+    let found = rustix::fs::fstat(&held)?;
+    if found.st_uid != owner {
+        let why = format!("the directory is user {}'s, not user {owner}'s", found.st_uid);
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    Ok(held)
 }
 
 /// Since Linux 6.5.

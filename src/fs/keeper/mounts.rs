@@ -61,8 +61,19 @@ fn make_as_root(request: &MountRequest) -> io::Result<OwnedFd> {
     }
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     let source = source_of(request);
-    mount(Some(source.as_str()), &request.dir, Some(FS_TYPE), flags, Some(data.as_str()))?;
+    let (target, _held) = target(&request.dir, request.owner)?;
+    mount(Some(source.as_str()), &target, Some(FS_TYPE), flags, Some(data.as_str()))?;
     Ok(fuse)
+}
+
+/// Gives the name under which a directory is mounted on. Where it has to be somebody's it is held open and named by
+/// its descriptor: what that user puts in its place from now on is not what is mounted on.
+fn target(dir: &Path, owner: Option<u32>) -> io::Result<(PathBuf, Option<OwnedFd>)> {
+    let Some(owner) = owner else {
+        return Ok((dir.to_owned(), None));
+    };
+    let held = kernel::open_owned(dir, owner)?;
+    Ok((Path::new("/proc/self/fd").join(held.as_raw_fd().to_string()), Some(held)))
 }
 
 /// Puts a backslash before what separates options.

@@ -105,7 +105,7 @@ impl Table {
             }
             Request::Note { id, note } => self.note(id, note),
             Request::ReadAhead { id, kib } => self.read_ahead(id, kib),
-            Request::Place { dir, instead } => self.place(&fds, &dir, instead),
+            Request::Place { dir, instead, owner } => self.place(&fds, &dir, instead, owner),
             Request::Stop if self.mounts.is_empty() => (Answer::Done, Vec::new(), true),
             Request::Stop => refused(Errno::EBUSY, format_args!("{} mounts are left", self.mounts.len())),
         }
@@ -214,7 +214,7 @@ impl Table {
     }
 
     /// Puts a mount of the kernel's own at a directory.
-    fn place(&mut self, given: &[OwnedFd], dir: &Path, instead: bool) -> Handled {
+    fn place(&mut self, given: &[OwnedFd], dir: &Path, instead: bool, owner: Option<u32>) -> Handled {
         let [mount] = given else {
             return refused(Errno::EINVAL, "no mount came with the message");
         };
@@ -225,7 +225,7 @@ impl Table {
         if !instead && !matches!(mounts::is_ours(dir), Ok(false)) {
             return refused(Errno::EEXIST, format_args!("a Larder mount is at {} already", dir.display()));
         }
-        if let Err(error) = kernel::place(mount.as_fd(), dir, instead) {
+        if let Err(error) = kernel::place(mount.as_fd(), dir, instead, owner) {
             return failed(&error, dir.display());
         }
         if instead { self.unmount(dir, true) } else { done() }
@@ -301,8 +301,13 @@ mod tests {
     }
 
     fn adopt(table: &mut Table, fuse: &OwnedFd, slots: &OwnedFd) -> Answer {
-        let request =
-            MountRequest { dir: "/m".into(), source: "xray@v1".into(), allow_other: false, note: String::new() };
+        let request = MountRequest {
+            dir: "/m".into(),
+            owner: None,
+            source: "xray@v1".into(),
+            allow_other: false,
+            note: String::new(),
+        };
         let fds = vec![fuse.try_clone().expect("dup"), slots.try_clone().expect("dup")];
         table.handle(Request::Adopt(request), fds, 1).0
     }

@@ -20,7 +20,7 @@ fn can_mount() -> bool {
 }
 
 fn request(dir: &Path) -> MountRequest {
-    MountRequest { dir: dir.to_owned(), source: "xray@v1".into(), allow_other: false, note: "n".into() }
+    MountRequest { dir: dir.to_owned(), owner: None, source: "xray@v1".into(), allow_other: false, note: "n".into() }
 }
 
 #[test]
@@ -82,6 +82,38 @@ fn a_mount_is_listed_given_again_and_unmounted() {
     let busy = client.stop();
     assert!(matches!(busy, Err(KeeperError::Refused { .. })), "{busy:?}");
     client.unmount(&target, false).expect("unmounts");
+    assert_eq!(client.list().expect("lists"), []);
+    client.stop().expect("stops");
+    thread.join().expect("joins").expect("ended well");
+}
+
+#[test]
+fn what_has_to_be_somebodys_directory_is_not_reached_through_a_link_and_not_anybody_elses() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (own, other) = (dir.path().join("own/m"), dir.path().join("other"));
+    for path in [&own, &other] {
+        fs::create_dir_all(path).expect("mkdir");
+    }
+    std::os::unix::fs::chown(&own, Some(4242), None).expect("chown");
+    let (client, thread) = start(&dir.path().join("state"));
+    let theirs = |dir: &Path| MountRequest { owner: Some(4242), ..request(dir) };
+    for path in [other.clone(), dir.path().join("gone")] {
+        assert!(client.mount(theirs(&path)).is_err(), "{}", path.display());
+    }
+    client.mount(theirs(&own)).expect("mounts on their own");
+    client.unmount(&own, false).expect("unmounts");
+    // As a user does who has a row in the mount table and waits for the next daemon.
+    fs::rename(dir.path().join("own"), dir.path().join("moved")).expect("moves");
+    std::os::unix::fs::symlink(dir.path().join("moved"), dir.path().join("own")).expect("links");
+    let refused = client.mount(theirs(&own));
+    assert!(matches!(refused, Err(KeeperError::Refused { .. })), "{refused:?}");
+    fs::remove_file(dir.path().join("own")).expect("unlinks");
+    fs::create_dir(dir.path().join("own")).expect("mkdir");
+    std::os::unix::fs::symlink(&other, &own).expect("links");
+    assert!(client.mount(theirs(&own)).is_err(), "the directory itself is a link");
     assert_eq!(client.list().expect("lists"), []);
     client.stop().expect("stops");
     thread.join().expect("joins").expect("ended well");

@@ -25,6 +25,9 @@ impl std::fmt::Display for MountId {
 pub struct MountRequest {
     /// An existing directory, absolute.
     pub dir: PathBuf,
+    /// Whose it has to be, reached without a symbolic link; None: anybody's.
+    #[serde(default)]
+    pub owner: Option<u32>,
     /// `DATASET@REV`; the mount table shows it as `larder:DATASET@REV`.
     pub source: String,
     /// Whether other users than the mounting one may look in.
@@ -48,11 +51,23 @@ pub struct KeptMount {
 }
 
 /// The command that starts a daemon.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restart {
     pub program: PathBuf,
     pub args: Vec<String>,
     pub env: Vec<(String, String)>,
+}
+
+impl std::fmt::Debug for Restart {
+    /// Without the values of the environment, where the credentials are.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = self.env.iter().map(|(name, _)| name.as_str()).collect();
+        f.debug_struct("Restart")
+            .field("program", &self.program)
+            .field("args", &self.args)
+            .field("env", &names)
+            .finish()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,7 +102,12 @@ pub(crate) enum Request {
     ReadAhead { id: MountId, kib: u32 },
     /// Puts the mount that comes with the message at a directory. With `instead` it takes the place of the
     /// mount of ours that is there, which is taken away lazily.
-    Place { dir: PathBuf, instead: bool },
+    Place {
+        dir: PathBuf,
+        instead: bool,
+        #[serde(default)]
+        owner: Option<u32>,
+    },
     /// Ends the keeper if it has no mounts.
     Stop,
 }

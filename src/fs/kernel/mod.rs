@@ -65,8 +65,9 @@ impl KernelMount {
         dir: &Path,
         image: ImageId,
         instead: bool,
+        owner: Option<u32>,
     ) -> Result<Self, KeeperError> {
-        let placed = keeper.place(mount, dir, instead);
+        let placed = keeper.place(mount, dir, instead, owner);
         // Whatever was answered, or not: what is there now counts.
         match (Self::find(keeper, dir, image), placed) {
             (Ok(Some(found)), Ok(()) | Err(KeeperError::Unreachable { .. } | KeeperError::Protocol { .. })) => {

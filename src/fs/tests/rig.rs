@@ -106,6 +106,7 @@ impl Rig {
         let view = self.rt.block_on(view).expect("opens");
         let spec = MountSpec {
             dir: dir.clone(),
+            owner: None,
             source: "made@v1".to_owned(),
             allow_other: true,
             note: "{}".to_owned(),
@@ -143,7 +144,7 @@ impl Rig {
             None => tempfile::tempdir_in(self.dir.path()).expect("tempdir").keep(),
         };
         let mounted =
-            KernelMount::place(&self.keeper, &prepared, &dir, image.id, instead.is_some()).expect("is placed");
+            KernelMount::place(&self.keeper, &prepared, &dir, image.id, instead.is_some(), None).expect("is placed");
         Some(KMount { dir, mounted })
     }
 

@@ -4,6 +4,7 @@
 //! * [`refs`]: datasets, tags, branches; one API over both ref modes.
 //! * [`open`]: [`Catalog`] itself: from a revision to a [`Snapshot`] in few round trips.
 //! * [`history`]: datasets, log, show, ls, diff, tag, branch, rm. [`lineage`]: what a commit came from.
+//! * [`grants`]: who may do what with a dataset.
 //! * [`get`]: contents copied out. * [`compare`]: what differs between two commits.
 //! * [`push`]: a directory becomes a commit. * [`import`]: objects that already lie in a bucket do.
 //! * [`gc`]: what nothing refers to leaves the lake.
@@ -12,6 +13,7 @@
 pub mod compare;
 pub mod gc;
 pub mod get;
+pub mod grants;
 pub mod history;
 pub mod import;
 pub mod lakefmt;

@@ -22,6 +22,8 @@ use crate::store::lake::{Lake, LakeError, PutIf, get_all, list_all};
 mod cas;
 mod log;
 
+pub(super) use log::next_id;
+
 #[cfg(test)]
 mod tests;
 
@@ -149,7 +151,7 @@ impl RefAt<'_> {
     }
 }
 
-fn now_ms() -> i64 {
+pub(super) fn now_ms() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }

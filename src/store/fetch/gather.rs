@@ -23,6 +23,7 @@ use super::lanes::Lane;
 use super::packs::PackState;
 use super::port::{FetchTier, SpanClaim};
 use super::spans::SpanState;
+use super::stats::bump;
 use super::tier_port::is_overtaken;
 
 /// Spans of one pack that a node brings at once: the next is claimed while the last pieces of one come.
@@ -119,8 +120,13 @@ impl Inner {
         // What the answer means is noted there: whoever waits for it may leave.
         let ask = move || {
             let answer = asker.stage.claim(span).inspect_err(|_| asker.spans.unanswered(span))?;
-            if let SpanClaim::Other { node, .. } = &answer {
-                inner.fills.saw(*node);
+            match &answer {
+                SpanClaim::Other { node, .. } => {
+                    bump(&inner.counters.claims_other);
+                    inner.fills.saw(*node);
+                }
+                SpanClaim::Mine { .. } => bump(&inner.counters.claims_won),
+                SpanClaim::Done => {}
             }
             asker.spans.answered(span, answer, driven, Instant::now());
             asker.take_marks();
@@ -211,6 +217,7 @@ impl Inner {
             match renewed {
                 Ok(Ok(lost)) => {
                     for span in lost {
+                        bump(&self.counters.claims_lost);
                         tracing::info!(pack = %fill.pack, span, "another node took a span over");
                         fill.spans.lose(span, Instant::now() + ttl);
                     }

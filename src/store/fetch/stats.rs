@@ -39,6 +39,10 @@ pub struct FetchStats {
     /// Fetched bytes that did not have their digest.
     pub damaged_fetches: u64,
     /// Reads that ended in an error.
+    /// Spans that this node claimed, that another had claimed first, and whose claims others took over.
+    pub claims_won: u64,
+    pub claims_other: u64,
+    pub claims_lost: u64,
     pub read_errors: u64,
     /// Time spent digesting.
     pub verify_us: u64,
@@ -92,6 +96,9 @@ pub(super) struct Counters {
     pub heals: AtomicU64,
     pub retries: AtomicU64,
     pub damaged_fetches: AtomicU64,
+    pub claims_won: AtomicU64,
+    pub claims_other: AtomicU64,
+    pub claims_lost: AtomicU64,
     pub read_errors: AtomicU64,
     pub verify_us: AtomicU64,
     pub tier_errors: AtomicU64,
@@ -116,6 +123,9 @@ impl Counters {
             heals: load(&self.heals),
             retries: load(&self.retries),
             damaged_fetches: load(&self.damaged_fetches),
+            claims_won: load(&self.claims_won),
+            claims_other: load(&self.claims_other),
+            claims_lost: load(&self.claims_lost),
             read_errors: load(&self.read_errors),
             verify_us: load(&self.verify_us),
             tier_errors: load(&self.tier_errors),

@@ -4,6 +4,7 @@
 //! * [`s3`]: the one implementation, on aws-sdk-s3: any S3-compatible store.
 //! * [`embedded`]: an S3 server over a local directory, for the laptop, the demo and tests; reached
 //!   through [`s3`] as well, so that there is one S3 path and it is always the real one.
+//! * [`watch`]: what the lake answers and how fast; throttling; credentials that were rotated.
 //! * [`retry`]: which errors pass, and how long to wait.
 //!
 //! A `Lake` promises: a `get` gives bytes of one version of the object; a conditional `put` has one
@@ -21,6 +22,7 @@ pub mod embedded;
 pub(crate) mod patience;
 pub mod retry;
 pub mod s3;
+pub mod watch;
 
 #[cfg(test)]
 mod conformance;

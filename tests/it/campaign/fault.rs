@@ -11,7 +11,7 @@ use crate::kit::World;
 use crate::kit::proxy::{Fault, Proxy, Rule};
 use crate::kit::s3::{TestS3, env_at};
 
-fn random_fault(campaign: &mut Campaign) -> Fault {
+pub(super) fn random_fault(campaign: &mut Campaign) -> Fault {
     match campaign.below(8) {
         0 => Fault::Status(500),
         1 => Fault::Status(503),

@@ -19,6 +19,8 @@ use super::runtime;
 pub enum Fault {
     /// The server is not asked; this status comes back, with an S3 error.
     Status(u16),
+    /// The server is not asked; this status and S3 error come back, and how many seconds the store asks for.
+    Refuse(u16, &'static str, Option<u64>),
     /// The connection is closed instead of an answer.
     CloseBefore,
     /// The connection is closed after so many bytes of the answer's body.
@@ -309,9 +311,16 @@ impl Connection {
             self.to_client.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
         tokio::time::sleep(delay).await;
-        if let Some(Fault::Status(status)) = fault {
+        let refusal = match fault {
+            Some(Fault::Status(status)) => {
+                Some((status, if status == 503 { "SlowDown" } else { "InternalError" }, None))
+            }
+            Some(Fault::Refuse(status, code, after)) => Some((status, code, after)),
+            _ => None,
+        };
+        if let Some((status, code, after)) = refusal {
             self.request_body(&request, &method, false).await?;
-            self.refuse(status, &method).await?;
+            self.refuse(status, code, after, &method).await?;
             return Ok(true);
         }
         self.to_server.write_all(&request.encode()).await?;
@@ -379,8 +388,8 @@ impl Connection {
         state.counters.data_down += if self.is_data { down as u64 } else { 0 };
     }
 
-    async fn refuse(&mut self, status: u16, method: &str) -> io::Result<()> {
-        let code = if status == 503 { "SlowDown" } else { "InternalError" };
+    async fn refuse(&mut self, status: u16, code: &str, after: Option<u64>, method: &str) -> io::Result<()> {
+        let after = after.map_or_else(String::new, |seconds| format!("retry-after: {seconds}\r\n"));
         let body = match method {
             "HEAD" => String::new(),
             _ => format!(
@@ -388,7 +397,7 @@ impl Connection {
             ),
         };
         let head = format!(
-            "HTTP/1.1 {status} Injected\r\ncontent-type: application/xml\r\ncontent-length: {}\r\n\r\n",
+            "HTTP/1.1 {status} Injected\r\ncontent-type: application/xml\r\n{after}content-length: {}\r\n\r\n",
             body.len()
         );
         self.to_client.write_all(head.as_bytes()).await?;

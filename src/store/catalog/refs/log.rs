@@ -47,7 +47,7 @@ fn log_prefix(at: &RefAt<'_>) -> String {
 
 /// Makes an entry id: unique, in the order of time, and behind all that were seen whatever the
 /// clock says.
-fn next_id(seen: &[String]) -> String {
+pub(in crate::store::catalog) fn next_id(seen: &[String]) -> String {
     let newest = seen.iter().filter_map(|id| uuid::Uuid::parse_str(id).ok()).max();
     let newest_ms = newest.map_or(0, |id| id.as_u128() >> 80);
     let now = u64::try_from(now_ms()).unwrap_or(0);

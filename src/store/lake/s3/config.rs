@@ -16,6 +16,8 @@ use aws_sdk_s3::config::{
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 
+use super::errors::AsksForTime;
+
 /// What AWS itself is called, and what most other stores accept.
 const DEFAULT_REGION: &str = "us-east-1";
 
@@ -204,6 +206,7 @@ pub(super) async fn client(config: &S3Config, transport: Transport) -> Result<aw
         .request_checksum_calculation(on_request)
         .response_checksum_validation(on_response)
         .retry_config(RetryConfig::standard().with_max_attempts(config.attempts_max.max(1)))
+        .retry_classifier(AsksForTime)
         .timeout_config(timeouts(config, config.read_timeout))
         // Bodies have a timeout of ours, per piece.
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())

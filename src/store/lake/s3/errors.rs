@@ -1,10 +1,13 @@
 //! What the SDK's errors mean: which pass, which are refusals, which say that an object is not there.
 
 use std::error::Error;
+use std::time::Duration;
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_smithy_runtime_api::client::interceptors::context::InterceptorContext;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::retries::classifiers::{ClassifyRetry, RetryAction};
 
 use crate::store::lake::LakeError;
 
@@ -17,6 +20,8 @@ pub enum S3Failure {
         code: String,
         /// Empty, or begins with a colon.
         message: String,
+        /// How long the store asks to be left alone.
+        retry_after: Option<Duration>,
     },
     #[error("no credentials: neither the environment, nor a profile, nor this machine's role has any")]
     NoCredentials {
@@ -29,6 +34,52 @@ pub enum S3Failure {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+}
+
+impl S3Failure {
+    /// Says how long the store asks to be left alone.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Answer { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// Says whether other credentials would help.
+    pub fn is_of_credentials(&self) -> bool {
+        const CODES: [&str; 5] =
+            ["ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId", "SignatureDoesNotMatch"];
+        match self {
+            Self::Answer { code, .. } => CODES.contains(&code.as_str()),
+            Self::NoCredentials { .. } => true,
+            Self::NoAnswer { .. } => false,
+        }
+    }
+}
+
+/// Reads the header `Retry-After` of an answer that asks for time; the form with a date is left to the usual waits.
+pub(super) fn retry_after(answer: &HttpResponse) -> Option<Duration> {
+    if !matches!(answer.status().as_u16(), 429 | 503) {
+        return None;
+    }
+    answer.headers().get("retry-after")?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// Leaves the waiting to us where the store says how long: the SDK would ask again within a second.
+#[derive(Debug)]
+pub(super) struct AsksForTime;
+
+impl ClassifyRetry for AsksForTime {
+    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
+        match context.response().and_then(retry_after) {
+            Some(_) => RetryAction::RetryForbidden,
+            None => RetryAction::NoActionIndicated,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "the store asks for time"
+    }
 }
 
 /// Says the next step, where a code has one.
@@ -96,6 +147,7 @@ where
     let (kind, failure) = match error {
         SdkError::ServiceError(answer) => {
             let status = answer.raw().status().as_u16();
+            let retry_after = retry_after(answer.raw());
             let code = answer.err().code().unwrap_or("").to_owned();
             let message = match answer.err().message() {
                 Some(message) => format!(": {message}"),
@@ -103,7 +155,7 @@ where
                 // An answer that is none of S3's: what the SDK says of it.
                 None => format!(": {}", DisplayErrorContext(answer.err())),
             };
-            (kind_of(status, &code), S3Failure::Answer { status, code, message })
+            (kind_of(status, &code), S3Failure::Answer { status, code, message, retry_after })
         }
         other => without_answer(other),
     };
