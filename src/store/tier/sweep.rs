@@ -227,7 +227,9 @@ impl<I: TierIo> Core<I> {
                 report.moved_bytes += self.move_objects(&packs, &batch)?;
                 for loose in plan.loose.chunk_by(|a, b| a.0 == b.0) {
                     let parts: Vec<Sidecar> = loose.iter().map(|(_, part)| *part).collect();
-                    self.move_sidecars(&loose[0].0, &parts, &batch)?;
+                    if let Some((pack, _)) = loose.first() {
+                        self.move_sidecars(pack, &parts, &batch)?;
+                    }
                 }
                 for name in &plan.staging {
                     let dir = format!("{}/{name}", layout::STAGING);

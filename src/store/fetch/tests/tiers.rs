@@ -130,10 +130,10 @@ async fn a_fill_puts_back_what_lay_beside_a_published_pack() {
     let pack = mixed(&world.memory, "a");
     let fill = || async { world.fetcher(no_memory()).fill(vec![pack.uses()]).wait().await };
     fill().await.expect("filled");
-    assert_eq!(world.lose_sidecars(&pack.pack), 2, "an index, and the values of the large contents");
+    assert_eq!(world.lose_sidecars(&pack.pack), 3, "an index, the values of the large contents, and the recipe");
     let done = fill().await.expect("put back");
     assert_eq!((done.packs_done, done.bytes_done), (1, pack.len));
-    assert_eq!(world.lose_sidecars(&pack.pack), 2);
+    assert_eq!(world.lose_sidecars(&pack.pack), 3);
     world.lake.rule(Rule::every(Op::Get, Fault::Permanent));
     fill().await.expect_err("neither the tier nor the lake has the index");
 }
