@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tokio_rustls::rustls;
 
 use crate::kit::s3::{SECRET_KEY, TestS3};
-use crate::kit::{World, wait_for};
+use crate::kit::{World, copy_program, wait_for};
 
 /// Members of this group may use the daemon: the group is there on every system.
 const GROUP: (&str, u32) = ("daemon", 1);
@@ -46,7 +46,7 @@ impl System {
             world.set("LARDER_POLICY", path.to_str().expect("plain"));
         }
         let binary = world.path("larder-for-all");
-        fs::copy(world.binary(), &binary).expect("copies the binary");
+        copy_program(world.binary(), &binary);
         fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).expect("opens it");
         for uid in [ANN, BOB] {
             let home = world.make_dir(&format!("home-{uid}/m"));

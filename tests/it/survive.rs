@@ -301,6 +301,8 @@ fn when_keeper_and_daemon_are_killed_the_mount_is_made_again() {
     world.ok(["daemon"]);
     wait_for("the mount", || fs::read(&stage.files[0].0).is_ok_and(|read| read == stage.files[0].1));
     assert_eq!(world.mounted().len(), 1, "the dead one is gone: {:?}", world.mounted());
+    // It is read a moment before the daemon has entered it.
+    wait_for("the mount to be entered", || world.json(&["mounts"])[0]["state"] == "mounted");
     world.ok(["umount", stage.mount.to_str().expect("plain")]);
     assert!(world.mounted().is_empty());
 }

@@ -14,7 +14,7 @@ pub mod proxy;
 pub mod s3;
 pub mod world;
 
-pub use world::{World, mount_by_kernel, wait_for};
+pub use world::{World, copy_program, mount_by_kernel, wait_for};
 
 /// Gives the runtime on which the kit's servers run, whatever runtime a test has itself.
 pub fn runtime() -> &'static tokio::runtime::Runtime {

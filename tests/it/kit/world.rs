@@ -51,7 +51,7 @@ impl World {
         world.uid = Some(uid);
         // Where the build lies may be closed to other users (a home directory is).
         let binary = world.path("larder");
-        fs::copy(&world.binary, &binary).expect("copies the binary");
+        copy_program(&world.binary, &binary);
         world.binary = binary;
         for path in [world.dir.path().to_owned(), world.path("home")] {
             std::os::unix::fs::chown(path, Some(uid), Some(uid)).expect("gives the home away");
@@ -262,6 +262,16 @@ pub fn mount_by_kernel(world: &World, revision: &str, relative: &str, more: &[&s
     }
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     Some(dir)
+}
+
+/// Copies a program and waits until it can be run: a process that another test starts at this moment has the copy open
+/// for writing until it has become another program.
+pub fn copy_program(from: &Path, to: &Path) {
+    fs::copy(from, to).expect("copies the program");
+    wait_for("the copy to be nobody's to write", || {
+        let ran = Command::new(to).arg("--version").stdout(Stdio::null()).status();
+        !matches!(ran, Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy)
+    });
 }
 
 /// Waits until something is so; fails after a while that no slow machine needs.
