@@ -17,7 +17,7 @@ const FILES: usize = 10_000;
 const READERS: usize = 64;
 const MIB: u64 = 1 << 20;
 /// What is configured here (`fetch.memory`, `fetch.bytes_in_flight`), and what a daemon takes beside that: its program,
-/// threads, metadata, and the record of what is open (`docs/operations.md`, "Memory").
+/// threads, metadata, and the record of what is open (`docs/operations.md`, "Sizes").
 const CEILING: u64 = (32 + 16 + 256) * MIB;
 
 fn bytes_of(number: usize) -> Vec<u8> {
@@ -99,6 +99,7 @@ fn ten_thousand_open_files_and_64_readers_fit_into_the_memory_that_is_configured
     let told = metrics.lines().find(|line| line.starts_with("larder_mount_open_files")).expect("is told");
     assert!(told.ends_with(&format!(" {FILES}")), "{told}");
     let peak = peak(pid);
+    println!("{FILES} files open, {READERS} readers: the daemon took {} MiB at most", peak / MIB);
     assert!(peak < CEILING, "the daemon took {} MiB of {}", peak / MIB, CEILING / MIB);
     if let Some(descriptors) = descriptors(pid) {
         assert!(descriptors < 1000, "{descriptors} descriptors: files that are open cost the daemon none");

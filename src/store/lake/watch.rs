@@ -399,6 +399,7 @@ mod tests {
             "an older request only tries again"
         );
         let used = lake.current();
+        *lake.renewed.lock().await = Some(Instant::now() + Duration::from_secs(3600));
         assert!(!lake.renews(answered("ExpiredToken", None).as_ref().err(), &used).await, "not again at once");
         assert_eq!(lake.health.renewals(), 1);
     }
