@@ -8,6 +8,7 @@
 //! Invariants: data goes to stdout, messages to stderr; exit status 0, 1 (failed) or 2 (usage or
 //! configuration); no question is ever asked. Commands stay thin: the work is in the library.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -275,7 +276,7 @@ pub fn main() -> ExitCode {
         return ended;
     }
     report::quiet_on_closed_stdout();
-    let matches = match command().try_get_matches() {
+    let matches = match command().try_get_matches_from(spelled_out(std::env::args_os().collect())) {
         Ok(matches) => matches,
         Err(error) => return report::clap_exit(&error),
     };
@@ -297,6 +298,27 @@ fn keep_secrets_in() {
     {
         eprintln!("warning: a core dump of this process could show credentials: {error}");
     }
+}
+
+/// Spells out `-v HOST:PATH` of `submit`, which people know from other tools: everywhere else `-v` says more, and so
+/// it does there where no path follows.
+fn spelled_out(mut args: Vec<OsString>) -> Vec<OsString> {
+    let end = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
+    if !args.iter().take(end).any(|arg| arg == "submit") {
+        return args;
+    }
+    let is_pair = |pair: &[OsString]| match pair {
+        [flag, value] => flag == "-v" && value.to_string_lossy().contains(":/"),
+        _ => false,
+    };
+    let flags: Vec<usize> =
+        args.windows(2).enumerate().take(end).filter(|(_, pair)| is_pair(pair)).map(|(at, _)| at).collect();
+    for at in flags {
+        if let Some(flag) = args.get_mut(at) {
+            *flag = "--host-path".into();
+        }
+    }
+    args
 }
 
 /// Collects the configuration flags that were given, wherever on the line they stand.
@@ -334,6 +356,21 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn a_path_behind_v_is_a_path_of_the_machine_and_only_for_submit() {
+        let spell = |line: &str| {
+            let args = spelled_out(line.split(' ').map(OsString::from).collect());
+            args.join(std::ffi::OsStr::new(" ")).into_string().expect("is text")
+        };
+        assert_eq!(
+            spell("larder submit x -v /a:/b -v /c:/d -- -v"),
+            "larder submit x --host-path /a:/b --host-path /c:/d -- -v"
+        );
+        for same in ["larder submit x -v -- sh -v /a:/b", "larder mounts -v /a:/b", "larder job submit x -v"] {
+            assert_eq!(spell(same), same);
+        }
     }
 
     #[test]

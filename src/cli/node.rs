@@ -6,7 +6,7 @@ use http::Method;
 
 use super::Context;
 use super::output::Table;
-use super::report::{HintExt as _, usage};
+use super::report::usage;
 use super::scheduler::client::{Client, quoted};
 use crate::quota::NodeState;
 use crate::scheduler::registry::{NodeChange, NodeRequest, NodeView};
@@ -101,10 +101,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     };
     match args.command {
         Command::Add { name, gpus, pool, label } => {
-            let (gpus, simulated) = match gpus {
-                Some(gpus) => (gpus, true),
-                None => (own_gpus()?, false),
-            };
+            let (gpus, simulated) = (gpus.unwrap_or(0), gpus.is_some());
             let (labels, pools) = (label.into_iter().collect(), pool.into_iter().collect());
             let request = NodeRequest { name, gpus, simulated, labels, pools };
             tell(ctx, &client.send(Method::POST, "/v1/nodes", &request)?, "added")
@@ -136,20 +133,6 @@ fn changes(labels: &[String]) -> anyhow::Result<BTreeMap<String, Option<String>>
         };
     }
     Ok(changes)
-}
-
-/// Counts the GPUs of this machine, by the device files that NVIDIA's driver makes.
-fn own_gpus() -> anyhow::Result<u32> {
-    let entries = std::fs::read_dir("/dev").into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let gpus = names.filter(|name| {
-        name.strip_prefix("nvidia")
-            .is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
-    });
-    match u32::try_from(gpus.count()) {
-        Ok(0) | Err(_) => usage("this machine has no GPU (/dev/nvidia0 and so on)").hint("simulate some with --gpus N"),
-        Ok(count) => Ok(count),
-    }
 }
 
 fn tell(ctx: &Context, view: &NodeView, done: &str) -> anyhow::Result<()> {

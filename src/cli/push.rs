@@ -19,6 +19,9 @@ use crate::store::catalog::push::{Onto, Phase, Problem, Progress, PushError, Pus
 /// Problems that are listed; a tree of a million sockets should not fill a terminal.
 const LISTED_MAX: usize = 100;
 
+/// How often the push of a job is given again that lost its place to another.
+const LOST_TRIES: u32 = 64;
+
 /// Flags of `larder push`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -49,6 +52,9 @@ pub struct Args {
     /// Adds metadata to the commit (repeatable)
     #[arg(long, value_name = "KEY=VALUE")]
     pub meta: Vec<String>,
+    /// Adds the metadata of a JSON file, an object of strings: command lines are everybody's to read
+    #[arg(long, value_name = "FILE")]
+    pub meta_file: Option<PathBuf>,
     /// Names a commit that DIR was made from; gc keeps it as long as the new one (repeatable)
     #[arg(long, value_name = "REV")]
     pub input: Vec<String>,
@@ -87,7 +93,14 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     options.lineage = ctx.block_on(lineage_of(&catalog, &args))?;
     let progress = Arc::new(Progress::default());
     let watch = Watch::start(ctx.progress(0), progress.clone());
-    let result = push(&catalog, ctx.rt().handle(), &options, &progress);
+    let mut result = push(&catalog, ctx.rt().handle(), &options, &progress);
+    // Many jobs may end at once and store into one dataset: a job's push that lost its place goes behind the winner.
+    for _ in 0..LOST_TRIES {
+        if args.job.is_none() || !matches!(result, Err(PushError::Lost { .. })) {
+            break;
+        }
+        result = push(&catalog, ctx.rt().handle(), &options, &progress);
+    }
     watch.stop();
     match result {
         Ok(outcome) => tell(ctx, &outcome),
@@ -126,6 +139,12 @@ fn options_of(args: &Args) -> anyhow::Result<PushOptions> {
             return usage(format!("--meta {pair}: expected KEY=VALUE"));
         };
         options.meta.push((key.to_owned(), value.to_owned()));
+    }
+    if let Some(path) = &args.meta_file {
+        let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let meta: std::collections::BTreeMap<String, String> =
+            serde_json::from_slice(&text).with_context(|| format!("{} is no object of strings", path.display()))?;
+        options.meta.extend(meta);
     }
     options.excludes.clone_from(&args.exclude);
     if let Some(onto) = &args.onto {

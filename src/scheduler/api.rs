@@ -17,7 +17,12 @@
 //! POST   /v1/jobs/{name}/cancel?project=P      JobView
 //! POST   /v1/jobs/{name}/rerun?project=P       RerunRequest -> JobView
 //! POST   /v1/jobs/{name}/exec?project=P        ExecRequest -> ExecPlan
+//! POST   /v1/jobs/{name}/snapshot?project=P    SnapshotRequest -> JobView: begins one, the last of its list
 //! GET    /v1/jobs/{name}/log?project=P&rank=R&offset=N   LogPart
+//! GET    /v1/templates                         [TemplateView]
+//! POST   /v1/templates/{name}                  TemplateRecord -> TemplateView; makes it, or replaces it
+//! DELETE /v1/templates/{name}                  TemplateView
+//! GET    /v1/top                               Top: who uses which GPU, how busy it is, how far each job is
 //! GET    /v1/snapshot                          what the next decision starts from (quota's Snapshot)
 //! POST   /v1/stop                              ends the scheduler; jobs go on
 //! GET    /metrics                              Prometheus text
@@ -25,11 +30,14 @@
 //!
 //! Errors are as the daemon's: `error`, `causes`, `hint`, with a status of 400, 403, 404, 409 or 500.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::gpus::GpuLoad;
 use super::job::JobSpec;
+use super::registry::NodeView;
 
 /// Who the scheduler is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +66,25 @@ pub struct RerunRequest {
     pub name: Option<String>,
 }
 
+/// A snapshot of a job that is to be stored.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotRequest {
+    /// None: the job's own.
+    #[serde(default)]
+    pub dataset: Option<String>,
+}
+
+/// Who uses which GPU now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Top {
+    pub nodes: Vec<NodeView>,
+    /// Of the GPUs of this machine, where the driver tells.
+    pub loads: Vec<GpuLoad>,
+    /// What running jobs say of how far they are, by `project/name`.
+    pub progress: BTreeMap<String, String>,
+}
+
 /// A command to run beside a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -75,6 +102,9 @@ pub struct ExecRequest {
 pub struct LogPart {
     /// The bytes, as base64: a job prints what it likes.
     pub base64: String,
+    /// Where they begin: behind what was asked for where the log has given up that.
+    #[serde(default)]
+    pub begin: u64,
     /// Where the next piece begins.
     pub next: u64,
     /// Nothing comes behind this piece any more.

@@ -1,5 +1,7 @@
 //! What a request must look like before it is taken.
 
+use std::path::{Path, PathBuf};
+
 use super::core::Options;
 use super::error::SchedulerError;
 use super::job::JobSpec;
@@ -39,6 +41,15 @@ pub fn name(kind: &'static str, name: &str) -> Result<(), SchedulerError> {
     Err(SchedulerError::Name { kind, name: name.to_owned() })
 }
 
+/// Checks the name of a dataset that a job makes commits of.
+pub fn dataset(dataset: &str) -> Result<(), SchedulerError> {
+    name("dataset", dataset)?;
+    if dataset.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return wrong(format!("`{dataset}` can't be the name of a dataset: use small letters"));
+    }
+    Ok(())
+}
+
 /// Checks a path inside of a job.
 fn inside(path: &str) -> Result<(), SchedulerError> {
     let parts = path.strip_prefix('/').unwrap_or_default().split('/');
@@ -75,6 +86,14 @@ pub fn spec(spec: &JobSpec, options: &Options) -> Result<(), SchedulerError> {
     if spec.env.keys().any(|key| key.is_empty() || key.contains(['=', '\0'])) {
         return wrong("the name of a variable is not empty and has no `=`");
     }
+    // An engine takes a line for each.
+    let fits = |(name, value): (&String, &String)| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+        name.chars().all(plain) && !value.contains(['\n', '\r'])
+    };
+    if spec.image.is_some() && !spec.env.iter().all(fits) {
+        return wrong("a container takes no variables with line breaks or with odd names: put them into a file");
+    }
     let sizes = [serde_json::to_string(&spec.command), serde_json::to_string(&spec.env)];
     if sizes.iter().any(|text| text.as_ref().is_ok_and(|text| text.len() > TEXT_BYTES_MAX)) {
         let what = "the command or its variables are longer than 100 KiB: put them into a file, and name that";
@@ -102,10 +121,10 @@ pub fn spec(spec: &JobSpec, options: &Options) -> Result<(), SchedulerError> {
     if lists.iter().chain(&others).any(|count| *count > PARTS_MAX) {
         return wrong(format!("a job may have {PARTS_MAX} templates, datasets, outputs, volumes and paths each"));
     }
-    paths(spec, options)
+    paths(spec)
 }
 
-fn paths(spec: &JobSpec, options: &Options) -> Result<(), SchedulerError> {
+fn paths(spec: &JobSpec) -> Result<(), SchedulerError> {
     let datasets = spec.datasets.iter().map(|data| &data.path);
     let outputs = spec.outputs.iter().map(|output| &output.path);
     let volumes = spec.volumes.iter().map(|volume| &volume.path);
@@ -124,22 +143,22 @@ fn paths(spec: &JobSpec, options: &Options) -> Result<(), SchedulerError> {
         return wrong("two outputs of a job can't be the same dataset");
     }
     spec.volumes.iter().try_for_each(|volume| name("volume", &volume.name))?;
-    spec.outputs.iter().try_for_each(|output| name("dataset", &output.dataset))?;
-    if let Some(output) = spec.outputs.iter().find(|output| output.dataset.bytes().any(|b| b.is_ascii_uppercase())) {
-        return wrong(format!("`{}` can't be the name of a dataset: use small letters", output.dataset));
+    spec.outputs.iter().try_for_each(|output| dataset(&output.dataset))?;
+    let is_id = |commit: &str| commit.len() == 64 && commit.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let mut commits = spec.datasets.iter().map(|data| &data.commit).chain(spec.restore.iter().map(|from| &from.commit));
+    if let Some(commit) = commits.find(|commit| !is_id(commit)) {
+        return wrong(format!("`{commit}` is no commit id"));
     }
-    let commit = |commit: &str| commit.len() == 64 && commit.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if let Some(data) = spec.datasets.iter().find(|data| !commit(&data.commit)) {
-        return wrong(format!("`{}` is no commit id", data.commit));
-    }
+    Ok(())
+}
+
+/// Checks the paths of the machine that a job names, first by their texts: nobody makes the scheduler wait for a
+/// file system that is not for jobs. Then by where their links lead, which is looked at again at each start.
+pub fn host_paths(spec: &JobSpec, allowed: &[PathBuf]) -> Result<(), SchedulerError> {
     for host in &spec.host_paths {
         let plain = !host.host.components().any(|part| part == std::path::Component::ParentDir);
         let plain = plain && host.host.is_absolute() && !host.host.to_string_lossy().contains([':', ',', '\0']);
-        let is_below = |path: &std::path::Path| options.host_paths.iter().any(|allowed| path.starts_with(allowed));
-        // First by its text: nobody makes the scheduler wait for a file system that is not for jobs. Then by
-        // where its links lead, which is looked at again at each start.
-        let real = || std::fs::canonicalize(&host.host).is_ok_and(|real| is_below(&real));
-        if !plain || !is_below(&host.host) || !real() {
+        if !plain || !is_below(&host.host, allowed) || real_path(&host.host, allowed).is_none() {
             return wrong(format!(
                 "{} is not there, or not among the paths that jobs may see (`larder scheduler run --host-path`)",
                 host.host.display()
@@ -147,6 +166,16 @@ fn paths(spec: &JobSpec, options: &Options) -> Result<(), SchedulerError> {
         }
     }
     Ok(())
+}
+
+fn is_below(path: &Path, allowed: &[PathBuf]) -> bool {
+    allowed.iter().any(|allowed| path.starts_with(allowed))
+}
+
+/// Gives where a path leads, if it is there and jobs may see that.
+pub(super) fn real_path(path: &Path, allowed: &[PathBuf]) -> Option<PathBuf> {
+    let real = std::fs::canonicalize(path).ok()?;
+    (is_below(&real, allowed) && !real.to_string_lossy().contains([':', ','])).then_some(real)
 }
 
 /// Says whether `b` is `a` or lies inside of it.

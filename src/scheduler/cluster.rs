@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::quota::{MilliGpus, Node, Project};
+use super::gpus::Gpu;
+use crate::quota::{MilliGpus, Node, Project, Template};
 
 /// Version of the file.
 pub const FORMAT: u32 = 1;
@@ -57,6 +58,9 @@ pub struct NodeRecord {
     pub node: Node,
     /// Its GPUs are only counted: nothing is handed to a container.
     pub simulated: bool,
+    /// What the driver told of its GPUs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<Gpu>,
     /// It is taken away as soon as its jobs are gone.
     #[serde(default)]
     pub leaving: bool,
@@ -70,10 +74,22 @@ pub struct Cluster {
     pub projects: BTreeMap<String, ProjectRecord>,
     #[serde(default)]
     pub nodes: BTreeMap<String, NodeRecord>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub templates: BTreeMap<String, TemplateRecord>,
+}
+
+/// A shape that jobs may name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateRecord {
+    #[serde(flatten)]
+    pub shape: Template,
+    /// Where jobs of this shape run; None: on this scheduler's nodes. Others are not known yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
 }
 
 impl Default for Cluster {
     fn default() -> Self {
-        Self { format: FORMAT, projects: BTreeMap::new(), nodes: BTreeMap::new() }
+        Self { format: FORMAT, projects: BTreeMap::new(), nodes: BTreeMap::new(), templates: BTreeMap::new() }
     }
 }

@@ -5,13 +5,13 @@
 //! before anything follows from it: where writing fails, memory stays as the disk is, and the next turn
 //! tries again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -20,13 +20,22 @@ use super::cluster::Cluster;
 use super::disk::DiskError;
 use super::error::SchedulerError;
 use super::executor::{Containers, ExecPlan, Executor, Launch, Processes};
+use super::host_paths::HostPaths;
 use super::job::{FORMAT, JobRecord, JobSpec, State, Stop, Submitter};
 use super::lake_side::LakeSide;
 use super::mounts::{MountEnd, Mounts};
 use super::store::{Store, StoreError};
 use super::task::TaskDir;
 use super::view::{JobView, Look};
+use super::watch::Watch;
 use crate::quota::{JobId, ProjectShare, Why};
+
+/// How often the tasks are looked at as long as something happens of which nobody tells.
+const TURN_INTERVAL: Duration = Duration::from_millis(100);
+/// How often all jobs that run are looked at, whoever tells what.
+const LOOK_AT_ALL_INTERVAL: Duration = Duration::from_secs(5);
+/// Jobs that are remembered at most, those that are over among them.
+const JOBS_MAX: usize = 100_000;
 
 /// How a scheduler is set up.
 #[derive(Debug, Clone)]
@@ -42,6 +51,12 @@ pub struct Options {
     pub grace_max: Duration,
     /// Brings a waiting job's commits near.
     pub warm: bool,
+    /// How long a log may grow before its beginning is given up.
+    pub log_bytes_max: u64,
+    /// How long a job that is over is remembered; None: for ever.
+    pub keep: Option<Duration>,
+    /// Where CUDA's multi-process service has its pipes, if it runs.
+    pub mps_pipes: PathBuf,
 }
 
 /// Who asks.
@@ -95,6 +110,17 @@ pub struct Core {
     pub(super) stillborn: HashMap<TaskDir, (u32, i64)>,
     /// Threads that end what lost its supervisor.
     pub(super) closings: HashMap<TaskDir, JoinHandle<()>>,
+    /// Threads that copy the files of a job for a snapshot, and into a job that starts from one.
+    pub(super) copies: HashMap<Uuid, JoinHandle<Result<(), DiskError>>>,
+    pub(super) restorings: HashMap<Uuid, JoinHandle<Result<(), DiskError>>>,
+    /// Where the paths lead that jobs name.
+    pub(super) paths: HostPaths,
+    /// Tells that a running job's task ended; those of which it told since the last turn.
+    pub(super) watch: Watch,
+    pub(super) touched: HashSet<Uuid>,
+    /// This turn looks at all jobs that run.
+    pub(super) look_at_all: bool,
+    looked_at: Option<Instant>,
     next_seq: u64,
 }
 
@@ -126,12 +152,24 @@ impl Core {
             wake_ms: None,
             stillborn: HashMap::new(),
             closings: HashMap::new(),
+            copies: HashMap::new(),
+            restorings: HashMap::new(),
+            paths: HostPaths::default(),
+            watch: Watch::default(),
+            touched: HashSet::new(),
+            look_at_all: true,
+            looked_at: None,
             next_seq,
         })
     }
 
     /// Does what is to be done now.
     pub fn turn(&mut self) {
+        self.look_at_all = self.looked_at.is_none_or(|at| at.elapsed() >= LOOK_AT_ALL_INTERVAL);
+        if self.look_at_all {
+            self.looked_at = Some(Instant::now());
+            self.forget_the_old();
+        }
         self.supervisors.retain(|_, child| !matches!(child.try_wait(), Ok(Some(_))));
         self.closings.retain(|_, closing| !closing.is_finished());
         self.progress();
@@ -144,6 +182,44 @@ impl Core {
         self.mounts.keep_only(&needed, &self.store);
     }
 
+    /// Takes in that a task of a running job ended; None: of some job.
+    pub(super) fn tell_ended(&mut self, job: Option<Uuid>) {
+        match job {
+            Some(job) => drop(self.touched.insert(job)),
+            None => self.looked_at = None,
+        }
+    }
+
+    /// Says after how much time the next turn is due where nobody asks or tells anything.
+    pub(super) fn pause(&self) -> Duration {
+        let is_unwatched = |job: &JobRecord| matches!(job.state, State::Running) && !self.watch.has(&job.id);
+        if self.dirty
+            || !self.closings.is_empty()
+            || self.jobs.values().any(|job| Self::is_moving(job) || is_unwatched(job))
+        {
+            return TURN_INTERVAL;
+        }
+        let held_ms = self.wake_ms.map_or(u64::MAX, |wake_ms| u64::try_from(wake_ms - now_ms()).unwrap_or(0));
+        LOOK_AT_ALL_INTERVAL.min(Duration::from_millis(held_ms)).max(TURN_INTERVAL)
+    }
+
+    /// Forgets jobs that have been over for long.
+    fn forget_the_old(&mut self) {
+        let Some(keep) = self.options.keep else {
+            return;
+        };
+        let until_ms = now_ms().saturating_sub(i64::try_from(keep.as_millis()).unwrap_or(i64::MAX));
+        let is_old = |job: &&JobRecord| {
+            job.state.is_over() && !Self::is_storing(job) && job.ended_ms.is_some_and(|ended_ms| ended_ms < until_ms)
+        };
+        let old: Vec<Uuid> = self.jobs.values().filter(is_old).map(|job| job.id).collect();
+        for id in old {
+            if let Err(error) = self.forget(&id) {
+                tracing::error!(job = %id, error = &error as &dyn std::error::Error, "an old job can't be forgotten");
+            }
+        }
+    }
+
     /// Changes a job: on disk, then in memory.
     pub(super) fn change(&mut self, id: &Uuid, change: impl FnOnce(&mut JobRecord)) -> Result<(), DiskError> {
         let Some(mut job) = self.jobs.get(id).cloned() else {
@@ -151,6 +227,12 @@ impl Core {
         };
         change(&mut job);
         self.store.keep(&job)?;
+        if !matches!(job.state, State::Running) {
+            self.watch.remove(id);
+        }
+        if !job.state.has_gpus() {
+            self.paths.forget(id);
+        }
         self.jobs.insert(*id, job);
         self.dirty = true;
         Ok(())
@@ -171,7 +253,7 @@ impl Core {
     }
 
     /// Finds a job that the caller may act on.
-    fn own(&self, named: &Named, caller: Caller) -> Result<&JobRecord, SchedulerError> {
+    pub(super) fn own(&self, named: &Named, caller: Caller) -> Result<&JobRecord, SchedulerError> {
         let job = self.find(named)?;
         if caller.is_master() || job.submitter.uid == caller.uid {
             return Ok(job);
@@ -206,12 +288,14 @@ impl Core {
             hold: None,
             holds: 0,
             push_tries: 0,
+            snapshots: Vec::new(),
+            restored: false,
         };
         self.store.keep(&job)?;
         self.next_seq += 1;
         self.dirty = true;
         if self.options.warm {
-            job.spec.datasets.iter().for_each(|data| self.mounts.warm(&data.dataset, &data.commit));
+            job.reads().iter().for_each(|(dataset, _, commit)| self.mounts.warm(dataset, commit));
         }
         let id = job.id;
         self.jobs.insert(id, job);
@@ -229,6 +313,10 @@ impl Core {
         if !own.is_root() && caller.uid != own.as_raw() {
             let what = "submit here: only root's scheduler can run jobs as somebody else";
             return Err(SchedulerError::Denied { uid: caller.uid, what });
+        }
+        if self.jobs.len() >= JOBS_MAX {
+            let what = format!("there are {JOBS_MAX} jobs: delete some that are over");
+            return Err(SchedulerError::Wrong { what });
         }
         super::check::name("job", name)?;
         super::check::spec(spec, &self.options)?;
@@ -274,6 +362,9 @@ impl Core {
             State::Stopping { .. } => self.change(id, |job| job.stop(stop, now_ms()))?,
             // First what stores its outputs ends: it must not read what is being removed.
             State::Completing { .. } => self.change(id, |job| job.state = State::Completing { stop: Some(stop) })?,
+            _ if stop == Stop::Deleted && job.is_being_stored() => {
+                self.change(id, |job| job.state = State::Completing { stop: Some(stop) })?;
+            }
             _ if stop == Stop::Deleted => self.forget(id)?,
             State::Pending => self.change(id, |job| {
                 job.state = State::Cancelled;
@@ -287,6 +378,8 @@ impl Core {
     /// Forgets a job of which nothing runs: on disk, then in memory.
     pub(super) fn forget(&mut self, id: &Uuid) -> Result<(), DiskError> {
         self.store.forget(id)?;
+        self.watch.remove(id);
+        self.paths.forget(id);
         self.jobs.remove(id);
         self.dirty = true;
         Ok(())
@@ -317,6 +410,12 @@ impl Core {
         Ok((self.store.job(&job.id).log(rank), !job.state.is_over()))
     }
 
+    /// Gives where running jobs say how far they are.
+    pub(super) fn progress_files(&self) -> Vec<(String, PathBuf)> {
+        let running = self.jobs.values().filter(|job| job.state.has_gpus());
+        running.map(|job| (job.key().to_string(), self.store.job(&job.id).progress().join("now"))).collect()
+    }
+
     /// Gives the command that runs what is asked for beside a running job.
     pub fn exec_plan(&self, named: &Named, request: &ExecRequest, caller: Caller) -> Result<ExecPlan, SchedulerError> {
         let job = self.own(named, caller)?;
@@ -335,8 +434,11 @@ impl Core {
         let seat = attempt.placement.seats.get(rank as usize)?;
         let simulated = self.cluster.nodes.get(seat.node.as_str()).is_none_or(|node| node.simulated);
         let beside_real = simulated && self.cluster.nodes.values().any(|node| !node.simulated);
-        let host_paths = &self.options.host_paths;
-        Some(Launch { store: &self.store, job, attempt, rank, seat, simulated, beside_real, host_paths })
+        let real_paths = self.paths.found(&job.id);
+        let gpus = self.cluster.nodes.get(seat.node.as_str()).map_or(&[][..], |node| &node.gpus);
+        let mps_pipes = &self.options.mps_pipes;
+        let store = &self.store;
+        Some(Launch { store, job, attempt, rank, seat, simulated, beside_real, real_paths, gpus, mps_pipes })
     }
 
     /// Gives what runs a job; None where that is not there (any more): a job with an image is never run

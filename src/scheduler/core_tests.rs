@@ -4,7 +4,9 @@ use std::sync::mpsc::channel;
 
 use serde_json::json;
 
+use super::super::cluster::TemplateRecord;
 use super::super::disk;
+use super::super::gpus::Gpu;
 use super::super::mounts::tests::Counted;
 use super::super::registry::NodeRequest;
 use super::*;
@@ -17,6 +19,9 @@ fn core(dir: &std::path::Path) -> Core {
         host_paths: Vec::new(),
         grace_max: Duration::from_secs(60),
         warm: false,
+        log_bytes_max: 1 << 20,
+        keep: Some(Duration::from_secs(3600)),
+        mps_pipes: dir.join("mps"),
     };
     Core::open(options, Arc::new(Counted::default()), channel().0).expect("opens")
 }
@@ -55,9 +60,11 @@ fn the_gpus_of_this_machine_are_those_of_one_node() {
         labels: BTreeMap::new(),
         pools: std::collections::BTreeSet::new(),
     };
-    core.add_node(node("real", false), caller()).expect("adds");
-    core.add_node(node("counted", true), caller()).expect("adds");
-    let told = core.add_node(node("again", false), caller()).expect_err("refuses").to_string();
+    let found = || vec![Gpu::default()];
+    assert!(core.add_node(node("real", false), Vec::new(), caller()).is_err(), "it has none");
+    core.add_node(node("real", false), found(), caller()).expect("adds");
+    core.add_node(node("counted", true), Vec::new(), caller()).expect("adds");
+    let told = core.add_node(node("again", false), found(), caller()).expect_err("refuses").to_string();
     assert!(told.contains("real"), "{told}");
 }
 
@@ -101,4 +108,68 @@ fn a_deletion_that_the_disk_refuses_is_told_and_the_job_is_still_there() {
     std::fs::create_dir(dir.path().join("trash")).expect("makes");
     core.delete(&named(), caller()).expect("deletes");
     assert!(core.look_at(&named()).is_err());
+}
+
+#[test]
+fn jobs_that_have_been_over_for_long_are_forgotten_and_others_are_not() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut core = core(dir.path());
+    let id = put(&mut core, &json!({"name": "succeeded"}));
+    core.turn();
+    assert!(core.jobs.contains_key(&id), "nobody knows when it ended");
+    core.change(&id, |job| job.ended_ms = Some(now_ms())).expect("writes");
+    core.looked_at = None;
+    core.turn();
+    assert!(core.jobs.contains_key(&id), "it has just ended");
+    core.change(&id, |job| job.ended_ms = Some(now_ms() - 3_600_001)).expect("writes");
+    core.looked_at = None;
+    core.turn();
+    assert!(core.jobs.is_empty() && !core.store.job(&id).path().exists());
+}
+
+#[test]
+fn a_job_whose_snapshot_is_being_stored_is_deleted_when_nobody_stores_it_any_more() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut core = core(dir.path());
+    let id = put(&mut core, &json!({"name": "succeeded"}));
+    core.change(&id, |job| {
+        let placement = serde_json::from_value(json!({"template": 0, "seats": []})).expect("is a placement");
+        job.begin(placement, 0, 0);
+        job.state = State::Succeeded;
+    })
+    .expect("writes");
+    core.snapshot_job(&named(), None, caller()).expect("begins");
+    assert!(core.snapshot_job(&named(), None, caller()).is_err(), "one at a time");
+    let task = TaskDir::at(&core.store.job(&id).path().join("snapshots/1/push-0"));
+    disk::make_dir(task.path(), 0o700).expect("makes");
+    let supervisor = disk::try_lock(&task.lock_file()).expect("locks").expect("is free");
+    core.delete(&named(), caller()).expect("is taken");
+    core.turn();
+    assert!(core.jobs.contains_key(&id) && task.stop_file().exists(), "the push was asked to end");
+    drop(supervisor);
+    // A process that another test starts may have the lock for a moment.
+    let begun = Instant::now();
+    while !core.jobs.is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "not within a minute");
+        core.turn();
+    }
+    assert!(!task.path().exists());
+}
+
+#[test]
+fn a_template_of_another_cluster_has_no_place_to_run_yet() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut core = core(dir.path());
+    let record = |cluster: Option<&str>| TemplateRecord {
+        shape: crate::quota::Template::new(crate::quota::MilliGpus::ONE),
+        cluster: cluster.map(str::to_owned),
+    };
+    core.set_template("here", record(None), caller()).expect("is taken");
+    let told = core.set_template("there", record(Some("cloud")), caller()).expect_err("is refused").to_string();
+    assert!(told.contains("cloud"), "{told}");
+    let stranger = Caller { uid: caller().uid + 1, gid: 1 };
+    assert!(core.set_template("here", record(None), stranger).is_err() || caller().uid == u32::MAX);
+    assert_eq!(core.templates().len(), 1);
+    core.remove_template("here", caller()).expect("removes");
+    assert!(core.remove_template("here", caller()).is_err());
 }

@@ -61,6 +61,13 @@ pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Disk
     sync_dir(dir)
 }
 
+/// Replaces a file that only its owner reads, in a directory that is there.
+pub(super) fn write_text(path: &Path, text: &str) -> Result<(), DiskError> {
+    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(parent(path)).map_err(at(path, "write"))?;
+    file.write_all(text.as_bytes()).map_err(at(path, "write"))?;
+    file.persist(path).map(drop).map_err(|error| at(path, "replace")(error.error))
+}
+
 /// Reads a value back; None where there is no file.
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, DiskError> {
     let text = match fs::read(path) {

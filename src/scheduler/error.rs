@@ -12,6 +12,8 @@ pub enum SchedulerError {
     Ambiguous { name: String, projects: [String; 2] },
     #[error("there is no project `{name}`")]
     NoProject { name: String },
+    #[error("there is no template `{name}`")]
+    NoTemplate { name: String },
     #[error("there is no node `{name}`")]
     NoNode { name: String },
     #[error("there is a {kind} `{name}` already")]
@@ -44,11 +46,13 @@ impl SchedulerError {
     /// Gives the HTTP status.
     pub fn status(&self) -> u16 {
         match self {
-            Self::NoJob { .. } | Self::NoProject { .. } | Self::NoNode { .. } | Self::Gone => 404,
+            Self::NoJob { .. } | Self::NoProject { .. } | Self::NoNode { .. } => 404,
+            Self::NoTemplate { .. } | Self::Gone => 404,
             Self::Exists { .. } | Self::InUse { .. } | Self::NotRunning { .. } => 409,
             Self::Denied { .. } => 403,
             Self::Ambiguous { .. } | Self::Name { .. } | Self::Wrong { .. } | Self::NoRank { .. } => 400,
-            Self::Stopping | Self::Disk(_) | Self::NoEngine => 500,
+            Self::Stopping => 503,
+            Self::Disk(_) | Self::NoEngine => 500,
         }
     }
 
@@ -59,6 +63,7 @@ impl SchedulerError {
             Self::NoProject { .. } => {
                 Some("`larder project list` shows the projects, `larder project create` makes one")
             }
+            Self::NoTemplate { .. } => Some("`larder job template list` shows the templates"),
             Self::NoNode { .. } => Some("`larder node list` shows the nodes"),
             Self::InUse { kind: "node", .. } => {
                 Some("drain it first, or put its jobs back into the queue with `larder node rm --force`")

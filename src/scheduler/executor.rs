@@ -10,9 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use super::api::ExecRequest;
 use super::disk::{self, DiskError};
+use super::gpus::{self, Gpu};
 use super::job::{Attempt, JobRecord};
+use super::snapshot::user_of;
 use super::store::{JobPlace, Store};
-use super::task::{MARKER, TaskSpec};
+use super::supervise::groups_of;
+use super::task::{ImageArg, MARKER, TaskSpec};
 use crate::quota::{MilliGpus, Seat};
 
 /// Ports from here on are given to gangs for their rendezvous.
@@ -20,6 +23,8 @@ const PORT_FIRST: u128 = 20_000;
 const PORTS: u128 = 10_000;
 /// Where a container finds the list of its gang's nodes.
 const HOSTFILE: &str = "/etc/larder/hostfile";
+/// Where it says how far it is.
+const PROGRESS: &str = "/run/larder";
 
 /// One rank of an attempt that is to be run.
 #[derive(Debug)]
@@ -33,8 +38,12 @@ pub struct Launch<'a> {
     pub simulated: bool,
     /// They are only counted, and another node has the GPUs of this machine: the job must not see those.
     pub beside_real: bool,
-    /// Paths of the machine that jobs may see.
-    pub host_paths: &'a [PathBuf],
+    /// Where the paths of the machine lead that the job names.
+    pub real_paths: &'a BTreeMap<PathBuf, PathBuf>,
+    /// What is known of the node's GPUs.
+    pub gpus: &'a [Gpu],
+    /// Where CUDA's multi-process service is, if it runs.
+    pub mps_pipes: &'a Path,
 }
 
 /// A command beside a running job, for `job exec`.
@@ -50,8 +59,8 @@ pub struct ExecPlan {
 
 /// Something that runs jobs.
 pub trait Executor: Send + std::fmt::Debug {
-    /// Gives the command of a rank.
-    fn task(&self, launch: &Launch<'_>) -> TaskSpec;
+    /// Gives the command of a rank. May write files for it.
+    fn task(&self, launch: &Launch<'_>) -> Result<TaskSpec, DiskError>;
 
     /// Gives a command beside it, with the same surroundings.
     fn exec(&self, launch: &Launch<'_>, request: &ExecRequest) -> ExecPlan;
@@ -73,9 +82,7 @@ impl Launch<'_> {
 
     /// Gives as whom the job runs; None: as the scheduler's own user.
     pub fn user(&self) -> Option<(u32, u32)> {
-        let own = nix::unistd::geteuid();
-        let submitter = self.job.submitter;
-        (own.is_root() && submitter.uid != own.as_raw()).then_some((submitter.uid, submitter.gid))
+        user_of(self.job)
     }
 
     fn shown(&self) -> Vec<Shown> {
@@ -102,7 +109,7 @@ impl Launch<'_> {
         let host = spec.host_paths.iter().map(|host| Shown {
             variable: format!("PATH_{}", variable(host.path.trim_matches('/'))),
             path: host.path.clone(),
-            source: real(&host.host),
+            source: self.real_paths.get(&host.host).unwrap_or(&host.host).clone(),
             read_only: false,
         });
         datasets.chain(outputs).chain(volumes).chain(host).collect()
@@ -113,10 +120,8 @@ impl Launch<'_> {
     pub fn lay_out(&self) -> Result<(), DiskError> {
         let place = self.place();
         let spec = &self.job.spec;
-        for host in &spec.host_paths {
-            self.allow(&host.host)?;
-        }
         JobPlace::make_for(&place.work(), self.user())?;
+        JobPlace::make_for(&place.progress(), self.user())?;
         for output in &spec.outputs {
             JobPlace::make_for(&place.output(&output.dataset), self.user())?;
         }
@@ -138,17 +143,6 @@ impl Launch<'_> {
             return Ok(());
         }
         fs::write(&hosts, text).map_err(disk::at(&hosts, "write"))
-    }
-
-    /// Says again whether the job may see a path: what a link leads to may have changed since it was submitted.
-    fn allow(&self, path: &Path) -> Result<(), DiskError> {
-        let real = real(path);
-        let is_plain = !real.to_string_lossy().contains([':', ',']);
-        if is_plain && real.exists() && self.host_paths.iter().any(|allowed| real.starts_with(allowed)) {
-            return Ok(());
-        }
-        let cause = "it is not there, or not among the paths that jobs may see (`larder scheduler run --host-path`)";
-        Err(disk::at(path, "show it to the job")(std::io::Error::other(cause)))
     }
 
     /// A line for each node: its name, and how many ranks it has.
@@ -190,8 +184,34 @@ impl Launch<'_> {
         if self.seat.each < MilliGpus::ONE {
             set("LARDER_GPU_MEMORY_SHARE", self.seat.each.to_string());
             set("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", (self.seat.each.0 / 10).max(1).to_string());
+            if let Some(bytes) = self.memory_share() {
+                set("LARDER_GPU_MEMORY_BYTES", bytes.to_string());
+                if self.has_mps() {
+                    // The client's own first GPU, of which it has just this one.
+                    set("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT", format!("0={}M", bytes >> 20));
+                }
+            }
+            if self.has_mps() {
+                set("CUDA_MPS_PIPE_DIRECTORY", self.mps_pipes.to_string_lossy().into_owned());
+            }
+        }
+        if !self.simulated {
+            // CUDA counts as the driver does, not the fastest first.
+            set("CUDA_DEVICE_ORDER", "PCI_BUS_ID".to_owned());
         }
         all
+    }
+
+    /// Gives the memory of its part of a GPU, where the driver told how much the GPU has.
+    fn memory_share(&self) -> Option<u64> {
+        let index = self.seat.gpus.first()?;
+        let bytes = self.gpus.iter().find(|gpu| gpu.index == *index)?.memory_bytes?;
+        u64::try_from(u128::from(bytes) * u128::from(self.seat.each.0) / u128::from(MilliGpus::ONE.0)).ok()
+    }
+
+    /// Says whether its part of a GPU is kept by CUDA's multi-process service.
+    fn has_mps(&self) -> bool {
+        !self.simulated && self.seat.each < MilliGpus::ONE && gpus::is_mps(self.mps_pipes)
     }
 
     /// Gives the numbers by which CUDA knows its GPUs. A container has only those, counted from 0.
@@ -207,8 +227,9 @@ impl Launch<'_> {
 
     fn spec(&self, argv: Vec<String>, env: BTreeMap<String, String>, cwd: PathBuf) -> TaskSpec {
         let log = self.place().log(self.rank);
-        let (stdout, kill, left) = (None, Vec::new(), Vec::new());
-        TaskSpec { marker: self.marker(), argv, env, cwd, user: self.user(), log, stdout, kill, left }
+        let (stdout, kill, left, image, log_bytes_max) = (None, Vec::new(), Vec::new(), None, None);
+        let (marker, user) = (self.marker(), self.user());
+        TaskSpec { marker, argv, env, cwd, user, log, stdout, kill, left, image, log_bytes_max }
     }
 }
 
@@ -219,11 +240,6 @@ fn link(source: &Path, at: &Path) -> Result<(), DiskError> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         other => other.map_err(disk::at(at, "link")),
     }
-}
-
-/// Follows the links of a path.
-fn real(path: &Path) -> PathBuf {
-    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Makes a name fit for a variable: `x-ray` is `X_RAY`.
@@ -265,13 +281,15 @@ impl Processes {
         }
         let hosts = place.attempt_file(launch.attempt.number, "hostfile");
         env.insert("LARDER_HOSTFILE".to_owned(), hosts.to_string_lossy().into_owned());
+        let progress = place.progress().join("now");
+        env.insert("LARDER_PROGRESS".to_owned(), progress.to_string_lossy().into_owned());
         env
     }
 }
 
 impl Executor for Processes {
-    fn task(&self, launch: &Launch<'_>) -> TaskSpec {
-        launch.spec(launch.job.spec.command.clone(), Self::env(launch), launch.place().work())
+    fn task(&self, launch: &Launch<'_>) -> Result<TaskSpec, DiskError> {
+        Ok(launch.spec(launch.job.spec.command.clone(), Self::env(launch), launch.place().work()))
     }
 
     fn exec(&self, launch: &Launch<'_>, request: &ExecRequest) -> ExecPlan {
@@ -305,29 +323,47 @@ impl Containers {
         env
     }
 
+    /// Gives the variables of a container. They are in a file that only the engine reads: everybody sees its
+    /// command line, and its own environment is not the job's to set.
+    fn variables(launch: &Launch<'_>) -> BTreeMap<String, String> {
+        let mut all = launch.variables();
+        let mut set = |name: &str, value: &str| all.insert(name.to_owned(), value.to_owned());
+        set(MARKER, &launch.marker());
+        set("LARDER_HOSTFILE", HOSTFILE);
+        set("LARDER_PROGRESS", &format!("{PROGRESS}/now"));
+        for shown in launch.shown() {
+            set(&format!("LARDER_{}", shown.variable), &shown.path);
+        }
+        all
+    }
+
+    fn env_file(launch: &Launch<'_>) -> PathBuf {
+        launch.place().attempt_file(launch.attempt.number, &format!("env-{}", launch.rank))
+    }
+
     fn run_args(&self, launch: &Launch<'_>) -> Vec<String> {
         let spec = &launch.job.spec;
         let mut args = vec![self.engine.clone(), "run".to_owned(), "--rm".to_owned()];
         args.extend(self.args.iter().cloned());
+        let names_network = self.args.iter().any(|arg| arg.starts_with("--net"));
         let mut add = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
         add("--name", Self::name(launch));
         if let Some((uid, gid)) = launch.user() {
             add("--user", format!("{uid}:{gid}"));
             // A setuid program of the image must not make its user root of what is shown to it.
             add("--security-opt", "no-new-privileges".to_owned());
+            for group in groups_of(uid, gid).iter().filter(|group| group.as_raw() != gid) {
+                add("--group-add", group.to_string());
+            }
         }
-        for (name, value) in launch.variables() {
-            add("--env", format!("{name}={value}"));
-        }
-        add("--env", format!("{MARKER}={}", launch.marker()));
+        add("--env-file", Self::env_file(launch).to_string_lossy().into_owned());
         for shown in launch.shown() {
             let mode = if shown.read_only { ":ro" } else { "" };
             add("--volume", format!("{}:{}{mode}", shown.source.display(), shown.path));
-            add("--env", format!("LARDER_{}={}", shown.variable, shown.path));
         }
         let hosts = launch.place().attempt_file(launch.attempt.number, "hostfile");
         add("--volume", format!("{}:{HOSTFILE}:ro", hosts.display()));
-        add("--env", format!("LARDER_HOSTFILE={HOSTFILE}"));
+        add("--volume", format!("{}:{PROGRESS}", launch.place().progress().display()));
         if !launch.simulated {
             for gpu in &launch.seat.gpus {
                 add("--device", format!("nvidia.com/gpu={gpu}"));
@@ -336,16 +372,33 @@ impl Containers {
         for port in &spec.ports {
             add("--publish", port.clone());
         }
-        if spec.large_shm {
+        if launch.has_mps() {
+            let pipes = launch.mps_pipes.display();
+            add("--volume", format!("{pipes}:{pipes}"));
+        }
+        // The multi-process service speaks with its clients through shared memory too.
+        if spec.large_shm || launch.has_mps() {
             add("--ipc", "host".to_owned());
+        }
+        // The ranks of a gang find each other at the machine's own address.
+        if launch.attempt.placement.seats.len() > 1 && !names_network && spec.ports.is_empty() {
+            add("--network", "host".to_owned());
         }
         args
     }
 }
 
+/// Writes variables so that an engine reads them: a line each, as they are.
+fn write_env(path: &Path, variables: &BTreeMap<String, String>) -> Result<(), DiskError> {
+    let text: String = variables.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+    disk::write_text(path, &text)
+}
+
 impl Executor for Containers {
-    fn task(&self, launch: &Launch<'_>) -> TaskSpec {
+    fn task(&self, launch: &Launch<'_>) -> Result<TaskSpec, DiskError> {
+        write_env(&Self::env_file(launch), &Self::variables(launch))?;
         let mut argv = self.run_args(launch);
+        let at = argv.len();
         argv.extend(launch.job.spec.image.clone());
         argv.extend(launch.job.spec.command.iter().cloned());
         let mut spec = launch.spec(argv, Self::env(), PathBuf::from("/"));
@@ -356,7 +409,8 @@ impl Executor for Containers {
         let filter = format!("name=^{name}$");
         let left = [&self.engine, "ps", "--all", "--filter", &filter, "--format", "{{.Names}}"];
         spec.left = left.map(str::to_owned).to_vec();
-        spec
+        spec.image = Some(ImageArg { engine: self.engine.clone(), at });
+        Ok(spec)
     }
 
     fn exec(&self, launch: &Launch<'_>, request: &ExecRequest) -> ExecPlan {
@@ -367,3 +421,7 @@ impl Executor for Containers {
         ExecPlan { argv: all, env: Self::env(), cwd: PathBuf::from("/"), user: None }
     }
 }
+
+#[cfg(test)]
+#[path = "executor_tests.rs"]
+mod tests;

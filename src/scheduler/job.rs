@@ -56,6 +56,15 @@ pub struct HostPath {
     pub path: String,
 }
 
+/// A snapshot of a job that another one starts from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    pub dataset: String,
+    pub revision: String,
+    pub commit: String,
+}
+
 /// What was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -95,6 +104,9 @@ pub struct JobSpec {
     /// What the program is a version of: a free text that its outputs remember.
     #[serde(default)]
     pub code: Option<String>,
+    /// What its directories have at the first start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<Restore>,
 }
 
 impl JobSpec {
@@ -203,6 +215,31 @@ pub struct Attempt {
     pub exits: Vec<TaskExit>,
     #[serde(default)]
     pub stop: Option<Stop>,
+    /// The image that its containers had, by digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+}
+
+/// A commit of what a job had made so far. With neither `commit` nor `error` it is being stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobSnapshot {
+    /// From 1.
+    pub number: u32,
+    pub dataset: String,
+    pub begun_ms: i64,
+    #[serde(default)]
+    pub tries: u32,
+    #[serde(default)]
+    pub commit: Option<String>,
+    #[serde(default)]
+    pub error: Option<String>,
+}
+
+impl JobSnapshot {
+    /// Says whether it is being stored.
+    pub fn is_running(&self) -> bool {
+        self.commit.is_none() && self.error.is_none()
+    }
 }
 
 /// A commit that a job made.
@@ -255,12 +292,30 @@ pub struct JobRecord {
     /// How often its outputs were tried to be stored.
     #[serde(default)]
     pub push_tries: u32,
+    /// At most the last ones; one at a time is being stored, the last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snapshots: Vec<JobSnapshot>,
+    /// What it starts from is in its place.
+    #[serde(default)]
+    pub restored: bool,
 }
 
 impl JobRecord {
     /// Gives the name by which decisions know it.
     pub fn key(&self) -> JobId {
         JobId::from(format!("{}/{}", self.project, self.name).as_str())
+    }
+
+    /// Says whether a snapshot of it is being stored.
+    pub fn is_being_stored(&self) -> bool {
+        self.snapshots.last().is_some_and(JobSnapshot::is_running)
+    }
+
+    /// Gives the commits that it reads, what it starts from among them as long as that is not in its place.
+    pub fn reads(&self) -> Vec<(&str, &str, &str)> {
+        let datasets = self.spec.datasets.iter().map(|data| (&*data.dataset, &*data.revision, &*data.commit));
+        let restore = self.spec.restore.iter().filter(|_| !self.restored);
+        datasets.chain(restore.map(|from| (&*from.dataset, &*from.revision, &*from.commit))).collect()
     }
 
     /// Gives the present attempt, or the last.
@@ -283,8 +338,8 @@ impl JobRecord {
         if self.attempts.len() >= ATTEMPTS_MAX {
             self.attempts.remove(0);
         }
-        let (ended_ms, exits, stop) = (None, Vec::new(), None);
-        self.attempts.push(Attempt { number, placement, start, begun_ms: now_ms, ended_ms, exits, stop });
+        let (ended_ms, exits, stop, image) = (None, Vec::new(), None, None);
+        self.attempts.push(Attempt { number, placement, start, begun_ms: now_ms, ended_ms, exits, stop, image });
         self.state = State::Starting;
         self.hold = None;
     }

@@ -13,7 +13,8 @@ pub struct NewCommit {
     pub dir: PathBuf,
     pub dataset: String,
     pub message: String,
-    pub meta: BTreeMap<String, String>,
+    /// A JSON file with the metadata: it may hold what no command line should show.
+    pub meta_file: PathBuf,
     /// Commits that it was made from, as `dataset@commit`.
     pub inputs: Vec<String>,
     /// The job's id.

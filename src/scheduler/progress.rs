@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::core::{Core, now_ms};
 use super::disk::DiskError;
-use super::job::{Hold, JobRecord, LOST_MAX, OutputCommit, State, Stop};
+use super::job::{ATTEMPTS_MAX, Hold, JobRecord, LOST_MAX, OutputCommit, State, Stop};
 use super::lake_side::NewCommit;
 use super::mounts::MountSight;
 use super::task::{EndError, Sight, TaskDir, TaskExit, TaskSpec};
@@ -22,6 +22,8 @@ const PUSH_TRIES_MAX: u32 = 1024;
 /// After how much time it is tried again, at first and at most.
 const PUSH_PAUSE_MS: i64 = 1000;
 const PUSH_PAUSE_MS_MAX: i64 = 600_000;
+/// Tasks of tries that failed which are kept, so that somebody can look at them.
+const PUSH_TASKS_KEPT: u32 = 8;
 /// The exit status of a push that was given a wrong command line: trying again changes nothing.
 const PUSH_USAGE: i32 = 2;
 /// Supervisors in a row that may end before they begin, and the time before the next one, at first.
@@ -38,8 +40,8 @@ const HOLD_MS_MAX: i64 = 600_000;
 impl Core {
     /// Looks at all jobs to which something may have happened, and takes the next step of each.
     pub(super) fn progress(&mut self) {
-        let is_active = |job: &&JobRecord| job.state.has_gpus() || matches!(job.state, State::Completing { .. });
-        let active: Vec<Uuid> = self.jobs.values().filter(is_active).map(|job| job.id).collect();
+        let active: Vec<Uuid> = self.jobs.values().filter(|job| self.may_have_moved(job)).map(|job| job.id).collect();
+        self.touched.clear();
         for id in active {
             if let Err(error) = self.step(&id) {
                 // The next turn tries again.
@@ -48,7 +50,30 @@ impl Core {
         }
     }
 
+    /// Says whether a job is to be looked at now. Of one that simply runs the kernel tells when a task ends; it
+    /// is looked at now and then all the same, for nobody tells that a supervisor was killed.
+    fn may_have_moved(&self, job: &JobRecord) -> bool {
+        match job.state {
+            State::Running if !job.is_being_stored() => {
+                self.look_at_all || self.touched.contains(&job.id) || !self.watch.has(&job.id)
+            }
+            _ => Self::is_moving(job),
+        }
+    }
+
+    /// Says whether something happens to a job that nobody tells: it is looked at in each turn.
+    pub(super) fn is_moving(job: &JobRecord) -> bool {
+        let moves = matches!(job.state, State::Starting | State::Stopping { .. } | State::Completing { .. });
+        moves || job.is_being_stored()
+    }
+
     fn step(&mut self, id: &Uuid) -> Result<(), DiskError> {
+        let Some(job) = self.jobs.get(id).cloned() else {
+            return Ok(());
+        };
+        if !matches!(job.state, State::Completing { stop: Some(_) }) {
+            self.store_snapshot(&job)?;
+        }
         let Some(job) = self.jobs.get(id).cloned() else {
             return Ok(());
         };
@@ -82,21 +107,34 @@ impl Core {
             return self.begin_stop(&job.id, Stop::Unready { why });
         }
         let asker = (job.id, job.attempt().map_or(0, |attempt| attempt.number));
-        for data in &job.spec.datasets {
-            let dir = self.store.mount(&data.commit);
-            match self.mounts.want(&data.dataset, &data.commit, dir, asker) {
+        for (dataset, revision, commit) in job.reads() {
+            let dir = self.store.mount(commit);
+            match self.mounts.want(dataset, commit, dir, asker) {
                 MountSight::Ready => {}
                 MountSight::Wait => return Ok(()),
                 MountSight::Unready(why) => {
-                    let why = format!("{} can't be mounted now: {why}", data.revision);
+                    let why = format!("{revision} can't be mounted now: {why}");
                     return self.begin_stop(&job.id, Stop::Unready { why });
                 }
                 MountSight::Failed(why) => {
-                    let why = format!("{} can't be mounted: {why}", data.revision);
+                    let why = format!("{revision} can't be mounted: {why}");
                     return self.begin_stop(&job.id, Stop::Failed { why });
                 }
             }
         }
+        if self.restore(job)?.is_none() {
+            return Ok(());
+        }
+        match self.paths.want(job, &self.options.host_paths) {
+            Some(Ok(())) => {}
+            Some(Err(why)) => return self.begin_stop(&job.id, Stop::Failed { why }),
+            None => return Ok(()),
+        }
+        self.spawn_ranks(job)
+    }
+
+    /// Starts the supervisors that are missing; Running when all ranks have begun.
+    fn spawn_ranks(&mut self, job: &JobRecord) -> Result<(), DiskError> {
         let sights = self.sights(job)?;
         let tasks = self.tasks(job);
         for (rank, (task, sight)) in (0u32..).zip(tasks.iter().zip(&sights)) {
@@ -136,17 +174,28 @@ impl Core {
             return Ok(());
         };
         launch.lay_out()?;
-        let spec = executor.task(&launch);
+        let spec = TaskSpec { log_bytes_max: Some(self.options.log_bytes_max), ..executor.task(&launch)? };
+        self.forget_old_attempts(job)?;
         self.supervise(task, &spec)
     }
 
+    /// Removes the tasks of attempts that the record has forgotten.
+    fn forget_old_attempts(&self, job: &JobRecord) -> Result<(), DiskError> {
+        let place = self.store.job(&job.id);
+        let number = job.attempt().map_or(0, |attempt| attempt.number);
+        match number.checked_sub(u32::try_from(ATTEMPTS_MAX).unwrap_or(u32::MAX)) {
+            Some(old) if place.attempt(old).exists() => self.store.throw_away(&place.attempt(old)),
+            _ => Ok(()),
+        }
+    }
+
     /// Says whether no further supervisor is started for a task.
-    fn is_stillborn(&self, task: &TaskDir) -> bool {
+    pub(super) fn is_stillborn(&self, task: &TaskDir) -> bool {
         let ended = !self.supervisors.contains_key(task);
         ended && self.stillborn.get(task).is_some_and(|(count, _)| *count >= STILLBORN_MAX)
     }
 
-    fn supervise(&mut self, task: &TaskDir, spec: &TaskSpec) -> Result<(), DiskError> {
+    pub(super) fn supervise(&mut self, task: &TaskDir, spec: &TaskSpec) -> Result<(), DiskError> {
         let (count, at_ms) = self.stillborn.get(task).copied().unwrap_or_default();
         let now_ms = now_ms();
         if now_ms < at_ms {
@@ -160,13 +209,13 @@ impl Core {
         Ok(())
     }
 
-    fn begin_stop(&mut self, id: &Uuid, stop: Stop) -> Result<(), DiskError> {
+    pub(super) fn begin_stop(&mut self, id: &Uuid, stop: Stop) -> Result<(), DiskError> {
         self.change(id, |job| job.stop(stop, now_ms()))
     }
 
     /// Closes a task that nobody supervises, on a thread where something of it may be left; None as long as
     /// that lasts.
-    fn close(&mut self, task: &TaskDir, sight: &Sight) -> Result<Option<TaskExit>, DiskError> {
+    pub(super) fn close(&mut self, task: &TaskDir, sight: &Sight) -> Result<Option<TaskExit>, DiskError> {
         if *sight == Sight::Fresh {
             return match task.close(now_ms()) {
                 Ok(exit) => Ok(exit),
@@ -194,6 +243,11 @@ impl Core {
 
     /// Looks whether a running job ended, failed, was lost or has run too long.
     fn watch(&mut self, job: &JobRecord) -> Result<(), DiskError> {
+        if !self.watch.has(&job.id) {
+            // Before the look: what happens later is told.
+            let tasks = self.tasks(job);
+            self.watch.add(job.id, &tasks);
+        }
         let sights = self.sights(job)?;
         if sights.iter().any(|sight| matches!(sight, Sight::Lost | Sight::Fresh)) {
             return self.begin_stop(&job.id, Stop::Lost);
@@ -227,9 +281,19 @@ impl Core {
         [job.spec.max_runtime_ms, interactive].into_iter().flatten().min()
     }
 
+    /// Gives the image that the containers of the present attempt have, as far as that is known.
+    fn image_of(&self, job: &JobRecord) -> Option<String> {
+        let named = job.spec.image.as_ref()?;
+        let found = self.tasks(job).first()?.image()?;
+        let (name, _) = named.split_once('@').unwrap_or((named, ""));
+        Some(format!("{name}@{}", found.digest))
+    }
+
     fn succeed(&mut self, job: &JobRecord, exits: Vec<TaskExit>) -> Result<(), DiskError> {
+        let image = self.image_of(job);
         self.change(&job.id, |job| {
             end_attempt(job, exits, None);
+            set_image(job, image);
             if job.spec.outputs.is_empty() {
                 job.state = State::Succeeded;
                 job.ended_ms = Some(now_ms());
@@ -265,11 +329,17 @@ impl Core {
             return self.succeed(job, exits);
         }
         if *stop == Stop::Deleted {
-            return self.forget(&job.id);
+            return match job.is_being_stored() {
+                true => self.change(&job.id, |job| job.state = State::Completing { stop: Some(Stop::Deleted) }),
+                false => self.forget(&job.id),
+            };
         }
         let failed = own_failure(stop, &exits, since_ms);
-        let stop = stop.clone();
-        self.change(&job.id, |job| stopped(job, stop, exits, failed))
+        let (stop, image) = (stop.clone(), self.image_of(job));
+        self.change(&job.id, |job| {
+            set_image(job, image);
+            stopped(job, stop, exits, failed);
+        })
     }
 
     /// Stores the outputs, one after the other.
@@ -290,13 +360,16 @@ impl Core {
             // Counts as a try that failed.
             Sight::Fresh if self.is_stillborn(&task) => return self.close(&task, &sight).map(drop),
             Sight::Fresh => {
-                let spec = self.push_task(job, number, &task);
+                let spec = self.push_task(job, number, &task)?;
                 return self.supervise(&task, &spec);
             }
             Sight::Lost => return self.close(&task, &sight).map(drop),
             Sight::Ended(exit) => exit,
         };
         self.stillborn.remove(&task);
+        if let Some(old) = job.push_tries.checked_sub(PUSH_TASKS_KEPT) {
+            self.store.throw_away(self.store.job(&job.id).push(old, number).path())?;
+        }
         if let Some(commit) = commit_of(&task, &exit) {
             let (dataset, path) = (output.dataset.clone(), output.path.clone());
             return self.change(&job.id, |job| {
@@ -339,7 +412,7 @@ impl Core {
             }
         }
         if *stop == Stop::Deleted {
-            return self.forget(&job.id);
+            return if self.leave_snapshot(job)? { self.forget(&job.id) } else { Ok(()) };
         }
         self.change(&job.id, |job| {
             job.state = State::Cancelled;
@@ -347,8 +420,20 @@ impl Core {
         })
     }
 
-    fn push_task(&self, job: &JobRecord, number: usize, task: &TaskDir) -> TaskSpec {
-        let dataset = job.spec.outputs.get(number).map_or(String::new(), |output| output.dataset.clone());
+    fn push_task(&self, job: &JobRecord, number: usize, task: &TaskDir) -> Result<TaskSpec, DiskError> {
+        let dataset = job.spec.outputs.get(number).map_or_else(String::new, |output| output.dataset.clone());
+        let commit = NewCommit {
+            dir: self.store.job(&job.id).output(&dataset),
+            message: format!("Output of job {}/{}", job.project, job.name),
+            dataset,
+            ..self.commit_by(job, task)?
+        };
+        let marker = format!("{}.push.{}.{number}", job.id, job.push_tries);
+        Ok(self.pushing(&commit, marker, task))
+    }
+
+    /// Gives what all commits by a job have in common; writes the metadata down.
+    pub(super) fn commit_by(&self, job: &JobRecord, task: &TaskDir) -> Result<NewCommit, DiskError> {
         let mut meta = std::collections::BTreeMap::from([
             ("job".to_owned(), format!("{}/{}", job.project, job.name)),
             ("command".to_owned(), serde_json::to_string(&job.spec.command).unwrap_or_default()),
@@ -356,19 +441,30 @@ impl Core {
         if !job.spec.env.is_empty() {
             meta.insert("environment".to_owned(), serde_json::to_string(&job.spec.env).unwrap_or_default());
         }
-        let commit = NewCommit {
-            dir: self.store.job(&job.id).output(&dataset),
-            message: format!("Output of job {}/{}", job.project, job.name),
-            meta,
-            inputs: job.spec.datasets.iter().map(|data| format!("{}@{}", data.dataset, data.commit)).collect(),
+        let meta_file = task.path().join("meta.json");
+        super::disk::make_dir(task.path(), 0o700)?;
+        super::disk::write_json(&meta_file, &meta)?;
+        let image = job.attempts.iter().rev().find_map(|attempt| attempt.image.clone());
+        let mut inputs: Vec<String> =
+            job.spec.datasets.iter().map(|data| format!("{}@{}", data.dataset, data.commit)).collect();
+        inputs.extend(job.spec.restore.iter().map(|from| format!("{}@{}", from.dataset, from.commit)));
+        Ok(NewCommit {
+            dir: self.store.dir().to_owned(),
+            dataset: String::new(),
+            message: String::new(),
+            meta_file,
+            inputs,
             job: job.id.to_string(),
-            image: job.spec.image.clone(),
+            image: image.or_else(|| self.image_of(job)).or_else(|| job.spec.image.clone()),
             code: job.spec.code.clone(),
-            dataset,
-        };
-        let (argv, env) = self.lake.push(&commit);
+        })
+    }
+
+    /// Gives the task that makes a commit.
+    pub(super) fn pushing(&self, commit: &NewCommit, marker: String, task: &TaskDir) -> TaskSpec {
+        let (argv, env) = self.lake.push(commit);
         TaskSpec {
-            marker: format!("{}.push.{}.{number}", job.id, job.push_tries),
+            marker,
             argv,
             env,
             cwd: self.store.dir().to_owned(),
@@ -377,13 +473,15 @@ impl Core {
             stdout: Some(task.path().join("stdout")),
             kill: Vec::new(),
             left: Vec::new(),
+            image: None,
+            log_bytes_max: None,
         }
     }
 
     /// Gives the commits that jobs with GPUs read.
     pub(super) fn commits_in_use(&self) -> BTreeSet<String> {
         let using = self.jobs.values().filter(|job| job.state.has_gpus());
-        using.flat_map(|job| &job.spec.datasets).map(|data| data.commit.clone()).collect()
+        using.flat_map(JobRecord::reads).map(|(_, _, commit)| commit.to_owned()).collect()
     }
 }
 
@@ -406,8 +504,14 @@ fn end_attempt(job: &mut JobRecord, exits: Vec<TaskExit>, stop: Option<Stop>) {
     }
 }
 
+fn set_image(job: &mut JobRecord, image: Option<String>) {
+    if let Some(attempt) = job.attempts.last_mut() {
+        attempt.image = image;
+    }
+}
+
 /// Gives the commit that a push printed.
-fn commit_of(task: &TaskDir, exit: &TaskExit) -> Option<String> {
+pub(super) fn commit_of(task: &TaskDir, exit: &TaskExit) -> Option<String> {
     let printed = std::fs::read(task.path().join("stdout")).unwrap_or_default();
     let told: Option<serde_json::Value> = serde_json::from_slice(&printed).ok().filter(|_| exit.succeeded());
     told.as_ref().and_then(|told| told.get("commit")?.as_str()).map(str::to_owned)
@@ -460,7 +564,7 @@ fn stopped(job: &mut JobRecord, stop: Stop, exits: Vec<TaskExit>, failed: Option
     }
 }
 
-fn last_line(text: &str) -> &str {
+pub(super) fn last_line(text: &str) -> &str {
     text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default()
 }
 

@@ -5,14 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::check;
-use super::cluster::{Cluster, NodeRecord, ProjectRecord, ProjectShares};
+use super::cluster::{Cluster, NodeRecord, ProjectRecord, ProjectShares, TemplateRecord};
 use super::core::{Caller, Core, now_ms};
 use super::error::SchedulerError;
+use super::gpus::Gpu;
 use super::job::{State, Stop};
 use crate::quota::{MilliGpus, Node, NodeState};
 
 /// GPUs that a node may have; more than any machine does.
 const GPUS_MAX: u32 = 1024;
+const TEMPLATES_MAX: usize = 1024;
 
 /// What is to be changed of a project; None: it stays.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +44,8 @@ pub struct ProjectChange {
 #[serde(deny_unknown_fields)]
 pub struct NodeRequest {
     pub name: String,
+    /// How many are simulated; those of this machine are found by the scheduler.
+    #[serde(default)]
     pub gpus: u32,
     pub simulated: bool,
     #[serde(default)]
@@ -74,6 +78,14 @@ pub struct ProjectView {
     pub fair_share: Option<MilliGpus>,
     pub running: usize,
     pub pending: usize,
+}
+
+/// A template, by its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateView {
+    pub name: String,
+    #[serde(flatten)]
+    pub template: TemplateRecord,
 }
 
 /// A job on a node.
@@ -146,7 +158,11 @@ impl Core {
     pub fn remove_project(&mut self, name: &str, caller: Caller) -> Result<ProjectView, SchedulerError> {
         master(caller, "remove projects")?;
         let view = self.project(name)?;
-        let jobs = self.jobs.values().filter(|job| job.project == name && !job.state.is_over()).count();
+        let jobs = self
+            .jobs
+            .values()
+            .filter(|job| job.project == name && (!job.state.is_over() || Self::is_storing(job)))
+            .count();
         if jobs > 0 {
             return Err(SchedulerError::InUse { kind: "project", name: name.to_owned(), jobs });
         }
@@ -184,8 +200,13 @@ impl Core {
         self.cluster.projects.iter().map(show).collect()
     }
 
-    /// Adds a node.
-    pub fn add_node(&mut self, request: NodeRequest, caller: Caller) -> Result<NodeView, SchedulerError> {
+    /// Adds a node. `found`: the GPUs of this machine, where they are asked for.
+    pub fn add_node(
+        &mut self,
+        request: NodeRequest,
+        found: Vec<Gpu>,
+        caller: Caller,
+    ) -> Result<NodeView, SchedulerError> {
         master(caller, "add nodes")?;
         check::name("node", &request.name)?;
         if request.gpus > GPUS_MAX {
@@ -202,9 +223,19 @@ impl Core {
             return Err(SchedulerError::Wrong { what });
         }
         let NodeRequest { gpus, simulated, labels, pools, .. } = request;
+        let gpus = if simulated { gpus } else { u32::try_from(found.len()).unwrap_or(0) };
+        if !simulated && gpus == 0 {
+            let what = "this machine has no GPU that its driver tells of (NVML, or /dev/nvidia0 and so on); \
+                        simulate some with --gpus N";
+            return Err(SchedulerError::Wrong { what: what.to_owned() });
+        }
+        if !simulated && (0u32..).zip(&found).any(|(number, gpu)| gpu.index != number) {
+            let what = "the GPUs of this machine are not numbered 0, 1, ...: one of them is missing";
+            return Err(SchedulerError::Wrong { what: what.to_owned() });
+        }
         let node = Node { labels, pools, ..Node::new(&name, gpus) };
         self.change_cluster(|cluster| {
-            cluster.nodes.insert(name.clone(), NodeRecord { node, simulated, leaving: false });
+            cluster.nodes.insert(name.clone(), NodeRecord { node, simulated, gpus: found, leaving: false });
         })?;
         self.node(&name)
     }
@@ -294,6 +325,53 @@ impl Core {
     fn node(&self, name: &str) -> Result<NodeView, SchedulerError> {
         let found = self.nodes().into_iter().find(|view| view.node.node.id.as_str() == name);
         found.ok_or_else(|| SchedulerError::NoNode { name: name.to_owned() })
+    }
+
+    /// Makes a template, or replaces it: jobs name it, and have its shape from when they are submitted.
+    pub fn set_template(
+        &mut self,
+        name: &str,
+        template: TemplateRecord,
+        caller: Caller,
+    ) -> Result<TemplateView, SchedulerError> {
+        master(caller, "change templates")?;
+        check::name("template", name)?;
+        if let Some(cluster) = &template.cluster {
+            let what = format!("there is no cluster {cluster}: this scheduler knows its own nodes only");
+            return Err(SchedulerError::Wrong { what });
+        }
+        if !template.shape.is_sound() {
+            let what = format!("{} GPUs can't be given to a process", template.shape.gpus);
+            return Err(SchedulerError::Wrong { what });
+        }
+        if self.cluster.templates.len() >= TEMPLATES_MAX && !self.cluster.templates.contains_key(name) {
+            return Err(SchedulerError::Wrong { what: format!("there are {TEMPLATES_MAX} templates already") });
+        }
+        let view = TemplateView { name: name.to_owned(), template: template.clone() };
+        self.change_cluster(|cluster| {
+            cluster.templates.insert(name.to_owned(), template);
+        })?;
+        Ok(view)
+    }
+
+    /// Removes a template; jobs that were submitted with it keep its shape.
+    pub fn remove_template(&mut self, name: &str, caller: Caller) -> Result<TemplateView, SchedulerError> {
+        master(caller, "remove templates")?;
+        let found = self.templates().into_iter().find(|view| view.name == name);
+        let view = found.ok_or_else(|| SchedulerError::NoTemplate { name: name.to_owned() })?;
+        self.change_cluster(|cluster| {
+            cluster.templates.remove(name);
+        })?;
+        Ok(view)
+    }
+
+    /// Shows all templates.
+    pub fn templates(&self) -> Vec<TemplateView> {
+        let show = |(name, template): (&String, &TemplateRecord)| TemplateView {
+            name: name.clone(),
+            template: template.clone(),
+        };
+        self.cluster.templates.iter().map(show).collect()
     }
 
     /// Shows all nodes.

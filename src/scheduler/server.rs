@@ -1,7 +1,8 @@
 //! The scheduler's API over a unix socket. Who may connect is decided by the socket's mode and by the
 //! peer's credentials; what a caller may do to which job is decided in [`super::core`].
 
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use axum::extract::connect_info::{ConnectInfo, Connected};
@@ -16,17 +17,22 @@ use base64::Engine as _;
 use serde::Deserialize;
 use tokio::net::UnixListener;
 
-use super::api::{ExecRequest, LogPart, Refusal, RerunRequest, SchedulerInfo, SubmitRequest};
+use super::api::{ExecRequest, LogPart, Refusal, RerunRequest, SchedulerInfo, SnapshotRequest, SubmitRequest, Top};
+use super::cluster::TemplateRecord;
 use super::core::{Caller, Core, Named};
 use super::error::SchedulerError;
 use super::executor::ExecPlan;
-use super::registry::{NodeChange, NodeRequest, NodeView, ProjectChange, ProjectView};
+use super::logfile::read_piece;
+use super::registry::{NodeChange, NodeRequest, NodeView, ProjectChange, ProjectView, TemplateView};
 use super::service::Handle;
 use super::view::JobView;
+use super::{check, gpus};
 use crate::quota::Snapshot;
 
 /// A piece of a log, at most.
 const LOG_PART_BYTES_MAX: u64 = 1 << 20;
+/// What a job says of how far it is, at most.
+const PROGRESS_BYTES_MAX: u64 = 200;
 
 /// Who is at the other end; None where the kernel does not say.
 #[derive(Debug, Clone, Copy)]
@@ -121,7 +127,11 @@ fn router(served: Served) -> Router {
         .route("/v1/jobs/{name}/cancel", post(cancel))
         .route("/v1/jobs/{name}/rerun", post(rerun))
         .route("/v1/jobs/{name}/exec", post(exec))
+        .route("/v1/jobs/{name}/snapshot", post(snapshot_job))
         .route("/v1/jobs/{name}/log", get(log))
+        .route("/v1/templates", get(templates))
+        .route("/v1/templates/{name}", post(set_template).delete(remove_template))
+        .route("/v1/top", get(top))
         .route("/v1/snapshot", get(snapshot))
         .route("/v1/stop", post(stop))
         .route("/metrics", get(metrics))
@@ -194,7 +204,56 @@ async fn nodes(State(served): At, ConnectInfo(peer): By) -> Answer<Vec<NodeView>
 
 async fn add_node(State(served): At, ConnectInfo(peer): By, node: Given<NodeRequest>) -> Answer<NodeView> {
     let (caller, node) = (peer.admit()?, body(node)?);
-    served.ask(move |core| core.add_node(node, caller)).await
+    let found = if node.simulated { Vec::new() } else { aside(gpus::discover).await? };
+    served.ask(move |core| core.add_node(node, found, caller)).await
+}
+
+async fn templates(State(served): At, ConnectInfo(peer): By) -> Answer<Vec<TemplateView>> {
+    peer.admit()?;
+    served.ask(|core| Ok(core.templates())).await
+}
+
+async fn set_template(
+    State(served): At,
+    ConnectInfo(peer): By,
+    UrlPath(name): Name,
+    template: Given<TemplateRecord>,
+) -> Answer<TemplateView> {
+    let (caller, template) = (peer.admit()?, body(template)?);
+    served.ask(move |core| core.set_template(&name, template, caller)).await
+}
+
+async fn remove_template(State(served): At, ConnectInfo(peer): By, UrlPath(name): Name) -> Answer<TemplateView> {
+    let caller = peer.admit()?;
+    served.ask(move |core| core.remove_template(&name, caller)).await
+}
+
+/// Runs what may block on a thread that may be blocked.
+async fn aside<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> Result<T, SchedulerError> {
+    tokio::task::spawn_blocking(what).await.map_err(|_| SchedulerError::Stopping)
+}
+
+async fn top(State(served): At, ConnectInfo(peer): By) -> Answer<Top> {
+    peer.admit()?;
+    let (nodes, places) = served.handle.ask(|core| (core.nodes(), core.progress_files())).await?;
+    let told = move || {
+        let progress = places.into_iter().filter_map(|(job, path)| Some((job, read_progress(&path)?)));
+        (gpus::loads(), progress.collect())
+    };
+    let (loads, progress) = aside(told).await?;
+    Ok(Json(Top { nodes, loads, progress }))
+}
+
+/// Reads what a job says of how far it is: one line. The file is the job's, so no link is followed.
+fn read_progress(path: &Path) -> Option<String> {
+    let flags = nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK;
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).ok()?;
+    file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    let mut bytes = Vec::new();
+    file.take(PROGRESS_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let line = text.lines().next().unwrap_or_default().trim();
+    (!line.is_empty()).then(|| line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
 }
 
 async fn change_node(
@@ -224,6 +283,12 @@ async fn jobs(State(served): At, ConnectInfo(peer): By, Query(asked): Query<Aske
 
 async fn submit(State(served): At, ConnectInfo(peer): By, request: Given<SubmitRequest>) -> Answer<JobView> {
     let (caller, request) = (peer.admit()?, body(request)?);
+    if !request.spec.host_paths.is_empty() {
+        // Looking at them may take as long as a file server that hangs.
+        let allowed = served.handle.ask(|core| core.options.host_paths.clone()).await?;
+        let spec = request.spec.clone();
+        aside(move || check::host_paths(&spec, &allowed)).await??;
+    }
     served.ask(move |core| core.submit(&request.project, &request.name, request.spec, caller)).await
 }
 
@@ -279,6 +344,17 @@ async fn exec(
     served.ask(move |core| core.exec_plan(&asked.named(name), &request, caller)).await
 }
 
+async fn snapshot_job(
+    State(served): At,
+    ConnectInfo(peer): By,
+    UrlPath(name): Name,
+    Query(asked): Query<Asked>,
+    request: Given<SnapshotRequest>,
+) -> Answer<JobView> {
+    let (caller, request) = (peer.admit()?, body(request)?);
+    served.ask(move |core| core.snapshot_job(&asked.named(name), request.dataset, caller)).await
+}
+
 async fn log(
     State(served): At,
     ConnectInfo(peer): By,
@@ -289,24 +365,19 @@ async fn log(
     let (rank, offset) = (asked.rank, asked.offset);
     // Asked before the file is read: what was printed before the end is in the file then.
     let (path, open) = served.handle.ask(move |core| core.log_of(&asked.named(name), rank)).await??;
-    let read = tokio::task::spawn_blocking(move || read_log(&path, offset)).await;
-    let bytes = read.map_err(|_| SchedulerError::Stopping)?;
-    let next = offset.saturating_add(bytes.len() as u64);
+    let (begin, bytes) = aside(move || read_log(&path, offset)).await?;
+    let next = begin.saturating_add(bytes.len() as u64);
     let last = !open && (bytes.len() as u64) < LOG_PART_BYTES_MAX;
     let base64 = base64::engine::general_purpose::STANDARD.encode(&bytes);
-    Ok(Json(LogPart { base64, next, last }))
+    Ok(Json(LogPart { base64, begin, next, last }))
 }
 
-/// Reads a piece of a log; nothing where there is none (yet).
-fn read_log(path: &Path, offset: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    if let Ok(mut file) = std::fs::File::open(path)
-        && file.seek(SeekFrom::Start(offset)).is_ok()
-        && let Err(error) = file.take(LOG_PART_BYTES_MAX).read_to_end(&mut bytes)
-    {
+/// Reads a piece of a log and gives where it begins; nothing where there is none (yet).
+fn read_log(path: &Path, offset: u64) -> (u64, Vec<u8>) {
+    read_piece(path, offset, LOG_PART_BYTES_MAX).unwrap_or_else(|error| {
         tracing::warn!(%error, path = %path.display(), "a job's output can't be read");
-    }
-    bytes
+        (offset, Vec::new())
+    })
 }
 
 async fn snapshot(State(served): At, ConnectInfo(peer): By) -> Answer<Snapshot> {

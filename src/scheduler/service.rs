@@ -8,7 +8,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -18,9 +17,7 @@ use super::error::SchedulerError;
 use super::lake_side::LakeSide;
 use super::mounts::MountEnd;
 use super::store::StoreError;
-
-/// How often the tasks are looked at where nobody asks anything.
-const TURN_INTERVAL: Duration = Duration::from_millis(100);
+use super::watch::Watch;
 
 type Request = Box<dyn FnOnce(&mut Core) + Send>;
 
@@ -54,6 +51,8 @@ impl Handle {
     /// Ends the thread after its present turn. Jobs go on.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
+        // It may be waiting for a request.
+        let _ = self.requests.send(Box::new(|_| {}));
     }
 
     /// Says whether it was told to end.
@@ -92,7 +91,11 @@ impl Opened {
         let (requests, incoming) = channel();
         let handle = Handle { requests, stopping: Arc::new(AtomicBool::new(false)) };
         let stopping = Arc::clone(&handle.stopping);
-        let Self { core, ends } = self;
+        let Self { mut core, ends } = self;
+        let tell = handle.requests.clone();
+        core.watch = Watch::start(move |job| {
+            let _ = tell.send(Box::new(move |core: &mut Core| core.tell_ended(job)));
+        });
         let spawned = std::thread::Builder::new()
             .name("scheduler".to_owned())
             .spawn(move || {
@@ -110,7 +113,7 @@ fn turns(mut core: Core, incoming: &Receiver<Request>, ends: &Receiver<MountEnd>
             core.mounts.ended(end);
         }
         core.turn();
-        match incoming.recv_timeout(TURN_INTERVAL) {
+        match incoming.recv_timeout(core.pause()) {
             Ok(request) => {
                 request(&mut core);
                 while let Ok(request) = incoming.try_recv() {

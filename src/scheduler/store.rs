@@ -10,6 +10,8 @@
 //! <dir>/jobs/<id>/out/<dataset>/ its outputs; stay while it is paused
 //! <dir>/jobs/<id>/attempts/<n>/<rank>/  a task (see `task`)
 //! <dir>/jobs/<id>/push/<try>-<output>/  a task that stores an output
+//! <dir>/jobs/<id>/snapshots/<number>/  a copy of the job's files, and tasks that store it
+//! <dir>/jobs/<id>/progress       how far it is, as the job says
 //! <dir>/mounts/<commit>/         a mount that jobs share
 //! <dir>/volumes/<project>/<name>/
 //! <dir>/trash/                   what is being deleted
@@ -17,7 +19,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
@@ -111,7 +113,12 @@ impl Store {
     pub fn keep(&self, job: &JobRecord) -> Result<(), DiskError> {
         let dir = self.job(&job.id).0;
         if !dir.exists() {
-            disk::make_dir(&dir, 0o711)?;
+            disk::make_dir(&dir, 0o700)?;
+            if let Some((_, gid)) = super::snapshot::user_of(job) {
+                // Its user gets through to what is the user's; nobody else does.
+                std::os::unix::fs::chown(&dir, None, Some(gid)).map_err(disk::at(&dir, "give to its group"))?;
+                fs::set_permissions(&dir, fs::Permissions::from_mode(0o710)).map_err(disk::at(&dir, "open"))?;
+            }
             disk::sync_dir(&self.dir.join("jobs"))?;
         }
         disk::write_json(&dir.join("record.json"), job)
@@ -130,7 +137,7 @@ impl Store {
 
     /// Renames a directory away, so that it is gone at once, and removes it on a thread of its own: that may
     /// take long. What is left of it, the next scheduler removes.
-    fn throw_away(&self, dir: &Path) -> Result<(), DiskError> {
+    pub(super) fn throw_away(&self, dir: &Path) -> Result<(), DiskError> {
         let away = self.dir.join("trash").join(Uuid::new_v4().to_string());
         match fs::rename(dir, &away) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !dir.exists() => return Ok(()),
@@ -175,6 +182,21 @@ impl Store {
 pub struct JobPlace(PathBuf);
 
 impl JobPlace {
+    /// All of it.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Where the job says how far it is.
+    pub fn progress(&self) -> PathBuf {
+        self.0.join("progress")
+    }
+
+    /// All tasks of an attempt.
+    pub fn attempt(&self, attempt: u32) -> PathBuf {
+        self.0.join("attempts").join(attempt.to_string())
+    }
+
     /// Where it runs.
     pub fn work(&self) -> PathBuf {
         self.0.join("work")

@@ -2,9 +2,9 @@
 //!
 //! It takes the task's lock, runs the command, ends it when asked to, and writes down how it ended.
 //! There is one for each task, so nothing is lost when one dies but its own task, which a scheduler then
-//! finds [`super::task::Sight::Lost`]. No runtime: one thread waits for the command, the other looks for
-//! the request to stop. It is the subreaper of its task: who loses its parent becomes its child and can be
-//! found.
+//! finds [`super::task::Sight::Lost`]. No runtime: one thread waits for the command, one for changes in the
+//! task's directory, and the first acts on what they tell. It is the subreaper of its task: who loses its
+//! parent becomes its child and can be found.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -14,15 +14,21 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
+use nix::unistd::{Gid, Pid, Uid};
 
 use super::disk::{self, DiskError};
 use super::family::{Birth, Family};
+use super::image;
+use super::logfile::LogBound;
 use super::task::{MARKER, TaskDir, TaskExit, TaskSpec, end_what_is_left};
 
-/// How often the request to stop is looked for.
+/// How often it is looked whether a task that was asked to stop has ended, or, where the kernel tells no changes
+/// in a directory, whether it was asked.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// How often the log is looked at, and the dead are taken away, while nothing happens.
+const IDLE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often, and in which steps, the lock is tried.
 const LOCK_TRIES: u32 = 200;
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
@@ -48,21 +54,24 @@ pub(super) fn supervise(dir: &Path, own: Option<Pid>) -> Result<(), DiskError> {
     let Some(_lock) = take_lock(&task)? else {
         return Ok(());
     };
-    let Some(spec) = disk::read_json::<TaskSpec>(&task.spec_file())? else {
+    let Some(mut spec) = disk::read_json::<TaskSpec>(&task.spec_file())? else {
         return Ok(());
     };
     if task.exit_file().exists() || !disk::make_once(&task.started_file())? {
         return Ok(());
     }
     let mut family = task.family(&spec, own)?;
-    let exit = match task.asked_to_stop() {
-        Some(_) => ended_now(TaskExit { stopped: true, ..TaskExit::default() }),
-        None => match start(&spec) {
-            Ok(child) => watch(&task, &mut family, child),
-            Err(error) => {
-                ended_now(TaskExit { code: Some(CANNOT_START), error: Some(error.to_string()), ..TaskExit::default() })
-            }
-        },
+    let started = image::pin(&task, &mut spec).and_then(|()| match task.asked_to_stop() {
+        Some(_) => Ok(None),
+        None => start(&spec).map(Some),
+    });
+    let exit = match started {
+        Ok(Some(child)) => watch(&task, &spec, &mut family, child),
+        Ok(None) => ended_now(TaskExit { stopped: true, ..TaskExit::default() }),
+        Err(_) if task.asked_to_stop().is_some() => ended_now(TaskExit { stopped: true, ..TaskExit::default() }),
+        Err(error) => {
+            ended_now(TaskExit { code: Some(CANNOT_START), error: Some(error.to_string()), ..TaskExit::default() })
+        }
     };
     // What the command left behind goes with it: the GPUs are given to others now. As long as something of it
     // is there, the task is not over, and this supervisor lives.
@@ -109,7 +118,7 @@ fn take_lock(task: &TaskDir) -> Result<Option<File>, DiskError> {
 }
 
 fn start(spec: &TaskSpec) -> std::io::Result<Child> {
-    let append = |path: &Path| OpenOptions::new().create(true).append(true).mode(0o644).open(path);
+    let append = |path: &Path| OpenOptions::new().create(true).append(true).mode(0o640).open(path);
     let log = append(&spec.log)?;
     let stdout = match &spec.stdout {
         Some(path) => append(path)?,
@@ -122,39 +131,79 @@ fn start(spec: &TaskSpec) -> std::io::Result<Child> {
     command.args(args).env_clear().envs(&spec.env).env(MARKER, &spec.marker).current_dir(&spec.cwd);
     command.stdin(Stdio::null()).stdout(stdout).stderr(log).process_group(0);
     if let Some((uid, gid)) = spec.user {
-        command.uid(uid).gid(gid);
+        become_user(&mut command, uid, gid);
     }
     command.spawn()
 }
 
+/// Gives the groups that a user is in; one that is not known has only `gid`.
+pub(super) fn groups_of(uid: u32, gid: u32) -> Vec<Gid> {
+    let known = nix::unistd::User::from_uid(Uid::from_raw(uid)).ok().flatten();
+    let name = known.and_then(|user| std::ffi::CString::new(user.name).ok());
+    let groups = name.and_then(|name| nix::unistd::getgrouplist(&name, Gid::from_raw(gid)).ok());
+    groups.unwrap_or_else(|| vec![Gid::from_raw(gid)])
+}
+
+/// Has a command run as a user, with all the user's groups.
+fn become_user(command: &mut Command, uid: u32, gid: u32) {
+    let groups = groups_of(uid, gid);
+    let change = move || {
+        nix::unistd::setgroups(&groups)?;
+        nix::unistd::setgid(Gid::from_raw(gid))?;
+        nix::unistd::setuid(Uid::from_raw(uid))?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec this makes three system calls and allocates nothing; the list of groups was
+    // made before.
+    unsafe { command.pre_exec(change) };
+}
+
+/// What the first thread is told.
+enum Told {
+    Ended(TaskExit),
+    /// Something in the task's directory changed: perhaps it was asked to stop.
+    Changed,
+}
+
+/// Tells changes in the task's directory from a thread of its own. False where the kernel does not tell any.
+fn tell_changes(task: &TaskDir, tell: mpsc::Sender<Told>) -> bool {
+    let Ok(inotify) = Inotify::init(InitFlags::IN_CLOEXEC) else {
+        return false;
+    };
+    if inotify.add_watch(task.path(), AddWatchFlags::IN_MOVED_TO).is_err() {
+        return false;
+    }
+    let reading = std::thread::Builder::new()
+        .name("changes".to_owned())
+        .spawn(move || while inotify.read_events().is_ok() && tell.send(Told::Changed).is_ok() {});
+    reading.is_ok()
+}
+
 /// Waits for the end, and brings it about when asked to. With a stop, the end is that of all processes, or of
 /// the grace time: the command may be a shell that dies before the program that saves its state.
-fn watch(task: &TaskDir, family: &mut Family, mut child: Child) -> TaskExit {
+fn watch(task: &TaskDir, spec: &TaskSpec, family: &mut Family, mut child: Child) -> TaskExit {
     let birth = Birth::of(Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX)));
     if let Err(error) = disk::write_json(&task.birth_file(), &birth) {
         eprintln!("{error}; if this supervisor is lost, what is left of the task is found by its marker only");
     }
     family.born(birth);
-    let (tell, ended) = mpsc::channel();
+    let (tell, told) = mpsc::channel();
+    // Before the first look at `stop`: what comes later is told.
+    let idle = if tell_changes(task, tell.clone()) { IDLE_INTERVAL } else { LOOK_INTERVAL };
     let waiter = std::thread::Builder::new().name("waiter".to_owned()).spawn(move || {
-        let _ = tell.send(child.wait());
+        let _ = tell.send(Told::Ended(exit_of(child.wait())));
     });
     if let Err(error) = waiter {
         return ended_now(TaskExit { error: Some(error.to_string()), ..TaskExit::default() });
     }
     let mut exit: Option<TaskExit> = None;
     let mut asked_at: Option<Instant> = None;
+    let mut log = LogBound::default();
     loop {
-        if exit.is_some() {
-            std::thread::sleep(LOOK_INTERVAL);
-        } else {
-            exit = match ended.recv_timeout(LOOK_INTERVAL) {
-                Ok(told) => Some(exit_of(told)),
-                Err(RecvTimeoutError::Disconnected) => Some(ended_now(TaskExit::default())),
-                Err(RecvTimeoutError::Timeout) => None,
-            };
-        }
         family.reap();
+        if let Some(bytes_max) = spec.log_bytes_max {
+            log.keep(&spec.log, bytes_max);
+        }
         let grace = task.asked_to_stop();
         if grace.is_some() && asked_at.is_none() {
             family.signal(Signal::SIGTERM);
@@ -171,6 +220,13 @@ fn watch(task: &TaskDir, family: &mut Family, mut child: Child) -> TaskExit {
                 let _ = family.kill(Duration::ZERO);
             }
             _ => {}
+        }
+        match told.recv_timeout(if asked_at.is_some() { LOOK_INTERVAL } else { idle }) {
+            Ok(Told::Ended(ended)) => exit = Some(ended),
+            Ok(Told::Changed) | Err(RecvTimeoutError::Timeout) => {}
+            // Both threads are gone: the command's was the last to tell.
+            Err(RecvTimeoutError::Disconnected) if exit.is_some() => std::thread::sleep(LOOK_INTERVAL),
+            Err(RecvTimeoutError::Disconnected) => exit = Some(ended_now(TaskExit::default())),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! <task>/lock        held by the supervisor as long as it lives
 //! <task>/started     made once, before the command runs: who finds it does not run it again
 //! <task>/birth.json  where the command was started: session and group
+//! <task>/image.json  which image its container has
 //! <task>/stop        asks the supervisor to end the command; holds the grace time
 //! <task>/exit.json   how it ended; written last, never changed
 //! ```
@@ -62,6 +63,31 @@ pub struct TaskSpec {
     /// Prints something as long as there is still what `kill` ends.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left: Vec<String>,
+    /// The image in `argv`, which is run by its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageArg>,
+    /// How long the log may grow before its beginning is given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_bytes_max: Option<u64>,
+}
+
+/// Where a command names an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageArg {
+    /// `podman`, `docker`, with the path where it was given.
+    pub engine: String,
+    /// Its place in `argv`.
+    pub at: usize,
+}
+
+/// What a name of an image meant when the container was started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageFound {
+    /// The engine's own name for it.
+    pub id: String,
+    /// Names the same image on every machine: that of its manifest, or else the id.
+    pub digest: String,
 }
 
 /// Why a task is not over yet.
@@ -179,6 +205,15 @@ impl TaskDir {
         self.file("exit.json")
     }
 
+    pub(super) fn image_file(&self) -> PathBuf {
+        self.file("image.json")
+    }
+
+    /// Gives the image of its container, where it has one and that was found.
+    pub fn image(&self) -> Option<ImageFound> {
+        disk::read_json(&self.image_file()).ok().flatten()
+    }
+
     /// Writes down what to run; what is there already stays.
     pub fn prepare(&self, spec: &TaskSpec) -> Result<(), DiskError> {
         disk::make_dir(&self.0, 0o700)?;
@@ -288,7 +323,7 @@ fn kill_processes(family: &Family) -> Result<(), EndError> {
 }
 
 /// Runs the engine and gives what it printed; an error where it failed or took too long.
-fn engine(argv: &[String], env: &BTreeMap<String, String>) -> std::io::Result<String> {
+pub(super) fn engine(argv: &[String], env: &BTreeMap<String, String>) -> std::io::Result<String> {
     let Some((program, args)) = argv.split_first() else {
         return Ok(String::new());
     };

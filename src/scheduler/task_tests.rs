@@ -35,6 +35,8 @@ impl Rig {
             stdout: None,
             kill: Vec::new(),
             left: Vec::new(),
+            image: None,
+            log_bytes_max: None,
         };
         let rig = Self { dir };
         rig.task().prepare(&spec).expect("prepares");
@@ -209,4 +211,39 @@ fn a_shorter_grace_time_replaces_a_longer_one() {
     supervisor.join().expect("ends");
     let Sight::Ended(exit) = rig.task().look().expect("looks") else { panic!("ended") };
     assert_eq!((exit.signal, exit.stopped), (Some(9), true));
+}
+
+fn makes_holes() -> bool {
+    let file = tempfile::tempfile().expect("a file");
+    file.set_len(1 << 20).expect("grows");
+    let flags = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    nix::fcntl::fallocate(&file, flags, 0, 1 << 19).is_ok()
+}
+
+#[test]
+fn a_log_is_kept_within_its_bound_while_the_command_goes_on() {
+    if !makes_holes() {
+        eprintln!("skipped: the file system makes no holes");
+        return;
+    }
+    let rig = Rig::new("while ! test -e enough; do echo 0123456789012345678901234567890123456789; done; echo the end");
+    let mut spec = rig.spec();
+    spec.log_bytes_max = Some(256 << 10);
+    disk::write_json(&rig.task().spec_file(), &spec).expect("writes");
+    let supervisor = rig.supervise();
+    let log = rig.dir.path().join("log");
+    let blocks = || fs::metadata(&log).map_or(0, |meta| std::os::unix::fs::MetadataExt::blocks(&meta) * 512);
+    let len = || fs::metadata(&log).map_or(0, |meta| meta.len());
+    // The supervisor looks now and then; each look gives up what is too much.
+    wait_until(|| len() > 1 << 20);
+    let mut given_up = false;
+    let begun = Instant::now();
+    while !given_up && begun.elapsed() < Duration::from_secs(120) {
+        given_up = blocks() + (1 << 19) < len();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    fs::write(rig.dir.path().join("enough"), "").expect("tells it");
+    supervisor.join().expect("ends");
+    assert!(given_up, "{} of {} bytes are there", blocks(), len());
+    assert!(fs::read(&log).expect("reads").ends_with(b"the end\n"));
 }

@@ -1,6 +1,7 @@
 //! `larder job`: submits, shows and ends jobs.
 //!
-//! * [`submit`]: from flags to what the scheduler takes. * [`show`]: listings and descriptions.
+//! * [`submit`]: from flags to what the scheduler takes. [`template`]: shapes that have names.
+//! * [`show`]: listings and descriptions. [`snapshot`]: what a job made so far as a commit, and back.
 
 use std::collections::BTreeSet;
 use std::io::{IsTerminal as _, Write as _};
@@ -11,6 +12,7 @@ use http::Method;
 use serde_json::json;
 
 use super::Context;
+use super::output::bytes as bytes_of;
 use super::report::usage;
 use super::scheduler::client::{Client, LOOK_INTERVAL, default_project, project_or_default, quoted};
 use crate::scheduler::api::{ExecRequest, RerunRequest};
@@ -19,7 +21,9 @@ use crate::scheduler::job::State;
 use crate::scheduler::view::JobView;
 
 mod show;
+mod snapshot;
 pub mod submit;
+mod template;
 
 /// Flags of `larder job`.
 #[derive(Debug, clap::Args)]
@@ -84,12 +88,33 @@ enum Command {
     /// Waits until jobs are over; exit status 1 where one did not succeed
     #[command(after_help = "Examples:\n  larder job wait train-1 && larder mount model ./m --mkdir")]
     Wait(Many),
-    /// Shows who uses which GPU now, and for how long
+    /// Shows who uses which GPU now, how busy it is, and how far each job is
     #[command(after_help = "Examples:\n  larder job top")]
     Top,
     /// Says in one sentence what a job waits for, and what would let it run
     #[command(after_help = "Examples:\n  larder job why train-1")]
     Why(One),
+    /// Makes a commit of what a job has made so far: its working directory, outputs and logs
+    #[command(after_help = "Examples:
+  larder job snapshot train-1
+  larder job snapshot train-1 --to train-1-checkpoints")]
+    Snapshot {
+        #[command(flatten)]
+        one: One,
+        /// Dataset that gets the commit (default: PROJECT-JOB.snapshots)
+        #[arg(long, value_name = "DATASET")]
+        to: Option<String>,
+        /// Does not wait until it is stored; `job describe` shows the commit
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Submits the job of a snapshot again: it begins with the files of the snapshot
+    #[command(after_help = "Examples:
+  larder job restore team-a-train-1.snapshots --name train-1b
+  larder job restore team-a-train-1.snapshots@3fa9c1 --name more -- python train.py --epochs 20")]
+    Restore(snapshot::RestoreArgs),
+    /// Names shapes, for `job submit --template NAME,NAME`
+    Template(template::Args),
     /// Submits a job again, with the same commits
     #[command(after_help = "Examples:\n  larder job rerun train-1 --name train-1-again")]
     Rerun {
@@ -155,6 +180,9 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
         Command::Wait(many) => wait(ctx, &client, many.views(ctx, &client)?),
         Command::Top => show::top(ctx, &client),
         Command::Why(one) => show::why(ctx, &job(&one)?),
+        Command::Snapshot { one, to, no_wait } => snapshot::take(ctx, &client, &one, to, no_wait),
+        Command::Restore(args) => snapshot::restore(ctx, &client, args),
+        Command::Template(args) => template::run(ctx, &client, args),
         Command::Rerun { one, name } => {
             let path = client.job_path(one.project.as_deref(), &one.name, "/rerun")?;
             let view: JobView = client.send(Method::POST, &path, &RerunRequest { name })?;
@@ -196,6 +224,12 @@ fn logs(ctx: &Context, client: &Client<'_>, view: &JobView, follow: bool, rank: 
     let mut offset = 0;
     loop {
         let (bytes, part) = client.log(view, rank, offset)?;
+        if part.begin > offset {
+            ctx.say(format!(
+                "{} of this log are given up (`larder scheduler run --log-max`)",
+                bytes_of(part.begin - offset)
+            ));
+        }
         let mut out = ctx.out();
         out.write_all(&bytes)?;
         out.finish()?;
@@ -235,7 +269,7 @@ fn wait(ctx: &Context, client: &Client<'_>, mut views: Vec<JobView>) -> anyhow::
     for view in &mut views {
         while !view.job.state.is_over() {
             std::thread::sleep(LOOK_INTERVAL);
-            *view = client.job(Some(&view.job.project), &view.job.name)?;
+            *view = client.job_patiently(view)?;
         }
         if !ctx.json() {
             ctx.say(format!("job {} is {}", view.job.name, view.status));

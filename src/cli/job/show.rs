@@ -8,8 +8,9 @@ use crate::cli::Context;
 use crate::cli::output::{self, Out, Table};
 use crate::cli::scheduler::client::Client;
 use crate::quota::{Kind, Template};
+use crate::scheduler::api::Top;
+use crate::scheduler::gpus::GpuLoad;
 use crate::scheduler::job::{Attempt, JobRecord, Stop};
-use crate::scheduler::registry::NodeView;
 use crate::scheduler::view::JobView;
 
 fn now_ms() -> i64 {
@@ -102,7 +103,11 @@ fn asked(out: &mut Out, job: &JobRecord) -> std::io::Result<()> {
         line("asks for", shape(template))?;
     }
     if let Some(image) = &spec.image {
-        line("image", image.clone())?;
+        let digest = job.attempts.iter().rev().find_map(|attempt| attempt.image.clone());
+        line("image", digest.unwrap_or_else(|| image.clone()))?;
+    }
+    if let Some(from) = &spec.restore {
+        line("begins with", format!("{} ({})", from.revision, from.commit))?;
     }
     let command: Vec<String> = spec.command.iter().map(|word| output::printable(word.as_bytes())).collect();
     line("command", command.join(" "))?;
@@ -122,6 +127,11 @@ fn asked(out: &mut Out, job: &JobRecord) -> std::io::Result<()> {
         let commit = job.outputs.iter().find(|made| made.dataset == output.dataset);
         let commit = commit.map_or("no commit yet".to_owned(), |made| made.commit.clone());
         line("output", format!("{} ({commit}) from {}", output.dataset, output.path))?;
+    }
+    for snapshot in &job.snapshots {
+        let told = snapshot.commit.as_ref().or(snapshot.error.as_ref());
+        let told = told.map_or("is being stored", String::as_str);
+        line("snapshot", format!("{} ({told})", snapshot.dataset))?;
     }
     Ok(())
 }
@@ -169,29 +179,46 @@ fn ended(attempt: &Attempt) -> String {
     }
 }
 
-/// Shows who uses which GPU.
+/// Shows who uses which GPU, how busy that is, and how far the job is.
 pub fn top(ctx: &Context, client: &Client<'_>) -> anyhow::Result<()> {
-    let nodes: Vec<NodeView> = client.get("/v1/nodes")?;
+    let top: Top = client.get("/v1/top")?;
+    if ctx.json() {
+        return ctx.print_json(&top);
+    }
     let jobs: Vec<JobView> = client.get("/v1/jobs")?;
     let find = |key: &str| jobs.iter().find(|view| view.job.key().as_str() == key);
-    if ctx.json() {
-        return ctx.print_json(&json!({"nodes": nodes}));
-    }
-    let mut table = Table::new(&["NODE", "GPU", ">PART", "JOB", ">RANK", "STATUS", ">RUNS FOR"]);
-    for view in &nodes {
+    let headers = ["NODE", "GPU", ">PART", ">BUSY", ">MEMORY", "JOB", ">RANK", "STATUS", ">RUNS FOR", "PROGRESS"];
+    let mut table = Table::new(&headers);
+    for view in &top.nodes {
         for one in &view.uses {
             let job = find(&one.job);
             let begun = job.and_then(|view| view.job.attempt()).map(|attempt| attempt.begun_ms);
+            let (busy, memory) = if view.node.simulated { Default::default() } else { load(&one.gpus, &top.loads) };
             table.row([
                 view.node.node.id.to_string(),
                 one.gpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
                 one.each.to_string(),
+                busy,
+                memory,
                 one.job.clone(),
                 one.rank.to_string(),
                 job.map_or(String::new(), |view| view.status.clone()),
                 begun.map_or(String::new(), |begun| span_ms(now_ms() - begun)),
+                top.progress.get(&one.job).map(|text| output::printable(text.as_bytes())).unwrap_or_default(),
             ]);
         }
     }
     ctx.print_table(&table)
+}
+
+/// Gives how busy some GPUs are on the mean, and what of their memory is used, by whomever.
+fn load(gpus: &[u32], loads: &[GpuLoad]) -> (String, String) {
+    let these: Vec<&GpuLoad> = loads.iter().filter(|load| gpus.contains(&load.index)).collect();
+    let Some(count) = u32::try_from(these.len()).ok().filter(|count| *count > 0) else {
+        return Default::default();
+    };
+    let percent = these.iter().map(|load| load.percent).sum::<u32>() / count;
+    let used: u64 = these.iter().map(|load| load.memory_used_bytes).sum();
+    let all: u64 = these.iter().map(|load| load.memory_bytes).sum();
+    (format!("{percent} %"), format!("{} of {}", output::bytes(used), output::bytes(all)))
 }

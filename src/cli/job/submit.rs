@@ -7,13 +7,14 @@ use anyhow::Context as _;
 use http::Method;
 
 use crate::cli::Context;
-use crate::cli::report::usage;
+use crate::cli::report::{HintExt as _, usage};
 use crate::cli::scheduler::client::{Client, project_or_default};
 use crate::config::Span;
 use crate::format::refs::Revision;
 use crate::quota::{Kind, MilliGpus, Template};
 use crate::scheduler::api::SubmitRequest;
 use crate::scheduler::job::{DatasetMount, HostPath, JobSpec, Output, Volume};
+use crate::scheduler::registry::TemplateView;
 use crate::scheduler::view::JobView;
 
 /// Flags of `larder job submit`.
@@ -23,6 +24,7 @@ use crate::scheduler::view::JobView;
   larder submit shell -g 0.5 --interactive -- sleep infinity
   larder submit big -g 2 --processes 4 -i registry/train:7 --max-runtime 12h -- torchrun train.py
   larder submit any --template gpus=8,pool=big --template gpus=4,processes=2 -- ./train
+  larder submit any --template gpu-real,cloud-small -v /srv/scratch:/scratch -- ./train
 
 A job without --image runs as a process of the machine: what it names by path is where LARDER_DATASET_XRAY,
 LARDER_OUTPUT_MODEL, LARDER_VOLUME_NAME and so on say. It works in a directory of its own, which it finds again
@@ -42,9 +44,10 @@ pub struct Args {
     /// Processes that start together or not at all
     #[arg(long, value_name = "N", conflicts_with = "template")]
     processes: Option<u32>,
-    /// A shape such as gpus=2,processes=4,pool=big,label.zone=west; of several the first that can be had (repeatable)
-    #[arg(long, value_name = "SHAPE", value_parser = template)]
-    template: Vec<Template>,
+    /// A shape such as gpus=2,processes=4,pool=big,label.zone=west, or names of `larder job template` with commas
+    /// between; of several the first that can be had (repeatable)
+    #[arg(long, value_name = "SHAPE", value_parser = wanted)]
+    template: Vec<Wanted>,
     /// A person works in it: short for --priority interactive
     #[arg(long, conflicts_with = "priority")]
     interactive: bool,
@@ -63,7 +66,8 @@ pub struct Args {
     /// Shows a directory that the project's jobs share: NAME:PATH (repeatable)
     #[arg(long, value_name = "NAME:PATH")]
     volume: Vec<String>,
-    /// Shows a path of the machine: HOST:PATH, as far as the scheduler allows (repeatable)
+    /// Shows a path of the machine: HOST:PATH, as far as the scheduler allows; -v HOST:PATH is short for it
+    /// (repeatable)
     #[arg(long, value_name = "HOST:PATH")]
     host_path: Vec<String>,
     /// Sets a variable (repeatable)
@@ -115,7 +119,25 @@ impl From<Priority> for Kind {
     }
 }
 
-fn template(text: &str) -> Result<Template, String> {
+/// One `--template`.
+#[derive(Debug, Clone)]
+enum Wanted {
+    Shape(Template),
+    Names(Vec<String>),
+}
+
+fn wanted(text: &str) -> Result<Wanted, String> {
+    match text.contains('=') {
+        true => Ok(Wanted::Shape(template(text)?)),
+        false if text.split(',').all(|name| !name.is_empty()) => {
+            Ok(Wanted::Names(text.split(',').map(str::to_owned).collect()))
+        }
+        false => Err("write KEY=VALUE, or names, with commas between".to_owned()),
+    }
+}
+
+/// Reads a shape.
+pub(super) fn template(text: &str) -> Result<Template, String> {
     let mut template = Template::new(MilliGpus::ONE);
     for part in text.split(',') {
         let (key, value) = part.split_once('=').ok_or("write KEY=VALUE, with commas between")?;
@@ -134,6 +156,13 @@ fn template(text: &str) -> Result<Template, String> {
     Ok(template)
 }
 
+fn shape_of(name: &str, known: &[TemplateView]) -> anyhow::Result<Template> {
+    match known.iter().find(|view| view.name == name) {
+        Some(view) => Ok(view.template.shape.clone()),
+        None => usage(format!("there is no template `{name}`")).hint("`larder job template list` shows the templates"),
+    }
+}
+
 /// Cuts `WHAT:/path` at its path.
 fn cut<'a>(flag: &str, text: &'a str) -> anyhow::Result<(&'a str, &'a str)> {
     match text.find(":/").map(|at| text.split_at(at)) {
@@ -143,13 +172,27 @@ fn cut<'a>(flag: &str, text: &'a str) -> anyhow::Result<(&'a str, &'a str)> {
 }
 
 impl Args {
-    fn templates(&self) -> Vec<Template> {
+    /// Gives the shapes that are wanted; names are looked up now, so that the job keeps them.
+    fn templates(&self, client: &Client<'_>) -> anyhow::Result<Vec<Template>> {
         if !self.template.is_empty() {
-            return self.template.clone();
+            let named = self.template.iter().any(|wanted| matches!(wanted, Wanted::Names(_)));
+            let known: Vec<TemplateView> = if named { client.get("/v1/templates")? } else { Vec::new() };
+            let mut templates = Vec::new();
+            for wanted in &self.template {
+                match wanted {
+                    Wanted::Shape(shape) => templates.push(shape.clone()),
+                    Wanted::Names(names) => {
+                        for name in names {
+                            templates.push(shape_of(name, &known)?);
+                        }
+                    }
+                }
+            }
+            return Ok(templates);
         }
         let processes = self.processes.unwrap_or(1);
         let (gpus, pool) = (self.gpus.unwrap_or(MilliGpus::ONE), self.node_pool.clone());
-        vec![Template { gpus, processes, pool, labels: BTreeMap::new() }]
+        Ok(vec![Template { gpus, processes, pool, labels: BTreeMap::new() }])
     }
 
     fn env(&self) -> anyhow::Result<BTreeMap<String, String>> {
@@ -184,11 +227,11 @@ impl Args {
         Ok(datasets)
     }
 
-    async fn spec(&self, ctx: &Context) -> anyhow::Result<JobSpec> {
+    async fn spec(&self, ctx: &Context, templates: Vec<Template>) -> anyhow::Result<JobSpec> {
         let mut spec = JobSpec {
             kind: if self.interactive { Kind::Interactive } else { self.priority.map_or(Kind::Train, Kind::from) },
             priority: self.rank,
-            templates: self.templates(),
+            templates,
             image: self.image.clone(),
             command: self.command.clone(),
             env: self.env()?,
@@ -201,6 +244,7 @@ impl Args {
             grace_ms: self.grace.as_ms(),
             max_runtime_ms: self.max_runtime.map(|span| span.as_ms()),
             code: self.code.clone(),
+            restore: None,
         };
         for text in &self.output {
             let (dataset, path) = cut("output", text)?;
@@ -221,9 +265,11 @@ impl Args {
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     let project = project_or_default(ctx, args.project.as_deref())?;
-    let spec = ctx.block_on(args.spec(ctx))?;
+    let client = Client::new(ctx);
+    let templates = args.templates(&client)?;
+    let spec = ctx.block_on(args.spec(ctx, templates))?;
     let request = SubmitRequest { project, name: args.name, spec };
-    let view: JobView = Client::new(ctx).send(Method::POST, "/v1/jobs", &request)?;
+    let view: JobView = client.send(Method::POST, "/v1/jobs", &request)?;
     if ctx.json() {
         return ctx.print_json(&view);
     }

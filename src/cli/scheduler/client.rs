@@ -1,7 +1,7 @@
 //! What the commands speak with a scheduler: the daemon's transport, on the scheduler's socket.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use base64::Engine as _;
@@ -12,12 +12,23 @@ use serde::de::DeserializeOwned;
 use crate::cli::Context;
 use crate::cli::mount::with_hint;
 use crate::cli::report::{HintExt as _, usage};
-use crate::node::client::NodeClient;
+use crate::node::client::{ClientError, NodeClient};
 use crate::scheduler::api::LogPart;
 use crate::scheduler::view::JobView;
 
 /// How often a command that waits looks again.
 pub const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How long a command that waits for a job waits for a scheduler.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Says whether a scheduler that is started again would answer.
+fn is_passing(error: &ClientError) -> bool {
+    match error {
+        ClientError::Refused { status, .. } => *status == 503,
+        error => error.is_absent() || matches!(error, ClientError::Lost { .. }),
+    }
+}
 
 /// Gives the scheduler's socket: beside the daemon's.
 pub fn socket(ctx: &Context) -> PathBuf {
@@ -59,6 +70,24 @@ impl<'a> Client<'a> {
     /// Asks.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         self.ctx.block_on(self.call(Method::GET, path, NOTHING))
+    }
+
+    /// Asks, and waits where the scheduler is just being started again: jobs go on meanwhile.
+    pub fn get_patiently<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let begun = Instant::now();
+        let mut told = false;
+        loop {
+            match self.ctx.block_on(self.node.call(Method::GET, path, NOTHING)) {
+                Ok(answer) => return Ok(answer),
+                Err(error) if is_passing(&error) && begun.elapsed() < PATIENCE => {
+                    if !std::mem::replace(&mut told, true) {
+                        self.ctx.say("the scheduler does not answer now; waiting for it");
+                    }
+                    std::thread::sleep(LOOK_INTERVAL);
+                }
+                Err(error) => return Err(with_hint(error)),
+            }
+        }
     }
 
     /// Asks for a change.
@@ -105,10 +134,17 @@ impl<'a> Client<'a> {
         self.get(&self.job_path(project, name, "")?)
     }
 
+    /// Gives a job, likewise.
+    pub fn job_patiently(&self, view: &JobView) -> anyhow::Result<JobView> {
+        let (name, project) = (quoted(&view.job.name), quoted(&view.job.project));
+        self.get_patiently(&format!("/v1/jobs/{name}?project={project}"))
+    }
+
     /// Gives what a rank of a job printed from a position on.
     pub fn log(&self, view: &JobView, rank: u32, offset: u64) -> anyhow::Result<(Vec<u8>, LogPart)> {
         let (name, project) = (quoted(&view.job.name), quoted(&view.job.project));
-        let part: LogPart = self.get(&format!("/v1/jobs/{name}/log?project={project}&rank={rank}&offset={offset}"))?;
+        let path = format!("/v1/jobs/{name}/log?project={project}&rank={rank}&offset={offset}");
+        let part: LogPart = self.get_patiently(&path)?;
         let bytes =
             base64::engine::general_purpose::STANDARD.decode(&part.base64).context("the scheduler sent no base64")?;
         Ok((bytes, part))

@@ -107,9 +107,7 @@ impl LakeSide for DaemonSide {
         argv.extend([commit.dir.to_string_lossy().into_owned(), commit.dataset.clone()]);
         let mut add = |flag: &str, value: &str| argv.extend([flag.to_owned(), value.to_owned()]);
         add("--message", &commit.message);
-        for (key, value) in &commit.meta {
-            add("--meta", &format!("{key}={value}"));
-        }
+        add("--meta-file", &commit.meta_file.to_string_lossy());
         commit.inputs.iter().for_each(|input| add("--input", input));
         add("--job", &commit.job);
         if let Some(image) = &commit.image {

@@ -12,11 +12,13 @@ use super::client::{self, Client};
 use super::data::DaemonSide;
 use crate::cli::Context;
 use crate::cli::report::{HintExt as _, usage};
+use crate::config::Size;
 use crate::node::daemon::own_exe;
 use crate::node::server::listen;
 use crate::scheduler::api::SchedulerInfo;
 use crate::scheduler::core::Options;
 use crate::scheduler::executor::Containers;
+use crate::scheduler::gpus::mps_pipes;
 use crate::scheduler::{server, service};
 
 /// How long running requests may take to end when the scheduler stops.
@@ -53,6 +55,12 @@ pub struct RunArgs {
     /// Does not bring a waiting job's commits into the cache
     #[arg(long)]
     no_warm: bool,
+    /// How long what a process prints may grow before its beginning is given up
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    log_max: Size,
+    /// How long a job that is over is remembered, with its logs and files; 0s: for ever
+    #[arg(long, value_name = "TIME", default_value = "90d")]
+    keep: humantime::Duration,
 }
 
 /// Runs the command.
@@ -67,7 +75,18 @@ pub fn run(ctx: &Context, args: &RunArgs) -> anyhow::Result<()> {
     let containers = engine(args)?.map(|engine| Containers { engine, args: args.engine_arg.clone() });
     let dir = std::path::absolute(dir).context("cannot tell where the directory is")?;
     let grace_max = args.grace_max.into();
-    let options = Options { dir, exe: own_exe(), containers, host_paths, grace_max, warm: !args.no_warm };
+    let keep: Duration = args.keep.into();
+    let options = Options {
+        dir,
+        exe: own_exe(),
+        containers,
+        host_paths,
+        grace_max,
+        warm: !args.no_warm,
+        log_bytes_max: args.log_max.0,
+        keep: (!keep.is_zero()).then_some(keep),
+        mps_pipes: mps_pipes(),
+    };
     ctx.block_on(serve_until_stopped(ctx, options))
 }
 
