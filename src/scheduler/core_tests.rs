@@ -12,18 +12,22 @@ use super::super::registry::NodeRequest;
 use super::*;
 
 fn core(dir: &std::path::Path) -> Core {
+    core_with(dir, false, Arc::new(Counted::default()))
+}
+
+fn core_with(dir: &std::path::Path, warm: bool, lake: Arc<Counted>) -> Core {
     let options = Options {
         dir: dir.to_owned(),
         exe: "/no/such/program".into(),
         containers: None,
         host_paths: Vec::new(),
         grace_max: Duration::from_secs(60),
-        warm: false,
+        warm,
         log_bytes_max: 1 << 20,
         keep: Some(Duration::from_secs(3600)),
         mps_pipes: dir.join("mps"),
     };
-    Core::open(options, Arc::new(Counted::default()), channel().0).expect("opens")
+    Core::open(options, lake, channel().0).expect("opens")
 }
 
 fn caller() -> Caller {
@@ -172,4 +176,28 @@ fn a_template_of_another_cluster_has_no_place_to_run_yet() {
     assert_eq!(core.templates().len(), 1);
     core.remove_template("here", caller()).expect("removes");
     assert!(core.remove_template("here", caller()).is_err());
+}
+
+#[test]
+fn a_waiting_jobs_commits_are_brought_near_unless_that_is_switched_off() {
+    for warm in [true, false] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let lake = Arc::new(Counted::default());
+        let mut core = core_with(dir.path(), warm, Arc::clone(&lake));
+        core.set_project("team", crate::scheduler::registry::ProjectChange::default(), true, caller()).expect("makes");
+        let commit = "a".repeat(64);
+        let data = json!({"dataset": "xray", "revision": "xray", "commit": commit, "path": "/data"});
+        let templates = [json!({"gpus": 1, "processes": 1})];
+        let spec =
+            json!({"kind": "train", "templates": templates, "command": ["x"], "datasets": [data], "grace_ms": 0});
+        core.submit("team", "job", serde_json::from_value(spec).expect("is a spec"), caller()).expect("is taken");
+        // Commits are brought near one after the other: when this one is, so would the job's be.
+        core.mounts.warm("xray", "last");
+        let begun = Instant::now();
+        while lake.warmed.lock().last().is_none_or(|last| last != "last") {
+            assert!(begun.elapsed() < Duration::from_secs(60), "not within a minute");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(lake.warmed.lock().contains(&commit), warm);
+    }
 }

@@ -261,6 +261,7 @@ pub(super) mod tests {
     #[derive(Debug, Default)]
     pub struct Counted {
         mounts: AtomicU32,
+        pub warmed: parking_lot::Mutex<Vec<String>>,
     }
 
     impl LakeSide for Counted {
@@ -277,7 +278,8 @@ pub(super) mod tests {
             Err("somebody has a file open".into())
         }
 
-        fn warm(&self, _: &str, _: &str) -> Result<(), DataError> {
+        fn warm(&self, _: &str, commit: &str) -> Result<(), DataError> {
+            self.warmed.lock().push(commit.to_owned());
             Ok(())
         }
 

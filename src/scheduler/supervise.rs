@@ -237,3 +237,19 @@ fn exit_of(told: std::io::Result<ExitStatus>) -> TaskExit {
         Err(error) => TaskExit { error: Some(error.to_string()), ..TaskExit::default() },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_known_user_has_all_groups_and_an_unknown_one_has_its_own() {
+        let told = Command::new("id").args(["-G", "root"]).output().expect("runs id");
+        let mut wanted: Vec<u32> =
+            String::from_utf8_lossy(&told.stdout).split_whitespace().filter_map(|group| group.parse().ok()).collect();
+        let mut groups: Vec<u32> = groups_of(0, 0).into_iter().map(Gid::as_raw).collect();
+        (wanted.sort_unstable(), groups.sort_unstable());
+        assert_eq!(groups, wanted);
+        assert_eq!(groups_of(4_000_000_001, 77), [Gid::from_raw(77)]);
+    }
+}

@@ -107,6 +107,45 @@ impl Golden {
             }
             assert!(used.values().all(|part| *part < 1.0001), "{node}");
         }
+        self.assert_live_processes_share_no_gpu();
+    }
+
+    /// The same without asking the scheduler: what the processes themselves were given. Two looks at a moment
+    /// apart must agree before it counts, for one may end while the other begins.
+    fn assert_live_processes_share_no_gpu(&self) {
+        let over = || -> BTreeSet<String> {
+            let mut used: BTreeMap<(String, String), f64> = BTreeMap::new();
+            for given in self.live() {
+                let part = given.get("LARDER_GPU_MEMORY_SHARE").map_or(1.0, |part| part.parse().expect("a number"));
+                for gpu in given["NVIDIA_VISIBLE_DEVICES"].split(',') {
+                    *used.entry((given["LARDER_NODE"].clone(), gpu.to_owned())).or_default() += part;
+                }
+            }
+            let over = used.into_iter().filter(|(_, part)| *part > 1.0001);
+            over.map(|((node, gpu), part)| format!("GPU {gpu} of {node}: {part}")).collect()
+        };
+        let (first, second) = (over(), over());
+        let both: Vec<_> = first.intersection(&second).collect();
+        assert!(both.is_empty(), "{both:?}");
+    }
+
+    /// The variables of the living processes of this trace, one for each task.
+    fn live(&self) -> Vec<BTreeMap<String, String>> {
+        let ledger = self.gpus.world.path("ledger");
+        let pids = processes_with("LEDGER", ledger.to_str().expect("a plain path"));
+        let variables = |pid: &i32| -> BTreeMap<String, String> {
+            let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            let text = String::from_utf8_lossy(&environ).into_owned();
+            text.split('\0')
+                .filter_map(|pair| pair.split_once('='))
+                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                .collect()
+        };
+        let mut tasks: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+        for given in pids.iter().map(variables).filter(|given| given.contains_key("LARDER_NODE")) {
+            tasks.entry(given["LARDER_TASK"].clone()).or_insert(given);
+        }
+        tasks.into_values().collect()
     }
 
     /// Plays the trace.
@@ -163,6 +202,14 @@ impl Golden {
             wait_for(&line, || self.ledger().lines().any(|have| have == line));
             assert_eq!(alive().len(), 1, "{project}/{name}: {:?}", alive());
         }
+        // Of the jobs that were deleted nothing is left, neither a process nor a file.
+        let known: BTreeSet<&str> = jobs.iter().map(|job| job["id"].as_str().expect("an id")).collect();
+        wait_for("the end of what was deleted", || {
+            self.live().iter().all(|given| known.contains(given["LARDER_JOB_ID"].as_str()))
+        });
+        let kept = fs::read_dir(self.gpus.dir().join("jobs")).expect("lists").flatten();
+        let kept: BTreeSet<String> = kept.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        assert_eq!(kept.iter().map(String::as_str).collect::<BTreeSet<_>>(), known);
         let ledger = self.ledger();
         let unique: BTreeSet<&str> = ledger.lines().collect();
         assert_eq!(ledger.lines().count(), unique.len(), "an attempt ran twice:\n{ledger}");

@@ -15,6 +15,7 @@ mod gc;
 mod golden;
 mod history;
 mod import;
+mod job_data;
 mod jobs;
 mod kit;
 mod lake;
