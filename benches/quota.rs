@@ -6,8 +6,13 @@
 //! * `ends`: the same, after 100 jobs ended.
 //! * `returns`: a team with a quota of 800 GPUs comes back to a cluster that others use up.
 //! * `fill`: all nodes are empty, 25,000 jobs wait.
+//!
+//! Then 1,000 random traces (TRACES=N: so many) are played: how much of the GPUs is used, against a bound that no
+//! schedule can exceed, and how fair that is (Jain's index of service per quota), by fair shares, strict quotas and FIFO.
 
 use std::hint::black_box;
+
+mod traces;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use larder::quota::{Job, JobState, Kind, MilliGpus, Node, Project, Snapshot, Template, after, plan};
@@ -120,5 +125,16 @@ fn decisions(criterion: &mut Criterion) {
         .for_each(|line| println!("{line} (four such snapshots, and criterion)"));
 }
 
-criterion_group!(benches, decisions);
+/// Not a time but a quality: printed once.
+fn sharing(_: &mut Criterion) {
+    let count = std::env::var("TRACES").ok().and_then(|text| text.parse().ok()).unwrap_or(1000);
+    let mut number = 0u64;
+    let random = |limit: u64| {
+        number += 1;
+        mixed(number.wrapping_mul(0x9E37_79B9_7F4A_7C15)) % limit.max(1)
+    };
+    traces::compare(random, |round| round < count);
+}
+
+criterion_group!(benches, decisions, sharing);
 criterion_main!(benches);

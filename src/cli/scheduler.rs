@@ -14,6 +14,7 @@ use crate::scheduler::simulate::plot::plot;
 use crate::scheduler::simulate::report::{Action, Report, Sample};
 use crate::scheduler::simulate::{Policy, Scenario, simulate};
 
+pub mod broker;
 pub mod client;
 mod data;
 mod serve;

@@ -20,7 +20,7 @@ pub mod keeper;
 pub mod kernel;
 pub mod mount;
 pub mod session;
-mod sys;
+pub(crate) mod sys;
 #[cfg(test)]
 mod tests;
 pub mod view;

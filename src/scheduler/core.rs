@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::api::ExecRequest;
 use super::cluster::Cluster;
+use super::crash;
 use super::disk::DiskError;
 use super::error::SchedulerError;
 use super::executor::{Containers, ExecPlan, Executor, Launch, Processes};
@@ -226,7 +227,10 @@ impl Core {
             return Ok(());
         };
         change(&mut job);
+        let state = job.state.word();
+        crash::point(&format!("before {state}"));
         self.store.keep(&job)?;
+        crash::point(&format!("after {state}"));
         if !matches!(job.state, State::Running) {
             self.watch.remove(id);
         }
@@ -291,7 +295,9 @@ impl Core {
             snapshots: Vec::new(),
             restored: false,
         };
+        crash::point("before submission");
         self.store.keep(&job)?;
+        crash::point("after submission");
         self.next_seq += 1;
         self.dirty = true;
         if self.options.warm {
@@ -377,7 +383,9 @@ impl Core {
 
     /// Forgets a job of which nothing runs: on disk, then in memory.
     pub(super) fn forget(&mut self, id: &Uuid) -> Result<(), DiskError> {
+        crash::point("before deletion");
         self.store.forget(id)?;
+        crash::point("after deletion");
         self.watch.remove(id);
         self.paths.forget(id);
         self.jobs.remove(id);

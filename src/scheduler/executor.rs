@@ -55,6 +55,9 @@ pub struct ExecPlan {
     /// As whom; None: as who runs the scheduler.
     #[serde(default)]
     pub user: Option<(u32, u32)>,
+    /// It is the container engine, which belongs to who runs the scheduler.
+    #[serde(default)]
+    pub by_engine: bool,
 }
 
 /// Something that runs jobs.
@@ -297,7 +300,7 @@ impl Executor for Processes {
         // It ends with the job, as all that has its marker.
         let mut env = Self::env(launch);
         env.insert(MARKER.to_owned(), launch.marker());
-        ExecPlan { argv: request.argv.clone(), env, cwd, user: launch.user() }
+        ExecPlan { argv: request.argv.clone(), env, cwd, user: launch.user(), by_engine: false }
     }
 }
 
@@ -418,7 +421,7 @@ impl Executor for Containers {
         all.extend(request.terminal.then(|| "--tty".to_owned()));
         all.push(Self::name(launch));
         all.extend(request.argv.iter().cloned());
-        ExecPlan { argv: all, env: Self::env(), cwd: PathBuf::from("/"), user: None }
+        ExecPlan { argv: all, env: Self::env(), cwd: PathBuf::from("/"), user: None, by_engine: true }
     }
 }
 

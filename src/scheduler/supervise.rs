@@ -18,6 +18,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Pid, Uid};
 
+use super::crash;
 use super::disk::{self, DiskError};
 use super::family::{Birth, Family};
 use super::image;
@@ -60,6 +61,7 @@ pub(super) fn supervise(dir: &Path, own: Option<Pid>) -> Result<(), DiskError> {
     if task.exit_file().exists() || !disk::make_once(&task.started_file())? {
         return Ok(());
     }
+    crash::point("supervisor: before the command");
     let mut family = task.family(&spec, own)?;
     let started = image::pin(&task, &mut spec).and_then(|()| match task.asked_to_stop() {
         Some(_) => Ok(None),
@@ -79,6 +81,7 @@ pub(super) fn supervise(dir: &Path, own: Option<Pid>) -> Result<(), DiskError> {
         eprintln!("{error}; trying again");
         std::thread::sleep(END_INTERVAL);
     }
+    crash::point("supervisor: before its end");
     write_down(&task, &exit)
 }
 

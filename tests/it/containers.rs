@@ -109,3 +109,44 @@ fn a_container_reads_its_commit_outlives_kills_is_paused_goes_on_and_its_output_
     assert!(image.starts_with(&format!("{IMAGE}@sha256:")) && image.len() == IMAGE.len() + 8 + 64, "{image}");
     wait_for("the mount's end", || gpus.world.json(&["mounts"]) == serde_json::json!([]));
 }
+
+#[test]
+fn who_submitted_a_job_gets_into_its_container_and_nobody_else_does() {
+    const NOBODY: u32 = 65534;
+    let mut world = World::new();
+    let Some(engine) = engine(&world) else { return };
+    let Some(group) = nix::unistd::Group::from_gid(NOBODY.into()).ok().flatten() else {
+        eprintln!("skipped: there is no group {NOBODY}");
+        return;
+    };
+    fs::set_permissions(world.path(""), fs::Permissions::from_mode(0o711)).expect("opens the way");
+    let socket = world.make_dir("socket").join("larder.sock").display().to_string();
+    world.set("LARDER_SOCKET", &socket);
+    world.set("LARDER_DAEMON_GROUP", &group.name);
+    let dir = world.path("scheduler").display().to_string();
+    let mut args = vec!["--dir".to_owned(), dir, "--engine".to_owned(), engine];
+    args.extend(RUN_ARGS.iter().map(|arg| format!("--engine-arg={arg}")));
+    let gpus = Gpus::new(world, &args.iter().map(String::as_str).collect::<Vec<_>>());
+    gpus.world.ok(["node", "add", "n0", "--gpus", "1"]);
+    gpus.world.ok(["project", "create", "team", "--gpus", "1"]);
+    let mut user = World::of_user(NOBODY);
+    user.set("LARDER_SOCKET", &socket);
+    let script = "echo $TOKEN begun; exec sleep 100000";
+    let submit = ["submit", "job", "-p", "team", "-i", IMAGE, "--grace", "0s", "-e", "TOKEN=s3cret $x"];
+    user.ok(submit.iter().chain(&["--", "sh", "-c", script]));
+    gpus.wait("the container's first words", |gpus| gpus.world.ok(["job", "logs", "job"]) == "s3cret $x begun\n");
+    let whole = fs::read_dir("/proc").expect("lists").flatten().map(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).into_owned()
+    });
+    assert!(!whole.into_iter().any(|line| line.contains("podman") && line.contains("s3cret")), "everybody sees it");
+    assert_eq!(user.ok(["job", "exec", "job", "--", "sh", "-c", "echo $TOKEN"]), "s3cret $x\n");
+    let told = user.fails(7, ["job", "exec", "job", "--", "sh", "-c", "echo no >&2; exit 7"]);
+    assert_eq!(told, "no\n");
+    let mut other = user.command(["job", "exec", "job", "--", "echo", "in"]);
+    let told = std::os::unix::process::CommandExt::gid(&mut other, NOBODY);
+    let told = std::os::unix::process::CommandExt::uid(told, 1234).output().expect("runs");
+    assert!(String::from_utf8_lossy(&told.stderr).contains("may not act on another user's job"), "{told:?}");
+    user.ok(["job", "delete", "job"]);
+    gpus.wait("the job's end", |gpus| gpus.world.json(&["job", "list", "-A"]) == serde_json::json!([]));
+}

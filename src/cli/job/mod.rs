@@ -14,6 +14,7 @@ use serde_json::json;
 use super::Context;
 use super::output::bytes as bytes_of;
 use super::report::usage;
+use super::scheduler::broker;
 use super::scheduler::client::{Client, LOOK_INTERVAL, default_project, project_or_default, quoted};
 use crate::scheduler::api::{ExecRequest, RerunRequest};
 use crate::scheduler::executor::ExecPlan;
@@ -170,7 +171,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
         Command::List { project, all } => list(ctx, &client, project, all),
         Command::Describe(one) => show::describe(ctx, &job(&one)?),
         Command::Logs { one, follow, rank } => logs(ctx, &client, &job(&one)?, follow, rank),
-        Command::Exec { one, rank, command } => exec(&client, &one, rank, command),
+        Command::Exec { one, rank, command } => exec(ctx, &client, &one, rank, command),
         Command::Cancel(many) => end(ctx, many.views(ctx, &client)?, "cancelled", |path, query| {
             client.send(Method::POST, &format!("{path}/cancel{query}"), &json!({}))
         }),
@@ -223,7 +224,7 @@ fn end(
 fn logs(ctx: &Context, client: &Client<'_>, view: &JobView, follow: bool, rank: u32) -> anyhow::Result<()> {
     let mut offset = 0;
     loop {
-        let (bytes, part) = client.log(view, rank, offset)?;
+        let (bytes, part) = client.log(view, rank, offset, follow)?;
         if part.begin > offset {
             ctx.say(format!(
                 "{} of this log are given up (`larder scheduler run --log-max`)",
@@ -245,11 +246,19 @@ fn logs(ctx: &Context, client: &Client<'_>, view: &JobView, follow: bool, rank: 
 }
 
 /// Becomes the command beside the job.
-fn exec(client: &Client<'_>, one: &One, rank: u32, command: Vec<String>) -> anyhow::Result<()> {
+fn exec(ctx: &Context, client: &Client<'_>, one: &One, rank: u32, command: Vec<String>) -> anyhow::Result<()> {
     let argv = if command.is_empty() { vec!["sh".to_owned()] } else { command };
     let path = client.job_path(one.project.as_deref(), &one.name, "/exec")?;
     let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    let plan: ExecPlan = client.send(Method::POST, &path, &ExecRequest { argv, rank, terminal })?;
+    let request = ExecRequest { argv, rank, terminal };
+    let plan: ExecPlan = client.send(Method::POST, &path, &request)?;
+    let socket = super::scheduler::client::socket(ctx);
+    if plan.by_engine && !belongs_to_me(&socket) {
+        let view = client.job(one.project.as_deref(), &one.name)?;
+        let code = broker::ask(&socket, Some(view.job.project), view.job.name, request)?;
+        // As if this process had become the command.
+        std::process::exit(code);
+    }
     let Some((program, args)) = plan.argv.split_first() else {
         return usage("there is no command");
     };
@@ -262,6 +271,12 @@ fn exec(client: &Client<'_>, one: &One, rank: u32, command: Vec<String>) -> anyh
         command.uid(uid).gid(gid);
     }
     Err(command.exec()).with_context(|| format!("cannot run {program}"))
+}
+
+/// Says whether the scheduler is run by who runs this.
+fn belongs_to_me(socket: &std::path::Path) -> bool {
+    let owner = std::fs::metadata(socket).map(|meta| std::os::unix::fs::MetadataExt::uid(&meta));
+    owner.is_ok_and(|owner| owner == nix::unistd::geteuid().as_raw())
 }
 
 /// Waits until all are over.

@@ -140,11 +140,11 @@ impl<'a> Client<'a> {
         self.get_patiently(&format!("/v1/jobs/{name}?project={project}"))
     }
 
-    /// Gives what a rank of a job printed from a position on.
-    pub fn log(&self, view: &JobView, rank: u32, offset: u64) -> anyhow::Result<(Vec<u8>, LogPart)> {
+    /// Gives what a rank of a job printed from a position on. Who follows it waits for a scheduler too.
+    pub fn log(&self, view: &JobView, rank: u32, offset: u64, follow: bool) -> anyhow::Result<(Vec<u8>, LogPart)> {
         let (name, project) = (quoted(&view.job.name), quoted(&view.job.project));
         let path = format!("/v1/jobs/{name}/log?project={project}&rank={rank}&offset={offset}");
-        let part: LogPart = self.get_patiently(&path)?;
+        let part: LogPart = if follow { self.get_patiently(&path)? } else { self.get(&path)? };
         let bytes =
             base64::engine::general_purpose::STANDARD.decode(&part.base64).context("the scheduler sent no base64")?;
         Ok((bytes, part))

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use http::Method;
 
+use super::broker;
 use super::client::{self, Client};
 use super::data::DaemonSide;
 use crate::cli::Context;
@@ -114,6 +115,7 @@ async fn serve_until_stopped(ctx: &Context, options: Options) -> anyhow::Result<
     let listener = listen(&socket, ctx.config().daemon.group.as_deref())?;
     let stop = tokio_util::sync::CancellationToken::new();
     let (handle, thread) = opened.start(stop.clone())?;
+    broker::serve(&handle, &socket).context("cannot listen for commands in containers")?;
     tracing::info!(socket = %socket.display(), "the scheduler serves");
     let serving = tokio::spawn(server::serve(handle.clone(), listener, stop.clone()));
     tokio::select! {
@@ -125,6 +127,7 @@ async fn serve_until_stopped(ctx: &Context, options: Options) -> anyhow::Result<
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, serving).await;
     handle.stop();
     let ended = tokio::task::spawn_blocking(move || thread.join()).await;
+    let _ = std::fs::remove_file(broker::socket(&socket));
     let _ = std::fs::remove_file(&socket);
     if !matches!(ended, Ok(Ok(()))) {
         anyhow::bail!("the scheduler's thread ended by a panic; its log says why");

@@ -45,6 +45,13 @@ impl World {
         world
     }
 
+    /// The same with the binary of the test's own build, also in a campaign: only that has what helps tests.
+    pub fn of_this_build() -> Self {
+        let mut world = Self::new();
+        world.binary = env!("CARGO_BIN_EXE_larder").into();
+        world
+    }
+
     /// The same for another user: everything belongs to `uid`.
     pub fn of_user(uid: u32) -> Self {
         let mut world = Self::new();
