@@ -35,6 +35,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("anyhow", &["cli/", "main.rs"]),
     ("indicatif", &["cli/"]),
     ("serde_saphyr", &["scheduler/simulate/scenario.rs"]),
+    ("nvml_wrapper", &["scheduler/gpus.rs"]),
 ];
 
 /// The pure modules do not know the world.

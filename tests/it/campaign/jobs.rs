@@ -35,7 +35,7 @@ fn a_scheduler_that_is_killed_at_random_moments_loses_nothing_and_starts_nothing
 }
 
 /// Each is between a record on disk and what follows from it.
-const POINTS: [&str; 18] = [
+const POINTS: [&str; 20] = [
     "before submission",
     "after submission",
     "before Starting",
@@ -52,6 +52,8 @@ const POINTS: [&str; 18] = [
     "after Completing",
     "before Succeeded",
     "after Succeeded",
+    "before deletion",
+    "after deletion",
     "supervisor: before the command",
     "supervisor: before its end",
 ];
