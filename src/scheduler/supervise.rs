@@ -251,7 +251,8 @@ mod tests {
         let mut wanted: Vec<u32> =
             String::from_utf8_lossy(&told.stdout).split_whitespace().filter_map(|group| group.parse().ok()).collect();
         let mut groups: Vec<u32> = groups_of(0, 0).into_iter().map(Gid::as_raw).collect();
-        (wanted.sort_unstable(), groups.sort_unstable());
+        wanted.sort_unstable();
+        groups.sort_unstable();
         assert_eq!(groups, wanted);
         assert_eq!(groups_of(4_000_000_001, 77), [Gid::from_raw(77)]);
     }

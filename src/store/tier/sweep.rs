@@ -226,10 +226,9 @@ impl<I: TierIo> Core<I> {
                 let packs: Vec<PackId> = plan.orphans.clone();
                 report.moved_bytes += self.move_objects(&packs, &batch)?;
                 for loose in plan.loose.chunk_by(|a, b| a.0 == b.0) {
+                    let Some((pack, _)) = loose.first() else { continue };
                     let parts: Vec<Sidecar> = loose.iter().map(|(_, part)| *part).collect();
-                    if let Some((pack, _)) = loose.first() {
-                        self.move_sidecars(pack, &parts, &batch)?;
-                    }
+                    self.move_sidecars(pack, &parts, &batch)?;
                 }
                 for name in &plan.staging {
                     let dir = format!("{}/{name}", layout::STAGING);
