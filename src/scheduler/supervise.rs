@@ -2,8 +2,8 @@
 //!
 //! It takes the task's lock, runs the command, ends it when asked to, and writes down how it ended.
 //! There is one for each task, so nothing is lost when one dies but its own task, which a scheduler then
-//! finds [`super::task::Sight::Lost`]. No runtime: one thread waits for the command, one for changes in the
-//! task's directory, and the first acts on what they tell. It is the subreaper of its task: who loses its
+//! finds [`super::task::Sight::Lost`]. No runtime: one thread waits for the command, the other looks for
+//! the request to stop. It is the subreaper of its task: who loses its
 //! parent becomes its child and can be found.
 
 use std::fs::{File, OpenOptions};
@@ -14,7 +14,6 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Pid, Uid};
 
@@ -25,11 +24,11 @@ use super::image;
 use super::logfile::LogBound;
 use super::task::{MARKER, TaskDir, TaskExit, TaskSpec, end_what_is_left};
 
-/// How often it is looked whether a task that was asked to stop has ended, or, where the kernel tells no changes
-/// in a directory, whether it was asked.
+/// How often it is looked whether a task that was asked to stop has ended.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// How often the log is looked at, and the dead are taken away, while nothing happens.
-const IDLE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often it is looked whether it was asked to. The kernel would tell changes in a directory, but only to so few
+/// listeners of one user (128) that supervisors would take them all.
+const IDLE_INTERVAL: Duration = Duration::from_millis(500);
 /// How often, and in which steps, the lock is tried.
 const LOCK_TRIES: u32 = 200;
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
@@ -161,27 +160,6 @@ fn become_user(command: &mut Command, uid: u32, gid: u32) {
     unsafe { command.pre_exec(change) };
 }
 
-/// What the first thread is told.
-enum Told {
-    Ended(TaskExit),
-    /// Something in the task's directory changed: perhaps it was asked to stop.
-    Changed,
-}
-
-/// Tells changes in the task's directory from a thread of its own. False where the kernel does not tell any.
-fn tell_changes(task: &TaskDir, tell: mpsc::Sender<Told>) -> bool {
-    let Ok(inotify) = Inotify::init(InitFlags::IN_CLOEXEC) else {
-        return false;
-    };
-    if inotify.add_watch(task.path(), AddWatchFlags::IN_MOVED_TO).is_err() {
-        return false;
-    }
-    let reading = std::thread::Builder::new()
-        .name("changes".to_owned())
-        .spawn(move || while inotify.read_events().is_ok() && tell.send(Told::Changed).is_ok() {});
-    reading.is_ok()
-}
-
 /// Waits for the end, and brings it about when asked to. With a stop, the end is that of all processes, or of
 /// the grace time: the command may be a shell that dies before the program that saves its state.
 fn watch(task: &TaskDir, spec: &TaskSpec, family: &mut Family, mut child: Child) -> TaskExit {
@@ -190,11 +168,9 @@ fn watch(task: &TaskDir, spec: &TaskSpec, family: &mut Family, mut child: Child)
         eprintln!("{error}; if this supervisor is lost, what is left of the task is found by its marker only");
     }
     family.born(birth);
-    let (tell, told) = mpsc::channel();
-    // Before the first look at `stop`: what comes later is told.
-    let idle = if tell_changes(task, tell.clone()) { IDLE_INTERVAL } else { LOOK_INTERVAL };
+    let (tell, ended) = mpsc::channel();
     let waiter = std::thread::Builder::new().name("waiter".to_owned()).spawn(move || {
-        let _ = tell.send(Told::Ended(exit_of(child.wait())));
+        let _ = tell.send(exit_of(child.wait()));
     });
     if let Err(error) = waiter {
         return ended_now(TaskExit { error: Some(error.to_string()), ..TaskExit::default() });
@@ -224,10 +200,10 @@ fn watch(task: &TaskDir, spec: &TaskSpec, family: &mut Family, mut child: Child)
             }
             _ => {}
         }
-        match told.recv_timeout(if asked_at.is_some() { LOOK_INTERVAL } else { idle }) {
-            Ok(Told::Ended(ended)) => exit = Some(ended),
-            Ok(Told::Changed) | Err(RecvTimeoutError::Timeout) => {}
-            // Both threads are gone: the command's was the last to tell.
+        match ended.recv_timeout(if asked_at.is_some() { LOOK_INTERVAL } else { IDLE_INTERVAL }) {
+            Ok(told) => exit = Some(told),
+            Err(RecvTimeoutError::Timeout) => {}
+            // It has told all it had to tell.
             Err(RecvTimeoutError::Disconnected) if exit.is_some() => std::thread::sleep(LOOK_INTERVAL),
             Err(RecvTimeoutError::Disconnected) => exit = Some(ended_now(TaskExit::default())),
         }
