@@ -115,8 +115,10 @@ def main():
         slope, offset, told = ring.total(gradient)
         a, b, step = a - slope / 100, b - offset / 100, step + 1
         if RANK == 0:
-            with open(os.environ["LARDER_PROGRESS"], "w", encoding="utf-8") as file:
+            progress = os.environ["LARDER_PROGRESS"]
+            with open(progress + ".new", "w", encoding="utf-8") as file:
                 file.write(f"step {step} of {STEPS}\n")
+            os.replace(progress + ".new", progress)
         # All ranks stop behind the same step: each heard from the others who was told to.
         if told:
             if RANK == 0:

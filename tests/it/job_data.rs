@@ -128,7 +128,7 @@ fn a_gang_reduces_over_a_ring_says_how_far_it_is_and_goes_on_where_it_was_paused
     world.ok(["submit", "long", "-e", "STEPS=1000000000", "-e", "PAUSE=0.01"].iter().chain(&gang).chain(&run));
     let progress = || world.json(&["job", "top"])["progress"]["team/long"].as_str().unwrap_or_default().to_owned();
     wait_for("its progress", || progress().starts_with("step "));
-    assert!(world.ok(["job", "top"]).contains("step "));
+    wait_for("its progress in the table", || world.ok(["job", "top"]).contains("step "));
     world.ok(["node", "drain", "n0"]);
     gpus.wait_status("team", "long", "Pending");
     world.ok(["node", "uncordon", "n0"]);
