@@ -76,7 +76,8 @@ impl Gpus {
 
     /// Gives where the scheduler keeps its things.
     pub fn dir(&self) -> PathBuf {
-        self.world.state().join("scheduler")
+        let named = self.args.iter().skip_while(|arg| *arg != "--dir").nth(1);
+        named.map_or_else(|| self.world.state().join("scheduler"), PathBuf::from)
     }
 
     /// Lists the tasks of all jobs that are known.
