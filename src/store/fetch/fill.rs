@@ -14,12 +14,13 @@
 //! * A piece belongs to the span where it begins, and a mark says that all pieces of its span are there.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -27,9 +28,10 @@ use crate::format::digest::{BLOCK_LEN, ChainingValue, ContentHasher, Outboard, b
 use crate::format::ids::{ContentDigest, PackId};
 use crate::format::pack::{Piece, Place};
 use crate::format::placement::Location;
+use crate::store::tier::TierError;
 
 use super::pack_meta::PackMeta;
-use super::port::FetchStage;
+use super::port::{FetchStage, SpanClaim};
 use super::spans::{SpanState, Spans};
 use super::types::ContentRef;
 
@@ -72,6 +74,8 @@ pub(super) struct FillState {
     pub polled: Mutex<Option<Instant>>,
     learned: Mutex<BTreeMap<u32, Learned>>,
     bytes_done: AtomicU64,
+    /// The claims were given up. Whoever claims holds it meanwhile: a claim that came behind that would stay.
+    released: RwLock<bool>,
 }
 
 /// The duty to bring a piece.
@@ -114,6 +118,7 @@ impl FillState {
             polled: Mutex::new(None),
             learned: Mutex::default(),
             bytes_done: AtomicU64::new(0),
+            released: RwLock::new(false),
         };
         if !fill.is_exclusive() {
             fill.take_marks();
@@ -206,6 +211,22 @@ impl FillState {
             Some(PieceStatus::Flying(arrival)) => PieceAt::Flying(arrival.clone()),
             _ => PieceAt::Todo,
         }
+    }
+
+    /// Claims a span, or the turn to publish; nothing once the claims were given up.
+    pub(super) fn claim(&self, span: u64) -> io::Result<SpanClaim> {
+        let released = self.released.read();
+        if *released {
+            let path = format!("the fill of pack {}", self.pack.short());
+            return Err(io::Error::other(TierError::Gone { path, source: io::ErrorKind::Interrupted.into() }));
+        }
+        self.stage.claim(span)
+    }
+
+    /// Gives up the claims that are still ours, those of calls that run just now too.
+    pub(super) fn release(&self) {
+        *self.released.write() = true;
+        self.stage.release();
     }
 
     /// Takes on a piece that nobody brings yet.

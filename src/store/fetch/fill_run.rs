@@ -548,7 +548,7 @@ impl Registered {
         self.released = true;
         let fill = self.fill.clone();
         // A panic there is logged by the runtime; claims that stay run out.
-        let _ = tokio::task::spawn_blocking(move || fill.stage.release()).await;
+        let _ = tokio::task::spawn_blocking(move || fill.release()).await;
     }
 }
 
@@ -561,7 +561,7 @@ impl Drop for Registered {
         drop(slot);
         if !self.released {
             let fill = self.fill.clone();
-            self.rt.spawn_blocking(move || fill.stage.release());
+            self.rt.spawn_blocking(move || fill.release());
         }
     }
 }

@@ -119,7 +119,7 @@ impl Inner {
         let (inner, asker) = (self.clone(), fill.clone());
         // What the answer means is noted there: whoever waits for it may leave.
         let ask = move || {
-            let answer = asker.stage.claim(span).inspect_err(|_| asker.spans.unanswered(span))?;
+            let answer = asker.claim(span).inspect_err(|_| asker.spans.unanswered(span))?;
             match &answer {
                 SpanClaim::Other { node, .. } => {
                     bump(&inner.counters.claims_other);
@@ -189,7 +189,7 @@ impl Inner {
         loop {
             if Instant::now() >= ask_at {
                 let (asker, turn) = (fill.clone(), fill.spans.count());
-                match self.on_tier(fill.pack, move || asker.stage.claim(turn)).await {
+                match self.on_tier(fill.pack, move || asker.claim(turn)).await {
                     Ok(SpanClaim::Other { left, .. }) => ask_at = Instant::now() + left.max(LOOK_MAX),
                     Ok(SpanClaim::Mine { .. } | SpanClaim::Done) => return Ok(Turn::Ours),
                     Err(error) => {
