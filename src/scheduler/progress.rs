@@ -355,20 +355,9 @@ impl Core {
             });
         };
         let task = self.store.job(&job.id).push(job.push_tries, number);
-        let sight = task.look()?;
-        let exit = match sight {
-            Sight::Alive { .. } => return Ok(()),
-            Sight::Fresh if self.supervisors.contains_key(&task) => return Ok(()),
-            // Counts as a try that failed.
-            Sight::Fresh if self.is_stillborn(&task) => return self.close(&task, &sight).map(drop),
-            Sight::Fresh => {
-                let spec = self.push_task(job, number, &task)?;
-                return self.supervise(&task, &spec);
-            }
-            Sight::Lost => return self.close(&task, &sight).map(drop),
-            Sight::Ended(exit) => exit,
+        let Some(exit) = self.run_push(&task, |core| core.push_task(job, number, &task))? else {
+            return Ok(());
         };
-        self.stillborn.remove(&task);
         if let Some(old) = job.push_tries.checked_sub(PUSH_TASKS_KEPT) {
             self.store.throw_away(self.store.job(&job.id).push(old, number).path())?;
         }
@@ -393,6 +382,30 @@ impl Core {
             job.state = State::Failed { why };
             job.ended_ms = Some(now_ms());
         })
+    }
+
+    /// Starts a task that pushes, or closes one that was lost; gives how it ended, when it has.
+    pub(super) fn run_push(
+        &mut self,
+        task: &TaskDir,
+        spec: impl FnOnce(&Self) -> Result<TaskSpec, DiskError>,
+    ) -> Result<Option<TaskExit>, DiskError> {
+        let sight = task.look()?;
+        match sight {
+            Sight::Alive { .. } => {}
+            Sight::Fresh if self.supervisors.contains_key(task) => {}
+            Sight::Fresh if !self.is_stillborn(task) => {
+                let spec = spec(self)?;
+                self.supervise(task, &spec)?;
+            }
+            // Counts as a try that failed.
+            Sight::Fresh | Sight::Lost => drop(self.close(task, &sight)?),
+            Sight::Ended(exit) => {
+                self.stillborn.remove(task);
+                return Ok(Some(exit));
+            }
+        }
+        Ok(None)
     }
 
     /// Ends what stores the outputs of a job that was cancelled or deleted, then does that.

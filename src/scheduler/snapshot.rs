@@ -104,19 +104,9 @@ impl Core {
             return self.copy_snapshot(job, place);
         }
         let task = TaskDir::at(&place.join(format!("push-{}", snapshot.tries)));
-        let sight = task.look()?;
-        let exit = match sight {
-            Sight::Alive { .. } => return Ok(()),
-            Sight::Fresh if self.supervisors.contains_key(&task) => return Ok(()),
-            Sight::Fresh if self.is_stillborn(&task) => return self.close(&task, &sight).map(drop),
-            Sight::Fresh => {
-                let spec = self.snapshot_task(job, snapshot, &task)?;
-                return self.supervise(&task, &spec);
-            }
-            Sight::Lost => return self.close(&task, &sight).map(drop),
-            Sight::Ended(exit) => exit,
+        let Some(exit) = self.run_push(&task, |core| core.snapshot_task(job, snapshot, &task))? else {
+            return Ok(());
         };
-        self.stillborn.remove(&task);
         if let Some(commit) = commit_of(&task, &exit) {
             return self.end_snapshot(&job.id, place, Ok(commit));
         }
