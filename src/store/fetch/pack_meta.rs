@@ -4,7 +4,8 @@
 //! lake; the *full* description adds the index, the chaining values and the proof, which large and
 //! pinned contents, fills and whole-object checks need. The index proves itself (its digest is the
 //! pack's id), chaining values are checked against the content's digest before their first use. The
-//! recipe proves nothing and need not: the bytes it leads to are checked.
+//! recipe proves nothing and need not: the bytes it leads to are checked. But those of an import that nobody has
+//! digested yet are taken because the pinned object gave them: so a recipe has to name the very pins of the index.
 //!
 //! The tier keeps index, chaining values and proof beside its objects; they are read from there
 //! first, so that a tier serves while the lake is down. It keeps the recipe too, which counts only then: the
@@ -304,17 +305,28 @@ impl PackMetas {
         let entry = self.entry(pack);
         let load = async {
             let recipe = entry.recipe.get_or_try_init(|| self.load_recipe(pack, deadline)).await?;
-            let meta = Arc::new(self.load_full(pack, recipe.clone(), deadline).await?);
+            let meta = match self.load_full(pack, recipe.clone(), deadline).await {
+                // The recipe may be the tier's, which is anybody's who can write there.
+                Err(MetaError::Damaged { .. }) => {
+                    let lakes = self.lake_recipe(pack, deadline).await?;
+                    self.load_full(pack, lakes, deadline).await?
+                }
+                loaded => loaded?,
+            };
+            let meta = Arc::new(meta);
             self.charge(pack, meta.cost_bytes());
             Ok(meta)
         };
         entry.full.get_or_try_init(|| load).await.cloned()
     }
 
+    async fn lake_recipe(&self, pack: &PackId, deadline: Instant) -> Result<Arc<Recipe>, MetaError> {
+        Ok(Arc::new(self.part(pack, PackPart::Recipe, deadline, |bytes| recipe_of(bytes, pack)).await?.1))
+    }
+
     async fn load_recipe(&self, pack: &PackId, deadline: Instant) -> Result<Arc<Recipe>, MetaError> {
-        let decode = |bytes: &[u8]| Recipe::decode(bytes).ok().filter(|recipe| recipe.pack == *pack);
-        let Some(kept) = self.sidecar(pack, Sidecar::Recipe).await.and_then(|bytes| decode(&bytes)) else {
-            return Ok(Arc::new(self.part(pack, PackPart::Recipe, deadline, decode).await?.1));
+        let Some(kept) = self.sidecar(pack, Sidecar::Recipe).await.and_then(|bytes| recipe_of(&bytes, pack)) else {
+            return self.lake_recipe(pack, deadline).await;
         };
         // Reads of what the tier has do not each wait for a lake that is away.
         let is_away = self.away_until.lock().is_some_and(|until| Instant::now() < until);
@@ -322,8 +334,8 @@ impl PackMetas {
             return Ok(Arc::new(kept));
         }
         let confirmed = deadline.min(Instant::now() + CONFIRM_TIMEOUT);
-        match self.part(pack, PackPart::Recipe, confirmed, decode).await {
-            Ok((_, recipe)) => Ok(Arc::new(recipe)),
+        match self.lake_recipe(pack, confirmed).await {
+            Ok(recipe) => Ok(recipe),
             Err(MetaError::Source { error, .. }) => {
                 tracing::debug!(%pack, ?error, "the lake is away; the tier knows the recipe");
                 *self.away_until.lock() = Some(Instant::now() + AWAY_FOR);
@@ -339,9 +351,7 @@ impl PackMetas {
             PackIndex::decode(bytes).ok().filter(|index| mine && index.len == recipe.len)
         });
         let (index_bytes, index) = index.await?;
-        if let Source::Assembled { pins } = &recipe.source
-            && !pins_match(pins, &index)
-        {
+        if !goes_with(&recipe, &index) {
             return Err(MetaError::Damaged { why: "its pins are not those of its index" });
         }
         let mut outboards = HashMap::new();
@@ -455,6 +465,11 @@ impl PackMetas {
     }
 }
 
+/// Decodes a recipe and checks that it is this pack's.
+fn recipe_of(bytes: &[u8], pack: &PackId) -> Option<Recipe> {
+    Recipe::decode(bytes).ok().filter(|recipe| recipe.pack == *pack)
+}
+
 /// Decodes a proof and checks that it is this pack's.
 pub(super) fn proof_of(bytes: &[u8], pack: &PackId, contents: usize) -> Option<Proof> {
     Proof::decode(bytes).ok().filter(|proof| proof.pack == *pack && proof.digests.len() == contents)
@@ -464,6 +479,15 @@ fn is_missing(error: &MetaError) -> bool {
     use crate::store::lake::LakeError;
     matches!(error, MetaError::Source { error: SourceError::Permanent(source), .. }
         if matches!(**source, LakeError::NotFound { .. }))
+}
+
+/// Says whether a recipe leads to what the index was made of: an imported content is its pinned object, and nothing
+/// of ours stands for it.
+fn goes_with(recipe: &Recipe, index: &PackIndex) -> bool {
+    match &recipe.source {
+        Source::Assembled { pins } => pins_match(pins, index),
+        Source::Native { .. } => index.contents.iter().all(|c| matches!(c.content, ContentId::Digest(_))),
+    }
 }
 
 /// Says whether the pins of a recipe are those that the index was made of.

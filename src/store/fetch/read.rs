@@ -532,10 +532,14 @@ impl Run<'_> {
         let pack = pack_of(self.c).ok_or_else(wild)?;
         let recipe = self.inner.metas.recipe(&pack, self.deadline).await;
         let recipe = recipe.map_err(|error| self.inner.meta_error(self.c, error))?;
-        let Source::Native { key } = &recipe.source else {
-            let meta = self.inner.metas.full(&pack, self.deadline).await;
-            let meta = meta.map_err(|error| self.inner.meta_error(self.c, error))?;
-            return self.place_pinned(&meta, range);
+        let key = match &recipe.source {
+            // What a pin names is only ever read from the pinned object itself, whatever a recipe says.
+            Source::Native { key } if matches!(self.c.content, ContentId::Digest(_)) => key,
+            _ => {
+                let meta = self.inner.metas.full(&pack, self.deadline).await;
+                let meta = meta.map_err(|error| self.inner.meta_error(self.c, error))?;
+                return self.place_pinned(&meta, range);
+            }
         };
         let ranges = parts(&self.c.location, range.clone()).ok_or_else(wild)?;
         let inside = ranges.iter().all(|part| match part {
@@ -551,8 +555,8 @@ impl Run<'_> {
     /// An imported content is the whole of its own object.
     fn place_pinned(&self, meta: &PackMeta, range: &Range<u64>) -> Result<(Object, Vec<Part>), FetchError> {
         let position = meta.position(&self.c.content, self.c.size, &self.c.location);
-        let object = position.and_then(|position| meta.object_of(position));
-        let object = object.ok_or_else(|| bad_pack(self.c, "its index does not have this content"))?;
+        let object = position.and_then(|position| meta.object_of(position)).filter(|_| !meta.is_native());
+        let object = object.ok_or_else(|| bad_pack(self.c, "its pack has no pinned object for this content"))?;
         Ok((object, vec![Part::Data { offset: range.start, len: range.end - range.start }]))
     }
 

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use super::kit::{TestFile, TestPack, World, imported, no_memory, small_config};
+use super::kit::{FakeTier, TestFile, TestPack, World, imported, no_memory, small_config};
 use super::tiers::until;
 use crate::format::digest::{BLOCK_LEN, digest};
-use crate::format::pack::Proof;
-use crate::format::paths::{PackPart, pack_key};
-use crate::store::fetch::{FetchConfig, FetchError, Fetcher, FillError, PackFillError, Verify};
+use crate::format::pack::{Proof, Recipe, Source};
+use crate::format::paths::{PackPart, data_key, pack_key};
+use crate::store::fetch::{FetchConfig, FetchError, FetchTier as _, Fetcher, FillError, PackFillError, Verify};
+use crate::store::tier::Sidecar;
 use crate::testkit::faulty_lake::{Fault, Op, Rule};
 
 const LEVELS: [Verify; 3] = [Verify::Tier, Verify::Node, Verify::Always];
@@ -181,4 +182,41 @@ async fn a_reference_that_the_index_does_not_have_is_refused() {
     c.location = pack.contents[2].c.location.clone();
     let error = fetcher.read(&c, 0, 10, Verify::Node).await.expect_err("no such content there");
     assert!(matches!(error, FetchError::BadPack { .. }), "{error:?}");
+}
+
+/// A recipe for an imported pack that leads to other bytes of the lake's own.
+fn lying_recipe(world: &World, pack: &TestPack) -> Vec<u8> {
+    let index_key = pack_key(&pack.pack, PackPart::Index);
+    let index_len = world.memory.bytes_of(&index_key).expect("is there").len() as u64;
+    world.memory.set(&data_key("others"), vec![7; pack.len as usize]);
+    let source = Source::Native { key: "others".to_owned() };
+    Recipe { pack: pack.pack, len: pack.len, index_len, outboard_len: 0, source }.encode()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recipe_that_leads_an_import_to_other_objects_gives_no_other_bytes() {
+    // By who writes in the lake's prefix: an error.
+    let world = World::new();
+    let pack = imported(&world.memory, "user", &files());
+    let lie = lying_recipe(&world, &pack);
+    world.memory.set(&pack_key(&pack.pack, PackPart::Recipe), lie.clone());
+    for verify in LEVELS {
+        let fetcher = world.fetcher(no_memory());
+        for content in &pack.contents {
+            let read = fetcher.read(&content.c, 0, u32::MAX, verify).await;
+            assert!(matches!(read, Err(FetchError::BadPack { .. })), "{verify}: {read:?}");
+        }
+    }
+    // By who writes in the tier, while the lake is late: the lake's recipe counts.
+    let world = World::new();
+    let pack = imported(&world.memory, "user", &files());
+    let lie = lying_recipe(&world, &pack);
+    for verify in LEVELS {
+        let tier = FakeTier::new();
+        tier.put_sidecar(&pack.pack, Sidecar::Recipe, &lie).expect("keeps");
+        let recipe = pack_key(&pack.pack, PackPart::Recipe);
+        world.lake.rule(Rule::every(Op::Get, Fault::Hang).on(&recipe).times(6));
+        let cfg = FetchConfig { read_timeout_ms: 60_000, ..no_memory() };
+        assert_reads(&world.fetcher_on(Some(tier), cfg), &pack, verify).await;
+    }
 }
