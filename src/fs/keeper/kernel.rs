@@ -12,11 +12,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
@@ -133,9 +133,28 @@ pub(super) fn place(mount: BorrowedFd<'_>, dir: &Path, beneath: bool, owner: Opt
     Ok(move_mount(mount, "", held, "", flags | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH)?)
 }
 
-fn open_without_links(dir: &Path) -> io::Result<OwnedFd> {
+/// Opens a directory by a path that has no symbolic link in it.
+pub(super) fn open_without_links(dir: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(openat2(CWD, dir, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?)
+    match openat2(CWD, dir, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
+        // Filters of older container runtimes let nobody make a call that they do not know.
+        Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => step_without_links(dir),
+        opened => Ok(opened?),
+    }
+}
+
+/// The same without openat2: name by name, none of which may be a link.
+fn step_without_links(dir: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let mut held = openat(CWD, "/", flags, Mode::empty())?;
+    for part in dir.components() {
+        match part {
+            Component::RootDir => {}
+            Component::Normal(name) => held = openat(&held, name, flags, Mode::empty())?,
+            _ => return Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+    Ok(held)
 }
 
 /// Opens a directory that has to be somebody's, without following a symbolic link on the way: whoever may mount on
@@ -226,6 +245,26 @@ fn raise_read_ahead(before: &BTreeSet<PathBuf>, kib: u32) {
             && let Err(error) = fs::write(&path, kib.to_string())
         {
             tracing::debug!(%error, path = %path.display(), "the kernel's read-ahead stays at its default");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn with_and_without_openat2_a_directory_is_reached_by_its_own_path_only() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = dir.path().canonicalize().expect("is there");
+        fs::create_dir_all(dir.join("a/b")).expect("makes");
+        std::os::unix::fs::symlink("a", dir.join("link")).expect("links");
+        fs::write(dir.join("file"), "").expect("writes");
+        for open in [open_without_links, step_without_links] {
+            assert!(open(&dir.join("a/b")).is_ok());
+            for path in ["link", "link/b", "file", "gone"] {
+                assert!(open(&dir.join(path)).is_err(), "{path}");
+            }
         }
     }
 }

@@ -107,12 +107,12 @@ fn make_by_fusermount(request: &MountRequest) -> io::Result<OwnedFd> {
     fds.into_iter().next().ok_or_else(|| io::Error::other("fusermount3 gave no descriptor"))
 }
 
-/// Unmounts. Lazily: takes the mount out of the tree at once, whoever uses it.
-pub(super) fn unmake(dir: &Path, lazy: bool) -> io::Result<()> {
+/// Unmounts what was found in the mount table. Lazily: takes the mount out of the tree at once, whoever uses it.
+pub(super) fn unmake(line: &MountLine, lazy: bool) -> io::Result<()> {
     if geteuid().is_root() {
-        let flags = MntFlags::UMOUNT_NOFOLLOW | if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
-        return Ok(umount2(dir, flags)?);
+        return unmake_as_root(line, lazy);
     }
+    let dir = &line.dir;
     let mut command = Command::new("fusermount3");
     command.arg("-u");
     if lazy {
@@ -124,6 +124,30 @@ pub(super) fn unmake(dir: &Path, lazy: bool) -> io::Result<()> {
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     if said.contains("busy") { Err(Errno::EBUSY.into()) } else { Err(io::Error::other(said)) }
+}
+
+/// Whoever owns a directory above could have the path lead elsewhere by now, and have anything unmounted. So the
+/// directory above is held, and what is mounted in it has to be what was found: a name that something is mounted on
+/// can't be given to anything else.
+fn unmake_as_root(line: &MountLine, lazy: bool) -> io::Result<()> {
+    let (Some(above), Some(name)) = (line.dir.parent(), line.dir.file_name()) else {
+        return Err(Errno::EINVAL.into());
+    };
+    let above = kernel::open_without_links(above)?;
+    let held = Path::new("/proc/self/fd").join(above.as_raw_fd().to_string()).join(name);
+    if mount_at(&held)? != line.id {
+        return Err(io::Error::other("something else is mounted there by now"));
+    }
+    let flags = MntFlags::UMOUNT_NOFOLLOW | if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+    Ok(umount2(&held, flags)?)
+}
+
+/// Gives the number of the mount that a path shows. Asks only the kernel, not the file system, which may be dead.
+fn mount_at(path: &Path) -> io::Result<u64> {
+    let held = nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", held.as_raw_fd()))?;
+    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+    id.ok_or_else(|| io::Error::other("the kernel does not tell what is mounted there"))
 }
 
 /// Says whether the kernel has given up a mount's connection (unmounted and no longer open, or aborted).
@@ -185,9 +209,14 @@ fn topmost(lines: Vec<MountLine>, dir: &Path) -> Option<MountLine> {
     lines.into_iter().rev().find(|line| line.dir.as_os_str().as_bytes() == dir.as_os_str().as_bytes())
 }
 
+/// Gives the topmost mount at `dir` where it is one of Larder's.
+pub(super) fn find_ours(dir: &Path) -> io::Result<Option<MountLine>> {
+    Ok(find(dir)?.filter(|line| line.fs_type == FS_TYPE || kernel::is_image(&line.fs_type, &line.source)))
+}
+
 /// Says whether the topmost mount at `dir` is one of Larder's.
 pub fn is_ours(dir: &Path) -> io::Result<bool> {
-    Ok(find(dir)?.is_some_and(|line| line.fs_type == FS_TYPE || kernel::is_image(&line.fs_type, &line.source)))
+    Ok(find_ours(dir)?.is_some())
 }
 
 /// A mount of the kernel engine's, as the mount table has it.
@@ -302,6 +331,38 @@ mod tests {
         assert_eq!(found(&[line(41, "/m", "tmpfs", "none")]), Some((40, false)));
         assert_eq!(found(&[line(41, "/m", FS_TYPE, "larder:a@b")]), None);
         assert_eq!(found(&[line(41, "/m", "erofs", "/other.img")]), Some((40, false)), "no image of ours");
+    }
+
+    #[test]
+    fn a_path_that_leads_elsewhere_by_now_unmounts_nothing() {
+        if !geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = dir.path().canonicalize().expect("is there");
+        let (own, victim) = (dir.join("own/m"), dir.join("victim/m"));
+        for path in [&own, &victim] {
+            fs::create_dir_all(path).expect("makes");
+            mount(Some("none"), path, Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("mounts");
+        }
+        let line = find(&own).expect("reads").expect("is mounted");
+        // What the owner of a directory above does between the look and the call.
+        fs::rename(dir.join("own"), dir.join("moved")).expect("moves");
+        std::os::unix::fs::symlink(dir.join("victim"), dir.join("own")).expect("links");
+        let by_link = unmake(&line, true);
+        fs::remove_file(dir.join("own")).expect("unlinks");
+        fs::rename(dir.join("victim"), dir.join("own")).expect("moves");
+        let by_name = unmake(&line, true);
+        let moved = find(&dir.join("moved/m")).expect("reads").expect("is still mounted");
+        let there = find(&own).expect("reads");
+        unmake(&moved, false).expect("is where it is looked for");
+        if let Some(there) = &there {
+            unmake(there, false).expect("unmounts");
+        }
+        assert!(by_link.is_err() && by_name.is_err(), "{by_link:?} {by_name:?}");
+        assert_eq!(moved.id, line.id);
+        assert!(there.is_some(), "what is somebody else's was unmounted");
     }
 
     #[test]

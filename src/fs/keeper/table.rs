@@ -181,15 +181,15 @@ impl Table {
     }
 
     fn unmount(&mut self, dir: &Path, lazy: bool) -> Handled {
-        match mounts::is_ours(dir) {
-            Ok(true) => {}
-            Ok(false) => {
+        let line = match mounts::find_ours(dir) {
+            Ok(Some(line)) => line,
+            Ok(None) => {
                 return refused(Errno::EINVAL, format_args!("{} is not a Larder mount", dir.display()));
             }
             Err(error) => return failed(&error, "/proc/self/mountinfo"),
-        }
+        };
         let was_image = mounts::shows_image(dir);
-        if let Err(error) = mounts::unmake(dir, lazy) {
+        if let Err(error) = mounts::unmake(&line, lazy) {
             return failed(&error, dir.display());
         }
         self.forget_gone();
