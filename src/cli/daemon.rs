@@ -92,12 +92,13 @@ enum What {
   larder daemon token prometheus
   larder daemon token hub --control
 
-A token is told once. Taking its line out of the file ends it at once.")]
+A token is told once. Taking its line out of the file ends it at once. One with --control mounts anything anywhere:
+of root's daemon, it is as good as root on this machine.")]
     Token {
         /// Whose it is: for the file and the log
         #[arg(value_name = "NAME")]
         name: String,
-        /// May do what the daemon's own user may, instead of only look
+        /// May do what the daemon's own user may (but for stopping and replacing it), instead of only look
         #[arg(long)]
         control: bool,
     },

@@ -47,6 +47,8 @@ pub enum NodeError {
     },
     #[error("user {uid} may not {what}")]
     Denied { uid: u32, what: String },
+    #[error("nobody may {what} over the network: ask at its socket, on the machine itself")]
+    NotFromHere { what: String },
     #[error("user {uid} may not {right} {dataset}: {by} does not allow it")]
     NotGranted { uid: u32, right: Right, dataset: String, by: &'static str },
     #[error(transparent)]
@@ -111,7 +113,7 @@ impl NodeError {
             Self::Wrong { .. } | Self::Dir { .. } | Self::DirIo { .. } | Self::Name(_) | Self::UnknownTier { .. } => {
                 400
             }
-            Self::Denied { .. } | Self::NotGranted { .. } => 403,
+            Self::Denied { .. } | Self::NotGranted { .. } | Self::NotFromHere { .. } => 403,
             Self::NotMounted { .. } | Self::NoFill { .. } => 404,
             Self::Catalog(CatalogError::NoDataset { .. }) => 404,
             Self::Catalog(CatalogError::Refs(

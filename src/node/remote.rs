@@ -3,7 +3,8 @@
 //! TLS where there is a certificate; without one only addresses of this machine itself are bound (`config`
 //! refuses others). A token is 32 random bytes. The file of tokens has only their digests, a line each:
 //! `NAME read|control DIGEST`; it is read at each request, so a line that is taken out counts at once.
-//! `read` may look, `control` may do what the daemon's own user may.
+//! `read` may look, `control` may do what the daemon's own user may, but not stop or replace the daemon. Root's daemon
+//! mounts wherever `control` says: such a token is as good as root on the node.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -60,7 +61,7 @@ pub enum RemoteError {
 pub enum Access {
     /// Look: what is mounted and cached, metrics.
     Read,
-    /// Whatever the daemon's own user may.
+    /// Whatever the daemon's own user may, but for stopping and replacing the daemon.
     Control,
 }
 
@@ -247,7 +248,7 @@ async fn authenticate(State(tokens): State<PathBuf>, mut request: Request, next:
             if method != Method::GET {
                 tracing::info!(token = name, %method, path, "asked over TCP");
             }
-            request.extensions_mut().insert(ConnectInfo(Peer::master()));
+            request.extensions_mut().insert(ConnectInfo(Peer::by_token()));
             next.run(request).await
         }
     }

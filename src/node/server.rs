@@ -30,22 +30,28 @@ use super::error::NodeError;
 use super::metrics::{self, Page};
 use super::mounting::{Caller, Live};
 
-/// Who is at the other end; None where the kernel does not say.
+/// Who is at the other end.
 #[derive(Debug, Clone, Copy)]
-pub struct Peer(Option<Caller>);
+pub struct Peer {
+    /// None where the kernel does not say.
+    caller: Option<Caller>,
+    /// On this machine.
+    is_here: bool,
+}
 
 impl Peer {
-    /// Somebody who may do what the daemon's own user may: has shown so elsewhere than at the socket.
-    pub(super) fn master() -> Self {
+    /// Somebody elsewhere who has a token: may do what the daemon's own user may, but for what decides which
+    /// program runs on this machine.
+    pub(super) fn by_token() -> Self {
         let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-        Self(Some(Caller { uid, gid }))
+        Self { caller: Some(Caller { uid, gid }), is_here: false }
     }
 }
 
 impl Connected<IncomingStream<'_, UnixListener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
         let cred = stream.io().peer_cred().ok();
-        Self(cred.map(|cred| Caller { uid: cred.uid(), gid: cred.gid() }))
+        Self { caller: cred.map(|cred| Caller { uid: cred.uid(), gid: cred.gid() }), is_here: true }
     }
 }
 
@@ -128,15 +134,19 @@ pub(super) fn router(daemon: Daemon) -> Router {
 impl Daemon {
     fn admit(&self, peer: Peer) -> Result<Caller, NodeError> {
         let nobody = Caller { uid: u32::MAX, gid: u32::MAX };
-        let caller = peer.0.unwrap_or(nobody);
-        if peer.0.is_some() && (caller.is_master() || self.config().daemon.group.is_some()) {
+        let caller = peer.caller.unwrap_or(nobody);
+        if peer.caller.is_some() && (caller.is_master() || self.config().daemon.group.is_some()) {
             return Ok(caller);
         }
         Err(NodeError::Denied { uid: caller.uid, what: "use this daemon".to_owned() })
     }
 
+    /// For what decides which program runs here: nobody does that from elsewhere.
     fn admit_master(&self, peer: Peer, what: &str) -> Result<Caller, NodeError> {
         let caller = self.admit(peer)?;
+        if !peer.is_here {
+            return Err(NodeError::NotFromHere { what: what.to_owned() });
+        }
         if caller.is_master() { Ok(caller) } else { Err(NodeError::Denied { uid: caller.uid, what: what.to_owned() }) }
     }
 }

@@ -247,9 +247,14 @@ fn the_api_over_tcp_serves_who_has_a_token_and_nobody_else() {
     assert_eq!(status(&ask("GET", "/v1/info", Some(&read))), "401");
     let log = world.log();
     assert!(!log.contains(&read) && !log.contains(&control), "no token is logged");
-    assert_eq!(status(&ask("POST", "/v1/stop", Some(&control))), "200");
-    let place = larder::node::place::Place::at(&world.state());
-    wait_for("the daemon's end", || !place.daemon_lives());
+    // What it allows: anything but to say which program runs on this machine.
+    assert_eq!(status(&ask("POST", "/v1/umount", Some(&control))), "400");
+    assert_eq!(status(&ask("POST", "/v1/stop", Some(&control))), "403");
+    let other = r#"{"program":"/bin/sh","args":["-c","true"],"handover":2}"#;
+    let asked = exchange(TcpStream::connect(&address).expect("connects"), "POST", "/v1/upgrade", Some(&control), other);
+    assert_eq!(status(&asked), "403", "{asked}");
+    assert!(world.daemon_pid().is_some(), "it serves on");
+    world.ok(["daemon", "stop"]);
 }
 
 #[test]
