@@ -115,19 +115,36 @@ fn change(
 /// Refuses what the grants do not allow this user to change. The bucket's own policy is what keeps others out; this
 /// keeps from slips, before anything is uploaded.
 pub(super) async fn may_push(catalog: &Catalog, dataset: &DatasetName) -> anyhow::Result<()> {
-    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    if uid.is_root() {
-        return Ok(());
+    let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    match refusal(catalog, dataset, uid, gid).await? {
+        None => Ok(()),
+        Some(why) => Err(anyhow::anyhow!(why)).hint(format!("`larder grant {dataset}` lists who may")),
+    }
+}
+
+/// The same for a user in whose name this process pushes, with credentials that are not that user's. A refusal is a
+/// usage error: nothing is gained by trying again.
+pub(super) async fn may_push_for(catalog: &Catalog, dataset: &DatasetName, user: (u32, u32)) -> anyhow::Result<()> {
+    let own = nix::unistd::geteuid();
+    if !own.is_root() && user.0 != own.as_raw() {
+        return usage("--for: only root pushes in the name of others");
+    }
+    match refusal(catalog, dataset, user.0, user.1).await? {
+        None => Ok(()),
+        Some(why) => usage(why),
+    }
+}
+
+/// Says why a user may not push to a dataset; None: they may.
+async fn refusal(catalog: &Catalog, dataset: &DatasetName, uid: u32, gid: u32) -> anyhow::Result<Option<String>> {
+    if uid == 0 {
+        return Ok(None);
     }
     let grants = catalog.grants(dataset).await?;
-    let principal: Principal =
-        tokio::task::spawn_blocking(move || policy::principal(uid.as_raw(), gid.as_raw())).await?;
-    if grants.allow(&principal, Right::Push) {
-        return Ok(());
-    }
-    let who = principal.user.unwrap_or_else(|| uid.to_string());
-    Err(anyhow::anyhow!("the grants of {dataset} do not let {who} push to it"))
-        .hint(format!("`larder grant {dataset}` lists who may"))
+    let principal: Principal = tokio::task::spawn_blocking(move || policy::principal(uid, gid)).await?;
+    let who = principal.user.clone().unwrap_or_else(|| uid.to_string());
+    let may = grants.allow(&principal, Right::Push);
+    Ok((!may).then(|| format!("the grants of {dataset} do not let {who} push to it")))
 }
 
 fn print(ctx: &Context, dataset: &DatasetName, grants: &Grants) -> anyhow::Result<()> {

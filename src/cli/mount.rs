@@ -103,6 +103,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
         ttl: args.ttl,
         mkdir: args.mkdir,
         nonempty: args.nonempty,
+        for_user: None,
     };
     // Said here already, so that a slip of the pen starts no daemon.
     crate::format::refs::Revision::parse(&request.revision)?;

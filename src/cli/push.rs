@@ -79,6 +79,14 @@ pub struct Args {
     /// Leaves out sockets, devices and what cannot be read, instead of failing
     #[arg(long)]
     pub skip_unreadable: bool,
+    /// Pushes in the name of another user: goes by their grants (only root may)
+    #[arg(long = "for", value_name = "UID:GID", value_parser = user)]
+    pub for_user: Option<(u32, u32)>,
+}
+
+fn user(text: &str) -> Result<(u32, u32), String> {
+    let pair = text.split_once(':').and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));
+    pair.ok_or_else(|| "write UID:GID, two numbers".to_owned())
 }
 
 /// Runs the command.
@@ -88,7 +96,12 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
         return usage(format!("{} is not a directory", args.dir.display()));
     }
     let catalog = ctx.block_on(ctx.catalog_or_create())?;
-    ctx.block_on(super::grant::may_push(&catalog, &options.dataset))?;
+    ctx.block_on(async {
+        match args.for_user {
+            Some(user) => super::grant::may_push_for(&catalog, &options.dataset, user).await,
+            None => super::grant::may_push(&catalog, &options.dataset).await,
+        }
+    })?;
     options.author.clone_from(&catalog.by);
     options.lineage = ctx.block_on(lineage_of(&catalog, &args))?;
     let progress = Arc::new(Progress::default());

@@ -5,6 +5,7 @@
 //! POST   /v1/mounts             MountRequest -> MountInfo
 //! GET    /v1/mounts             [MountInfo]
 //! POST   /v1/umount             UmountRequest -> MountInfo
+//! POST   /v1/permit             PermitRequest; 200 where that is allowed, 403 where not
 //! POST   /v1/fills              FillRequest -> FillInfo
 //! GET    /v1/fills/{id}?wait_ms=N   FillInfo, when something changed or the time is over
 //! DELETE /v1/fills/{id}         ends a fill
@@ -18,14 +19,20 @@
 //!
 //! An error is an `ApiError` with a status of 400 (asked wrongly), 403, 404, 409 (in the way) or 500. A
 //! version of the API only ever gets more fields; what a field means does not change.
+//!
+//! `for_user` asks in the name of somebody else: what that user may counts, and what is mounted is shown as theirs.
+//! Only root and the daemon's own user may ask so. A daemon of before there was this field refuses it (400), as any
+//! field that it does not know.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::mounting::Caller;
 use super::table::{MountOptions, Owner};
 use crate::config::{EngineChoice, PrefetchLevel, Span, VerifyLevel};
+use crate::format::grants::Right;
 use crate::format::ids::{CommitId, NodeId};
 use crate::fs::session::MountStats;
 
@@ -107,6 +114,20 @@ pub struct MountRequest {
     /// Covers a directory that is not empty.
     #[serde(default)]
     pub nonempty: bool,
+    /// For whom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_user: Option<Caller>,
+}
+
+/// Asks whether somebody may do something with a dataset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PermitRequest {
+    pub dataset: String,
+    pub right: Right,
+    /// None: who asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_user: Option<Caller>,
 }
 
 /// How a mount does.

@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use super::api::{
-    ApiError, FillInfo, FillRequest, MountInfo, MountRequest, NodeInfo, UmountRequest, UncacheInfo, UncacheRequest,
-    UpgradeRequest,
+    ApiError, FillInfo, FillRequest, MountInfo, MountRequest, NodeInfo, PermitRequest, UmountRequest, UncacheInfo,
+    UncacheRequest, UpgradeRequest,
 };
 
 /// No answer is longer: thousands of mounts fit.
@@ -128,6 +128,12 @@ impl NodeClient {
 
     pub async fn umount(&self, request: &UmountRequest) -> Result<MountInfo, ClientError> {
         self.post("/v1/umount", request).await
+    }
+
+    /// Asks whether somebody may do something with a dataset.
+    pub async fn permit(&self, request: &PermitRequest) -> Result<(), ClientError> {
+        let _: serde_json::Value = self.post("/v1/permit", request).await?;
+        Ok(())
     }
 
     pub async fn fill(&self, request: &FillRequest) -> Result<FillInfo, ClientError> {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::config::EngineChoice;
@@ -80,7 +81,7 @@ impl Drop for Reserved {
 }
 
 /// Who asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caller {
     pub uid: u32,
     pub gid: u32,
@@ -90,6 +91,16 @@ impl Caller {
     /// Says whether the caller may do anything: root, or the daemon's own user.
     pub fn is_master(&self) -> bool {
         self.uid == 0 || self.uid == nix::unistd::geteuid().as_raw()
+    }
+
+    /// Gives whose rights count: the caller's own, or of who is named by one who may do anything.
+    pub(super) fn asks_for(self, named: Option<Self>) -> Result<Self, NodeError> {
+        match named {
+            Some(named) if !self.is_master() && named != self => {
+                Err(NodeError::Denied { uid: self.uid, what: format!("ask in the name of user {}", named.uid) })
+            }
+            named => Ok(named.unwrap_or(self)),
+        }
     }
 }
 
@@ -150,15 +161,16 @@ impl Daemon {
         }
         place::refuse_without_descriptors()?;
         let revision = Revision::parse(&request.revision)?;
-        let reach = self.permit(caller, &revision.dataset, Right::Mount).await?;
+        let whose = caller.asks_for(request.for_user)?;
+        let reach = self.permit(whose, &revision.dataset, Right::Mount).await?;
         if request.ttl.is_some() {
-            self.permit(caller, &revision.dataset, Right::Cache).await?;
+            self.permit(whose, &revision.dataset, Right::Cache).await?;
         }
         self.refuse_taken(&request.dir)?;
         let dir = check_dir(&request, caller)?;
-        let mut options = self.effective(&request, revision.dataset.as_str(), caller);
+        let mut options = self.effective(&request, revision.dataset.as_str(), whose);
         if reach == Reach::Caller {
-            show_to_caller_only(&mut options, caller)?;
+            show_to_caller_only(&mut options, whose)?;
         }
         if options.engine == EngineChoice::Kernel && self.inner.table.is_none() {
             let what = "a kernel mount outlives its process, so it is the daemon's to keep: mount without --foreground";
@@ -758,6 +770,21 @@ mod tests {
         assert!(after(Some(MountError::Serve { dir: dir.clone(), source: source() })));
         assert!(!after(Some(MountError::Lost { dir, source: source() })));
         assert!(!after(None));
+    }
+
+    #[test]
+    fn only_root_and_the_daemons_user_ask_in_the_name_of_others() {
+        let user = |uid| Caller { uid, gid: 4 };
+        let own = user(nix::unistd::geteuid().as_raw());
+        assert_eq!(own.asks_for(Some(user(4001))).expect("may"), user(4001));
+        assert_eq!(user(4002).asks_for(None).expect("for itself"), user(4002));
+        assert_eq!(user(4002).asks_for(Some(user(4002))).expect("is itself"), user(4002));
+        for named in [0, 4001, own.uid] {
+            assert!(
+                matches!(user(4002).asks_for(Some(user(named))), Err(NodeError::Denied { uid: 4002, .. })),
+                "{named}"
+            );
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::format::grants::{Principal, Right, Who};
 use crate::format::refs::DatasetName;
 use crate::store::catalog::grants::GrantsError;
 
+use super::api::PermitRequest;
 use super::daemon::{Daemon, blocking};
 use super::error::NodeError;
 use super::mounting::Caller;
@@ -165,6 +166,14 @@ impl Daemon {
         }
         let is_for_all = !restricted && !grants.restrict(Right::Mount);
         Ok(if is_for_all { Reach::Anybody } else { Reach::Caller })
+    }
+}
+
+impl Daemon {
+    /// Says whether somebody may do something with a dataset; an error where not, or where nobody knows.
+    pub async fn permits(&self, request: PermitRequest, caller: Caller) -> Result<(), NodeError> {
+        let whose = caller.asks_for(request.for_user)?;
+        self.permit(whose, &DatasetName::parse(&request.dataset)?, request.right).await.map(drop)
     }
 }
 

@@ -21,8 +21,8 @@ use tokio::net::UnixListener;
 use uuid::Uuid;
 
 use super::api::{
-    FillInfo, FillRequest, MountInfo, MountRequest, MountState, NodeInfo, UmountRequest, UncacheInfo, UncacheRequest,
-    UpgradeRequest,
+    FillInfo, FillRequest, MountInfo, MountRequest, MountState, NodeInfo, PermitRequest, UmountRequest, UncacheInfo,
+    UncacheRequest, UpgradeRequest,
 };
 use super::daemon::{Daemon, blocking, now_ms};
 use super::engine::Served;
@@ -119,6 +119,7 @@ pub(super) fn router(daemon: Daemon) -> Router {
         .route("/v1/info", get(info))
         .route("/v1/mounts", get(mounts).post(mount))
         .route("/v1/umount", post(umount))
+        .route("/v1/permit", post(permit))
         .route("/v1/fills", post(fill))
         .route("/v1/fills/{id}", get(fill_info).delete(cancel_fill))
         .route("/v1/uncache", post(uncache))
@@ -188,6 +189,16 @@ async fn umount(
     let done = tokio::spawn(async move { daemon.umount(request, caller).await });
     let done = done.await.map_err(|_| NodeError::Panicked { what: "unmounting" })?;
     Ok(Json(done?))
+}
+
+async fn permit(
+    State(daemon): State<Daemon>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Result<Json<PermitRequest>, JsonRejection>,
+) -> Answer<serde_json::Value> {
+    let caller = daemon.admit(peer)?;
+    daemon.permits(body(request)?, caller).await?;
+    Ok(Json(serde_json::json!({})))
 }
 
 async fn fill(

@@ -1,10 +1,12 @@
 //! What a request must look like before it is taken.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::core::Options;
+use super::core::{Caller, Options};
 use super::error::SchedulerError;
-use super::job::JobSpec;
+use super::job::{JobSpec, Submitter};
+use super::lake_side::{LakeSide, Need};
 
 /// Templates, datasets, outputs and the like that a job may have.
 const PARTS_MAX: usize = 64;
@@ -122,6 +124,35 @@ pub fn spec(spec: &JobSpec, options: &Options) -> Result<(), SchedulerError> {
         return wrong(format!("a job may have {PARTS_MAX} templates, datasets, outputs, volumes and paths each"));
     }
     paths(spec)
+}
+
+/// Says what a job does with which datasets.
+fn needs(spec: &JobSpec) -> BTreeSet<(&str, Need)> {
+    let read = spec.datasets.iter().map(|data| (&*data.dataset, Need::Read));
+    let restored = spec.restore.iter().map(|from| (&*from.dataset, Need::Read));
+    let made = spec.outputs.iter().map(|output| (&*output.dataset, Need::Store));
+    read.chain(restored).chain(made).collect()
+}
+
+/// Refuses a job whose submitter may not read or make what it names, before it waits for GPUs. What can't be told now
+/// is asked again when it counts: before each start, and before anything is stored.
+pub fn rights(spec: &JobSpec, lake: &dyn LakeSide, caller: Caller) -> Result<(), SchedulerError> {
+    needs(spec).into_iter().try_for_each(|(dataset, need)| right(dataset, need, lake, caller))
+}
+
+/// Likewise for one dataset.
+pub fn right(dataset: &str, need: Need, lake: &dyn LakeSide, caller: Caller) -> Result<(), SchedulerError> {
+    if caller.is_master() {
+        return Ok(());
+    }
+    match lake.permit(dataset, need, Submitter { uid: caller.uid, gid: caller.gid }) {
+        Err(error) if lake.is_final(&error) => Err(SchedulerError::NotGranted { why: error.to_string() }),
+        Err(error) => {
+            tracing::warn!(%error, dataset, uid = caller.uid, "nobody tells now whether this user may");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 fn paths(spec: &JobSpec) -> Result<(), SchedulerError> {

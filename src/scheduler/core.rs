@@ -179,7 +179,7 @@ impl Core {
         if self.dirty {
             self.decide();
         }
-        let needed = self.commits_in_use();
+        let needed = self.mounts_in_use();
         self.mounts.keep_only(&needed, &self.store);
     }
 
@@ -301,7 +301,8 @@ impl Core {
         self.next_seq += 1;
         self.dirty = true;
         if self.options.warm {
-            job.reads().iter().for_each(|(dataset, _, commit)| self.mounts.warm(dataset, commit));
+            let user = super::snapshot::user_of(&job);
+            job.reads().iter().for_each(|(dataset, _, commit)| self.mounts.warm(dataset, commit, user));
         }
         let id = job.id;
         self.jobs.insert(id, job);

@@ -192,7 +192,7 @@ fn a_waiting_jobs_commits_are_brought_near_unless_that_is_switched_off() {
             json!({"kind": "train", "templates": templates, "command": ["x"], "datasets": [data], "grace_ms": 0});
         core.submit("team", "job", serde_json::from_value(spec).expect("is a spec"), caller()).expect("is taken");
         // Commits are brought near one after the other: when this one is, so would the job's be.
-        core.mounts.warm("xray", "last");
+        core.mounts.warm("xray", "last", None);
         let begun = Instant::now();
         while lake.warmed.lock().last().is_none_or(|last| last != "last") {
             assert!(begun.elapsed() < Duration::from_secs(60), "not within a minute");

@@ -20,6 +20,8 @@ pub enum SchedulerError {
     Exists { kind: &'static str, name: String },
     #[error("user {uid} may not {what}")]
     Denied { uid: u32, what: &'static str },
+    #[error("{why}")]
+    NotGranted { why: String },
     #[error(
         "`{name}` can't be the name of a {kind}: use up to 63 letters, digits, `.`, `_` and `-`, beginning with a letter or a digit"
     )]
@@ -49,7 +51,7 @@ impl SchedulerError {
             Self::NoJob { .. } | Self::NoProject { .. } | Self::NoNode { .. } => 404,
             Self::NoTemplate { .. } | Self::Gone => 404,
             Self::Exists { .. } | Self::InUse { .. } | Self::NotRunning { .. } => 409,
-            Self::Denied { .. } => 403,
+            Self::Denied { .. } | Self::NotGranted { .. } => 403,
             Self::Ambiguous { .. } | Self::Name { .. } | Self::Wrong { .. } | Self::NoRank { .. } => 400,
             Self::Stopping => 503,
             Self::Disk(_) | Self::NoEngine => 500,
@@ -67,6 +69,9 @@ impl SchedulerError {
             Self::NoNode { .. } => Some("`larder node list` shows the nodes"),
             Self::InUse { kind: "node", .. } => {
                 Some("drain it first, or put its jobs back into the queue with `larder node rm --force`")
+            }
+            Self::NotGranted { .. } => {
+                Some("`larder grant DATASET` lists who may; the node's policy is the file of daemon.policy")
             }
             Self::NoEngine => Some("install podman and start the scheduler again, or name one with --engine"),
             Self::InUse { .. } => Some("cancel or delete them first"),

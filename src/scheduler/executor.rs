@@ -13,7 +13,7 @@ use super::disk::{self, DiskError};
 use super::gpus::{self, Gpu};
 use super::job::{Attempt, JobRecord};
 use super::snapshot::user_of;
-use super::store::{JobPlace, Store};
+use super::store::{JobPlace, MountOf, Store};
 use super::supervise::groups_of;
 use super::task::{ImageArg, MARKER, TaskSpec};
 use crate::quota::{MilliGpus, Seat};
@@ -85,7 +85,7 @@ impl Launch<'_> {
 
     /// Gives as whom the job runs; None: as the scheduler's own user.
     pub fn user(&self) -> Option<(u32, u32)> {
-        user_of(self.job)
+        user_of(self.job).map(|user| (user.uid, user.gid))
     }
 
     fn shown(&self) -> Vec<Shown> {
@@ -94,7 +94,7 @@ impl Launch<'_> {
         let datasets = spec.datasets.iter().map(|data| Shown {
             variable: format!("DATASET_{}", variable(&data.dataset)),
             path: data.path.clone(),
-            source: self.store.mount(&data.commit),
+            source: self.store.mount(&MountOf::job(self.job, &data.commit)),
             read_only: true,
         });
         let outputs = spec.outputs.iter().map(|output| Shown {
@@ -236,9 +236,13 @@ impl Launch<'_> {
     }
 }
 
-/// Makes a symbolic link, or leaves the one that is there.
+/// Makes a symbolic link, or leaves the one that is there, unless it leads elsewhere: an earlier scheduler may have
+/// had the thing at another place.
 fn link(source: &Path, at: &Path) -> Result<(), DiskError> {
     disk::make_dir(at.parent().unwrap_or(Path::new("/")), 0o755)?;
+    if fs::read_link(at).is_ok_and(|old| old != source) {
+        fs::remove_file(at).map_err(disk::at(at, "remove"))?;
+    }
     match std::os::unix::fs::symlink(source, at) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         other => other.map_err(disk::at(at, "link")),

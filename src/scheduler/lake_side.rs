@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::job::Submitter;
+
 /// Why something with data did not work; told to the job's owner with its causes.
 pub type DataError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -21,14 +23,29 @@ pub struct NewCommit {
     pub job: String,
     pub image: Option<String>,
     pub code: Option<String>,
+    /// Whose it is, and so who has to be allowed to make it; None: the scheduler's own user.
+    pub user: Option<Submitter>,
+}
+
+/// What a job does with a dataset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    Read,
+    Store,
 }
 
 /// Mounts, warms and makes commits. Calls may take long and come from several threads.
+///
+/// The scheduler may do more than those who submit jobs to it, so it says for whom it asks; nobody: its own user.
 pub trait LakeSide: Send + Sync + std::fmt::Debug {
-    /// Mounts a commit at a directory, made where it is missing. Done already: fine.
-    fn mount(&self, dataset: &str, commit: &str, dir: &Path) -> Result<(), DataError>;
+    /// Says whether a user may do that with a dataset.
+    fn permit(&self, dataset: &str, need: Need, user: Submitter) -> Result<(), DataError>;
 
-    /// Says whether a mount that failed so fails for ever: there is no such commit. Otherwise it is tried again.
+    /// Mounts a commit at a directory, made where it is missing. Done already: fine, if the user may still see it.
+    fn mount(&self, dataset: &str, commit: &str, dir: &Path, user: Option<Submitter>) -> Result<(), DataError>;
+
+    /// Says whether what failed so fails for ever: there is no such commit, or the user may not. Otherwise it is tried
+    /// again.
     fn is_final(&self, error: &DataError) -> bool;
 
     /// Unmounts a directory. Not mounted: fine.

@@ -12,7 +12,9 @@ use super::core::{Core, now_ms};
 use super::disk::DiskError;
 use super::job::{ATTEMPTS_MAX, Hold, JobRecord, LOST_MAX, OutputCommit, State, Stop};
 use super::lake_side::NewCommit;
-use super::mounts::MountSight;
+use super::mounts::{MountPlace, MountSight};
+use super::snapshot::user_of;
+use super::store::MountOf;
 use super::task::{EndError, Sight, TaskDir, TaskExit, TaskSpec};
 use crate::quota::Kind;
 
@@ -24,8 +26,9 @@ const PUSH_PAUSE_MS: i64 = 1000;
 const PUSH_PAUSE_MS_MAX: i64 = 600_000;
 /// Tasks of tries that failed which are kept, so that somebody can look at them.
 const PUSH_TASKS_KEPT: u32 = 8;
-/// The exit status of a push that was given a wrong command line: trying again changes nothing.
-const PUSH_USAGE: i32 = 2;
+/// The exit status of a push that was given a wrong command line, or whose user may not push: trying again changes
+/// nothing.
+pub(super) const PUSH_USAGE: i32 = 2;
 /// Supervisors in a row that may end before they begin, and the time before the next one, at first.
 const STILLBORN_MAX: u32 = 6;
 const STILLBORN_PAUSE_MS: i64 = 200;
@@ -108,8 +111,9 @@ impl Core {
         }
         let asker = (job.id, job.attempt().map_or(0, |attempt| attempt.number));
         for (dataset, revision, commit) in job.reads() {
-            let dir = self.store.mount(commit);
-            match self.mounts.want(dataset, commit, dir, asker) {
+            let of = MountOf::job(job, commit);
+            let place = MountPlace { dir: self.store.mount(&of), user: user_of(job) };
+            match self.mounts.want(dataset, &of, place, asker) {
                 MountSight::Ready => {}
                 MountSight::Wait => return Ok(()),
                 MountSight::Unready(why) => {
@@ -472,6 +476,7 @@ impl Core {
             job: job.id.to_string(),
             image: image.or_else(|| self.image_of(job)).or_else(|| job.spec.image.clone()),
             code: job.spec.code.clone(),
+            user: user_of(job),
         })
     }
 
@@ -493,10 +498,12 @@ impl Core {
         }
     }
 
-    /// Gives the commits that jobs with GPUs read.
-    pub(super) fn commits_in_use(&self) -> BTreeSet<String> {
+    /// Gives the mounts that jobs with GPUs read.
+    pub(super) fn mounts_in_use(&self) -> BTreeSet<MountOf> {
         let using = self.jobs.values().filter(|job| job.state.has_gpus());
-        using.flat_map(JobRecord::reads).map(|(_, _, commit)| commit.to_owned()).collect()
+        let read = using.flat_map(|job| job.reads().into_iter().map(move |(_, _, commit)| MountOf::job(job, commit)));
+        // What an earlier scheduler mounted for everybody stays as long as somebody may read it.
+        read.flat_map(|of| [MountOf { uid: None, commit: of.commit.clone() }, of]).collect()
     }
 }
 

@@ -4,6 +4,7 @@
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::rejection::JsonRejection;
@@ -22,6 +23,8 @@ use super::cluster::TemplateRecord;
 use super::core::{Caller, Core, Named};
 use super::error::SchedulerError;
 use super::executor::ExecPlan;
+use super::job::JobSpec;
+use super::lake_side::Need;
 use super::logfile::read_piece;
 use super::registry::{NodeChange, NodeRequest, NodeView, ProjectChange, ProjectView, TemplateView};
 use super::service::Handle;
@@ -150,6 +153,14 @@ impl Served {
         what: impl FnOnce(&mut Core) -> Result<T, SchedulerError> + Send + 'static,
     ) -> Answer<T> {
         Ok(Json(self.handle.ask(what).await??))
+    }
+}
+
+impl Served {
+    /// Refuses what a caller may not read or make. The lake is asked, so not on the scheduler's thread.
+    async fn refuse_without_rights(&self, spec: JobSpec, caller: Caller) -> Result<(), SchedulerError> {
+        let lake = self.handle.ask(|core| Arc::clone(&core.lake)).await?;
+        aside(move || check::rights(&spec, lake.as_ref(), caller)).await?
     }
 }
 
@@ -289,6 +300,7 @@ async fn submit(State(served): At, ConnectInfo(peer): By, request: Given<SubmitR
         let spec = request.spec.clone();
         aside(move || check::host_paths(&spec, &allowed)).await??;
     }
+    served.refuse_without_rights(request.spec.clone(), caller).await?;
     served.ask(move |core| core.submit(&request.project, &request.name, request.spec, caller)).await
 }
 
@@ -330,6 +342,9 @@ async fn rerun(
     request: Given<RerunRequest>,
 ) -> Answer<JobView> {
     let (caller, request) = (peer.admit()?, body(request)?);
+    let named = asked.named(name.clone());
+    let spec = served.handle.ask(move |core| core.find(&named).map(|job| job.spec.clone())).await??;
+    served.refuse_without_rights(spec, caller).await?;
     served.ask(move |core| core.rerun(&asked.named(name), request.name, caller)).await
 }
 
@@ -352,6 +367,10 @@ async fn snapshot_job(
     request: Given<SnapshotRequest>,
 ) -> Answer<JobView> {
     let (caller, request) = (peer.admit()?, body(request)?);
+    if let Some(dataset) = request.dataset.clone() {
+        let lake = served.handle.ask(|core| Arc::clone(&core.lake)).await?;
+        aside(move || check::right(&dataset, Need::Store, lake.as_ref(), caller)).await??;
+    }
     served.ask(move |core| core.snapshot_job(&asked.named(name), request.dataset, caller)).await
 }
 

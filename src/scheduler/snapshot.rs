@@ -22,10 +22,10 @@ use uuid::Uuid;
 use super::core::{Caller, Core, Named, now_ms};
 use super::disk::{self, DiskError};
 use super::error::SchedulerError;
-use super::job::{JobRecord, JobSnapshot, JobSpec, State, Stop};
+use super::job::{JobRecord, JobSnapshot, JobSpec, State, Stop, Submitter};
 use super::lake_side::NewCommit;
-use super::progress::{commit_of, last_line};
-use super::store::JobPlace;
+use super::progress::{PUSH_USAGE, commit_of, last_line};
+use super::store::{JobPlace, MountOf};
 use super::task::{Sight, TaskDir, TaskSpec};
 use super::view::JobView;
 use super::{check, copy};
@@ -110,7 +110,8 @@ impl Core {
         if let Some(commit) = commit_of(&task, &exit) {
             return self.end_snapshot(&job.id, place, Ok(commit));
         }
-        if snapshot.tries + 1 < TRIES_MAX {
+        let is_hopeless = exit.code == Some(PUSH_USAGE) && !exit.lost;
+        if !is_hopeless && snapshot.tries + 1 < TRIES_MAX {
             let pause_ms = PAUSE_MS << snapshot.tries.min(16);
             return match now_ms() - exit.ended_ms < pause_ms {
                 true => Ok(()),
@@ -220,8 +221,8 @@ impl Core {
             }
             None => {}
         }
-        let (place, mount) = (self.store.job(&job.id), self.store.mount(&from.commit));
-        let (owner, outputs) = (user_of(job), job.spec.outputs.clone());
+        let (place, mount) = (self.store.job(&job.id), self.store.mount(&MountOf::job(job, &from.commit)));
+        let (owner, outputs) = (user_of(job).map(|user| (user.uid, user.gid)), job.spec.outputs.clone());
         let restoring = std::thread::Builder::new().name("restore".to_owned()).spawn(move || {
             let outputs: Vec<&str> = outputs.iter().map(|output| output.dataset.as_str()).collect();
             copy_in(&place, &mount, owner, &outputs)
@@ -238,10 +239,9 @@ impl Core {
 }
 
 /// Gives as whom a job runs; None: as the scheduler's own user.
-pub(super) fn user_of(job: &JobRecord) -> Option<(u32, u32)> {
+pub(super) fn user_of(job: &JobRecord) -> Option<Submitter> {
     let own = nix::unistd::geteuid();
-    let submitter = job.submitter;
-    (own.is_root() && submitter.uid != own.as_raw()).then_some((submitter.uid, submitter.gid))
+    (own.is_root() && job.submitter.uid != own.as_raw()).then_some(job.submitter)
 }
 
 fn told(error: &DiskError) -> String {

@@ -12,7 +12,7 @@
 //! <dir>/jobs/<id>/push/<try>-<output>/  a task that stores an output
 //! <dir>/jobs/<id>/snapshots/<number>/  a copy of the job's files, and tasks that store it
 //! <dir>/jobs/<id>/progress       how far it is, as the job says
-//! <dir>/mounts/<commit>/         a mount that jobs share
+//! <dir>/mounts/<uid>/<commit>/   a mount that a user's jobs share
 //! <dir>/volumes/<project>/<name>/
 //! <dir>/trash/                   what is being deleted
 //! ```
@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 use super::cluster::Cluster;
 use super::disk::{self, DiskError};
-use super::job::JobRecord;
+use super::job::{JobRecord, Submitter};
 use super::task::TaskDir;
 
 /// Says why a scheduler cannot begin.
@@ -114,7 +114,7 @@ impl Store {
         let dir = self.job(&job.id).0;
         if !dir.exists() {
             disk::make_dir(&dir, 0o700)?;
-            if let Some((_, gid)) = super::snapshot::user_of(job) {
+            if let Some(Submitter { gid, .. }) = super::snapshot::user_of(job) {
                 // Its user gets through to what is the user's; nobody else does.
                 std::os::unix::fs::chown(&dir, None, Some(gid)).map_err(disk::at(&dir, "give to its group"))?;
                 fs::set_permissions(&dir, fs::Permissions::from_mode(0o710)).map_err(disk::at(&dir, "open"))?;
@@ -160,20 +160,54 @@ impl Store {
         JobPlace(self.dir.join("jobs").join(id.to_string()))
     }
 
-    /// Gives where a commit is mounted for all jobs.
-    pub fn mount(&self, commit: &str) -> PathBuf {
-        self.dir.join("mounts").join(commit)
+    /// Gives where a commit is mounted for the jobs of a user.
+    pub fn mount(&self, of: &MountOf) -> PathBuf {
+        let all = self.dir.join("mounts");
+        let own = of.uid.map_or_else(|| all.clone(), |uid| all.join(uid.to_string()));
+        own.join(&of.commit)
     }
 
-    /// Lists the commits that have a directory for their mount.
-    pub fn mounts(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.dir.join("mounts")).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    /// Lists what has a directory for its mount.
+    pub fn mounts(&self) -> Vec<MountOf> {
+        let names = |dir: &Path| {
+            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+            entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<Vec<_>>()
+        };
+        let all = self.dir.join("mounts");
+        let mut found = Vec::new();
+        for name in names(&all) {
+            // No commit's id is a number so small.
+            match name.parse::<u32>() {
+                Ok(uid) => {
+                    let own = names(&all.join(&name));
+                    found.extend(own.into_iter().map(|commit| MountOf { uid: Some(uid), commit }));
+                }
+                Err(_) => found.push(MountOf { uid: None, commit: name }),
+            }
+        }
+        found
     }
 
     /// Gives where a volume lies.
     pub fn volume(&self, project: &str, name: &str) -> PathBuf {
         self.dir.join("volumes").join(project).join(name)
+    }
+}
+
+/// Names a mount: what it shows, and to whose jobs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MountOf {
+    /// None: everybody's, as schedulers made them that asked nobody's rights. Jobs that run may still read it.
+    pub uid: Option<u32>,
+    pub commit: String,
+}
+
+impl MountOf {
+    /// Names the one that a job reads a commit by.
+    pub fn job(job: &JobRecord, commit: &str) -> Self {
+        let own = nix::unistd::geteuid().as_raw();
+        let uid = super::snapshot::user_of(job).map_or(own, |user| user.uid);
+        Self { uid: Some(uid), commit: commit.to_owned() }
     }
 }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::core::Outlook;
 use super::job::{JobRecord, State, Stop};
 use super::mounts::Mounts;
+use super::store::MountOf;
 use crate::quota::{MilliGpus, Template};
 
 /// A job, for the API and `--json`.
@@ -60,8 +61,8 @@ fn why(job: &JobRecord, look: &Look<'_>) -> Option<String> {
         }),
         State::Starting => {
             let commits = job.spec.datasets.iter();
-            let waits = commits.clone().find(|data| look.mounts.is_mounting(&data.commit));
-            let fails = commits.clone().find_map(|data| look.mounts.problem(&data.commit));
+            let waits = commits.clone().find(|data| look.mounts.is_mounting(&MountOf::job(job, &data.commit)));
+            let fails = commits.clone().find_map(|data| look.mounts.problem(&MountOf::job(job, &data.commit)));
             Some(match (fails, waits) {
                 (Some(problem), _) => format!("its dataset can't be mounted: {problem}"),
                 (None, Some(data)) => format!("{} is being mounted", data.revision),

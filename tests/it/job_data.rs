@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use crate::kit::gpus::Gpus;
+use crate::kit::s3::TestS3;
 use crate::kit::{World, wait_for};
 
 /// A scheduler with one node and one project that owns all of it.
@@ -220,4 +221,59 @@ fn a_job_of_roots_scheduler_runs_as_who_submitted_it_and_nobody_else_reads_what_
     let told = other.uid(1234).gid(NOBODY).output().expect("runs");
     assert!(String::from_utf8_lossy(&told.stderr).contains("may not submit to this project"), "{told:?}");
     user.ok(["job", "delete", "job"]);
+}
+
+#[test]
+fn a_job_reads_and_makes_only_what_its_submitter_may() {
+    let group = nix::unistd::Group::from_gid(nix::unistd::Gid::from_raw(NOBODY)).ok().flatten();
+    let (true, Some(group)) = (nix::unistd::geteuid().is_root(), group) else {
+        eprintln!("skipped: needs root and a group {NOBODY}");
+        return;
+    };
+    let s3 = TestS3::start();
+    let mut world = World::new();
+    world.set_all(s3.env("shared"));
+    fs::set_permissions(world.path(""), fs::Permissions::from_mode(0o711)).expect("opens the way");
+    let socket = world.make_dir("run").join("larder.sock").display().to_string();
+    world.set("LARDER_SOCKET", &socket);
+    world.set("LARDER_DAEMON_GROUP", &group.name);
+    let source = world.files("source", &[("a.txt", b"alpha")]);
+    let commit = world.push(&source, "xray");
+    world.ok(["grant", "xray", "--to", "user:1234", "mount", "push"]);
+    let dir = world.path("scheduler").display().to_string();
+    let gpus = Gpus::new(world, &["--dir", &dir]);
+    gpus.world.ok(["node", "add", "n0", "--gpus", "1"]);
+    gpus.world.ok(["project", "create", "team", "--gpus", "1"]);
+    let mut user = World::of_user(NOBODY);
+    user.set_all(s3.env("shared"));
+    user.set("LARDER_SOCKET", &socket);
+    let read = ["--dataset", "xray:/data"];
+    let made = ["--output", "xray:/out"];
+    let script =
+        "cat $LARDER_DATASET_XRAY/a.txt; until test -e go; do sleep 0.05; done; echo bad > $LARDER_OUTPUT_XRAY/f";
+    let submit = |name: &str, what: &[&str]| {
+        let args = [&["submit", name, "-p", "team", "-g", "1"], what, &["--", "sh", "-c", script]].concat();
+        user.run(args)
+    };
+    for (what, right) in [(&read, "mount"), (&made, "push")] {
+        let ran = submit("refused", what);
+        assert!(ran.code == 1 && ran.stderr.contains(&format!("may not {right} xray: the grants")), "{ran:?}");
+    }
+    // May at first, and not any more when it ends, or begins.
+    gpus.world.ok(["grant", "xray", "--to", &format!("user:{NOBODY}"), "mount", "push"]);
+    assert_eq!(submit("first", &[read, made].concat()).code, 0);
+    wait_for("the job to have read it", || user.ok(["job", "logs", "first"]) == "alpha");
+    assert_eq!(submit("second", &read).code, 0);
+    let file = format!("{dir}/mounts/{NOBODY}/{commit}/a.txt");
+    let cat = |uid| std::process::Command::new("cat").arg(&file).uid(uid).gid(NOBODY).output().expect("runs");
+    assert_eq!(cat(NOBODY).stdout, b"alpha");
+    assert!(!cat(1235).status.success(), "another user, who may not mount it, sees nothing");
+    gpus.world.ok(["grant", "xray", "--to", &format!("user:{NOBODY}"), "--none"]);
+    user.ok(["job", "exec", "first", "--", "touch", "go"]);
+    for (name, why) in [("first", "do not let"), ("second", "may not mount xray: the grants")] {
+        gpus.wait_status("team", name, "Failed");
+        let told = user.ok(["job", "why", name]);
+        assert!(told.contains(why), "{told}");
+    }
+    assert_eq!(gpus.world.json(&["show", "xray"])["commit"], commit, "nothing was pushed");
 }

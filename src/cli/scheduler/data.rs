@@ -5,16 +5,32 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::node::api::{FillRequest, MountRequest, MountState, UmountRequest};
+use crate::format::grants::Right;
+use crate::node::api::{FillRequest, MountRequest, MountState, PermitRequest, UmountRequest};
 use crate::node::client::{ClientError, NodeClient};
+use crate::node::mounting::Caller;
 use crate::node::spawn::{self, SpawnError, SpawnSpec};
-use crate::scheduler::lake_side::{DataError, LakeSide, NewCommit};
+use crate::scheduler::job::Submitter;
+use crate::scheduler::lake_side::{DataError, LakeSide, Need, NewCommit};
 
 /// How often a mount is looked at that is being made.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// After how much time a daemon counts as hung. Mounting waits for the lake, which has its own limits below this.
 const CALL_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// The daemon is older than this program, or of another build: it can't be asked for somebody else.
+#[derive(Debug, thiserror::Error)]
+#[error("the daemon does not say what user {uid} may; replace it with one of this version: `larder daemon upgrade`")]
+struct Older {
+    uid: u32,
+    #[source]
+    source: ClientError,
+}
+
+fn caller(user: Submitter) -> Caller {
+    Caller { uid: user.uid, gid: user.gid }
+}
 
 /// A daemon, and how to start it.
 #[derive(Debug)]
@@ -40,7 +56,19 @@ impl DaemonSide {
         spawn::connect_or_start(&self.spawn).await
     }
 
-    async fn mount_now(&self, revision: String, dir: &Path) -> Result<(), DataError> {
+    async fn permit_now(&self, dataset: &str, need: Need, user: Submitter) -> Result<(), DataError> {
+        let right = match need {
+            Need::Read => Right::Mount,
+            Need::Store => Right::Push,
+        };
+        let request = PermitRequest { dataset: dataset.to_owned(), right, for_user: Some(caller(user)) };
+        match self.client().await?.permit(&request).await {
+            Err(source @ ClientError::Refused { status: 400, .. }) => Err(Older { uid: user.uid, source }.into()),
+            answered => Ok(answered?),
+        }
+    }
+
+    async fn mount_now(&self, revision: String, dir: &Path, user: Option<Submitter>) -> Result<(), DataError> {
         let client = self.client().await?;
         loop {
             let mounts = client.mounts().await?;
@@ -60,6 +88,7 @@ impl DaemonSide {
             mkdir: true,
             // Jobs run as their submitters, whoever mounts for them.
             allow_other: nix::unistd::geteuid().is_root().then_some(true),
+            for_user: user.map(caller),
             ..MountRequest::default()
         };
         client.mount(&request).await?;
@@ -86,12 +115,22 @@ impl DaemonSide {
 }
 
 impl LakeSide for DaemonSide {
-    fn mount(&self, dataset: &str, commit: &str, dir: &Path) -> Result<(), DataError> {
-        self.block_on(self.mount_now(format!("{dataset}@{commit}"), dir))
+    fn permit(&self, dataset: &str, need: Need, user: Submitter) -> Result<(), DataError> {
+        self.block_on(self.permit_now(dataset, need, user))
+    }
+
+    fn mount(&self, dataset: &str, commit: &str, dir: &Path, user: Option<Submitter>) -> Result<(), DataError> {
+        self.block_on(async {
+            if let Some(user) = user {
+                // What is mounted already is not asked for again.
+                self.permit_now(dataset, Need::Read, user).await?;
+            }
+            self.mount_now(format!("{dataset}@{commit}"), dir, user).await
+        })
     }
 
     fn is_final(&self, error: &DataError) -> bool {
-        matches!(error.downcast_ref::<ClientError>(), Some(ClientError::Refused { status: 404, .. }))
+        matches!(error.downcast_ref::<ClientError>(), Some(ClientError::Refused { status: 403 | 404, .. }))
     }
 
     fn umount(&self, dir: &Path) -> Result<(), DataError> {
@@ -116,6 +155,9 @@ impl LakeSide for DaemonSide {
         if let Some(code) = &commit.code {
             // It may begin with a dash.
             argv.push(format!("--code={code}"));
+        }
+        if let Some(user) = commit.user {
+            argv.extend(["--for".to_owned(), format!("{}:{}", user.uid, user.gid)]);
         }
         argv.extend(["--json".to_owned(), "--quiet".to_owned()]);
         argv.extend(self.config_args.iter().cloned());
