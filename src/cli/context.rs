@@ -223,21 +223,20 @@ impl Context {
     /// Gives a daemon that answers: the one that runs, or one that is started now. Refused where it
     /// serves another lake than this command means.
     pub async fn node_client(&self) -> anyhow::Result<NodeClient> {
-        let client = self.node_client_at_rest();
-        let info = match client.info().await {
-            Ok(info) => info,
-            Err(error) if error.is_absent() && !self.config().daemon.on_demand => {
-                return Err(error)
-                    .hint("start its service, as daemon.on_demand = false says: `systemctl start larder`");
-            }
-            Err(error) if error.is_absent() && self.loaded().is_set("daemon.socket") && !self.may_start() => {
-                return Err(error).hint("start the daemon that owns this socket");
-            }
-            Err(error) if error.is_absent() => spawn::connect_or_start(&self.spawn_spec()).await?.info().await?,
-            Err(error) => return Err(error.into()),
-        };
-        self.check_same_lake(&info)?;
-        Ok(client)
+        self.daemon_reach().client().await
+    }
+
+    /// Says how the daemon of this configuration is reached.
+    pub(super) fn daemon_reach(&self) -> DaemonReach {
+        let loaded = self.loaded();
+        let lake = &loaded.config.lake;
+        let means_it = loaded.is_set("lake.url") || !loaded.is_set("daemon.socket");
+        DaemonReach {
+            spawn: self.spawn_spec(),
+            on_demand: self.config().daemon.on_demand,
+            names_socket: loaded.is_set("daemon.socket"),
+            lake: means_it.then(|| (lake.url.clone(), lake.endpoint.clone())),
+        }
     }
 
     /// Says how the daemon of this configuration is started.
@@ -256,13 +255,6 @@ impl Context {
     pub(super) fn daemon_args(&self) -> Vec<String> {
         let run = ["daemon", "run", "--detached"].map(str::to_owned);
         run.into_iter().chain(self.config_args()).collect()
-    }
-
-    /// A socket outside of the state directory may belong to the system's daemon: it is not started
-    /// from here where its directory is not ours.
-    fn may_start(&self) -> bool {
-        let dir = self.config().daemon.socket.parent().unwrap_or(std::path::Path::new("/"));
-        !dir.exists() || nix::unistd::access(dir, nix::unistd::AccessFlags::W_OK).is_ok()
     }
 
     /// Gives the arguments that give another command the configuration of this one.
@@ -288,22 +280,90 @@ impl Context {
     }
 
     pub(super) fn check_same_lake(&self, info: &NodeInfo) -> anyhow::Result<()> {
-        let loaded = self.loaded();
-        let means_it = loaded.is_set("lake.url") || !loaded.is_set("daemon.socket");
-        let lake = &loaded.config.lake;
-        if means_it && (info.lake != lake.url || info.endpoint != lake.endpoint) {
-            let named = |url: &str, endpoint: &Option<String>| match endpoint {
-                Some(endpoint) => format!("{url} at {endpoint}"),
-                None => url.to_owned(),
-            };
-            let text = format!(
-                "the daemon (pid {}) serves the lake {}, this command means {}",
-                info.pid,
-                named(&info.lake, &info.endpoint),
-                named(&lake.url, &lake.endpoint)
-            );
-            return usage(text).hint("stop it with `larder daemon stop`, or give each lake a LARDER_STATE of its own");
+        self.daemon_reach().check_same_lake(info)
+    }
+}
+
+/// How a daemon is found, and started where that may be: the same for commands and the scheduler.
+#[derive(Debug, Clone)]
+pub struct DaemonReach {
+    pub spawn: SpawnSpec,
+    on_demand: bool,
+    names_socket: bool,
+    /// Url and endpoint of the lake that it has to serve; None: whichever it serves.
+    lake: Option<(String, Option<String>)>,
+}
+
+impl DaemonReach {
+    /// Gives a daemon that answers: the one that runs, or one that is started now.
+    pub async fn client(&self) -> anyhow::Result<NodeClient> {
+        let client = NodeClient::at(&self.spawn.socket);
+        let info = match client.info().await {
+            Ok(info) => info,
+            Err(error) if error.is_absent() && !self.on_demand => {
+                return Err(error)
+                    .hint("start its service, as daemon.on_demand = false says: `systemctl start larder`");
+            }
+            Err(error) if error.is_absent() && self.names_socket && !self.may_start() => {
+                return Err(error).hint("start the daemon that owns this socket");
+            }
+            Err(error) if error.is_absent() => spawn::connect_or_start(&self.spawn).await?.info().await?,
+            Err(error) => return Err(error.into()),
+        };
+        self.check_same_lake(&info)?;
+        Ok(client)
+    }
+
+    /// A socket outside of the state directory may belong to the system's daemon: it is not started
+    /// from here where its directory is not ours.
+    fn may_start(&self) -> bool {
+        let dir = self.spawn.socket.parent().unwrap_or(std::path::Path::new("/"));
+        !dir.exists() || nix::unistd::access(dir, nix::unistd::AccessFlags::W_OK).is_ok()
+    }
+
+    fn check_same_lake(&self, info: &NodeInfo) -> anyhow::Result<()> {
+        let Some((url, endpoint)) = &self.lake else {
+            return Ok(());
+        };
+        if info.lake == *url && info.endpoint == *endpoint {
+            return Ok(());
         }
-        Ok(())
+        let named = |url: &str, endpoint: &Option<String>| match endpoint {
+            Some(endpoint) => format!("{url} at {endpoint}"),
+            None => url.to_owned(),
+        };
+        let text = format!(
+            "the daemon (pid {}) serves the lake {}, this command means {}",
+            info.pid,
+            named(&info.lake, &info.endpoint),
+            named(url, endpoint)
+        );
+        usage(text).hint("stop it with `larder daemon stop`, or give each lake a LARDER_STATE of its own")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cli::report::tell;
+
+    #[tokio::test]
+    async fn a_daemon_that_is_a_services_is_not_started_by_who_needs_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let spawn = SpawnSpec {
+            exe: "/no/such/program".into(),
+            args: Vec::new(),
+            state: dir.path().join("state"),
+            socket: dir.path().join("daemon.sock"),
+            timeout: Duration::from_secs(60),
+        };
+        let mut reach = DaemonReach { spawn, on_demand: false, names_socket: false, lake: None };
+        let told = tell(&reach.client().await.expect_err("nobody is there"));
+        assert!(told.contains("daemon.on_demand = false"), "{told}");
+        reach.on_demand = true;
+        let told = tell(&reach.client().await.expect_err("can't be started"));
+        assert!(told.contains("/no/such/program"), "{told}");
     }
 }

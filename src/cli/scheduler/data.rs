@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::cli::context::DaemonReach;
 use crate::format::grants::Right;
 use crate::node::api::{FillRequest, MountRequest, MountState, PermitRequest, UmountRequest};
 use crate::node::client::{ClientError, NodeClient};
 use crate::node::mounting::Caller;
-use crate::node::spawn::{self, SpawnError, SpawnSpec};
 use crate::scheduler::job::Submitter;
 use crate::scheduler::lake_side::{DataError, LakeSide, Need, NewCommit};
 
@@ -36,7 +36,7 @@ fn caller(user: Submitter) -> Caller {
 #[derive(Debug)]
 pub struct DaemonSide {
     pub rt: tokio::runtime::Handle,
-    pub spawn: SpawnSpec,
+    pub reach: DaemonReach,
     /// Arguments that give a command this configuration.
     pub config_args: Vec<String>,
 }
@@ -45,15 +45,15 @@ impl DaemonSide {
     /// Runs it to its end, or to the time after which a daemon counts as hung.
     fn block_on(&self, what: impl Future<Output = Result<(), DataError>>) -> Result<(), DataError> {
         let bounded = async { tokio::time::timeout(CALL_TIMEOUT, what).await };
-        let socket = self.spawn.socket.display();
+        let socket = self.reach.spawn.socket.display();
         match self.rt.block_on(bounded) {
             Ok(done) => done,
             Err(_) => Err(format!("the daemon at {socket} did not answer within {} s", CALL_TIMEOUT.as_secs()).into()),
         }
     }
 
-    async fn client(&self) -> Result<NodeClient, SpawnError> {
-        spawn::connect_or_start(&self.spawn).await
+    async fn client(&self) -> Result<NodeClient, DataError> {
+        Ok(self.reach.client().await?)
     }
 
     async fn permit_now(&self, dataset: &str, need: Need, user: Submitter) -> Result<(), DataError> {
@@ -142,7 +142,7 @@ impl LakeSide for DaemonSide {
     }
 
     fn push(&self, commit: &NewCommit) -> (Vec<String>, BTreeMap<String, String>) {
-        let mut argv = vec![self.spawn.exe.to_string_lossy().into_owned(), "push".to_owned()];
+        let mut argv = vec![self.reach.spawn.exe.to_string_lossy().into_owned(), "push".to_owned()];
         argv.extend([commit.dir.to_string_lossy().into_owned(), commit.dataset.clone()]);
         let mut add = |flag: &str, value: &str| argv.extend([flag.to_owned(), value.to_owned()]);
         add("--message", &commit.message);

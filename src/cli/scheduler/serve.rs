@@ -107,7 +107,7 @@ async fn serve_until_stopped(ctx: &Context, options: Options) -> anyhow::Result<
     let mut int = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let socket = client::socket(ctx);
     let rt = tokio::runtime::Handle::current();
-    let data = DaemonSide { rt, spawn: ctx.spawn_spec(), config_args: ctx.config_args() };
+    let data = DaemonSide { rt, reach: ctx.daemon_reach(), config_args: ctx.config_args() };
     let opened = service::open(options, Arc::new(data))?;
     let _socket_lock = service::lock_socket(&socket)?;
     // Behind the locks of the directory and of the socket: what is at the socket's place can only be left over. And before the
