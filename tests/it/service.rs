@@ -76,6 +76,23 @@ fn the_units_leave_little_open() {
     }
 }
 
+#[test]
+fn the_daemons_unit_lets_it_make_the_calls_of_the_kernel_engine() {
+    let unit = fs::read_to_string(shipped("larder.service")).expect("reads");
+    let filters = unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter="));
+    let allowed: Vec<&str> = filters.filter(|line| !line.starts_with('~')).flat_map(str::split_whitespace).collect();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/fs/keeper/kernel.rs");
+    let source = fs::read_to_string(source).expect("reads");
+    // What the keeper does is not filtered.
+    let calls = ["fsopen(", "fsconfig_", "fsmount(", "open_tree("].into_iter().filter(|call| source.contains(call));
+    let calls: Vec<&str> = calls.map(|call| call.trim_end_matches(['(', '_'])).collect();
+    assert_eq!(calls.len(), 4, "the test looks for what the module calls");
+    for call in calls {
+        assert!(allowed.contains(&call), "{call} is none of {allowed:?}");
+    }
+    assert!(unit.contains("\nSystemCallErrorNumber="), "a call that is not allowed must not kill the daemon");
+}
+
 fn can_mount() -> bool {
     let can = nix::unistd::geteuid().is_root() && Path::new("/dev/fuse").exists();
     if !can {
