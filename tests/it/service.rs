@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::kit::{World, wait_for};
+use crate::kit::{World, mount_by_kernel, wait_for};
 
 const UNITS: [&str; 2] = ["larder.service", "larder-keeper.service"];
 /// What `systemd-analyze security` may say, of 10, where 10 is no protection at all. Generous: each version of
@@ -137,6 +137,22 @@ fn a_line_of_fstab_mounts() {
     assert_eq!(mount_helper(&world, &["data", place, "-s", "-f", "-o", "compress"]).0, 0);
     let (code, said) = mount_helper(&world, &["nothing@here", world.make_dir("n").to_str().expect("plain")]);
     assert!(code == 32 && said.contains("nothing"), "{code} {said}");
+}
+
+#[test]
+fn a_line_of_fstab_is_content_with_what_the_kernel_serves() {
+    let world = World::new();
+    let source = world.files("source", &[("a.txt", b"alpha")]);
+    world.push(&source, "data");
+    world.ok(["cache", "data"]);
+    let Some(dir) = mount_by_kernel(&world, "data", "m", &[]) else { return };
+    let place = dir.to_str().expect("plain");
+    let (code, said) = mount_helper(&world, &["data", place, "-o", "ro,engine=kernel"]);
+    assert_eq!(code, 0, "{said}");
+    world.ok(["umount", place]);
+    let (code, said) = mount_helper(&world, &["data", place, "-o", "ro,engine=kernel"]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(world.json(&["mounts"])[0]["engine"], "kernel");
 }
 
 /// Ends a process when a test ends early.
