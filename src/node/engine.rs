@@ -225,6 +225,11 @@ impl Served {
     }
 }
 
+/// Gives the mounts that have a hold, and are none of those that are known.
+fn orphans(names: &[String], known: &[Uuid]) -> impl Iterator<Item = Uuid> {
+    names.iter().filter_map(|name| Uuid::try_parse(name).ok()).filter(|id| !known.contains(id))
+}
+
 /// Names the hold of a mount.
 fn hold_name(id: &Uuid) -> String {
     id.simple().to_string()
@@ -318,9 +323,13 @@ impl Daemon {
         let dropped = blocking("looking for old holds", move || {
             // Listed first: a mount is known before it makes its hold, and forgotten after it dropped it.
             let names = tier.own_holds()?;
-            let known: HashSet<Uuid> = daemon.inner.live.lock().keys().copied().collect();
-            let ids = names.iter().filter_map(|name| Uuid::try_parse(name).ok());
-            ids.filter(|id| !known.contains(id)).try_for_each(|id| tier.release_hold(&hold_name(&id)))
+            // A daemon that stops has forgotten what it leaves mounted.
+            let rows: Vec<Uuid> = match &daemon.inner.table {
+                Some(table) => table.lock().rows().iter().map(|row| row.id).collect(),
+                None => Vec::new(),
+            };
+            let live: Vec<Uuid> = daemon.inner.live.lock().keys().copied().collect();
+            orphans(&names, &[rows, live].concat()).try_for_each(|id| tier.release_hold(&hold_name(&id)))
         });
         if let Ok(Err(error)) = dropped.await {
             tracing::warn!(%error, "holds of mounts that ended stay in the tier");
@@ -585,6 +594,14 @@ impl Daemon {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hold_is_dropped_of_what_is_neither_mounted_nor_to_be_mounted() {
+        let ids: Vec<Uuid> = (1..4).map(Uuid::from_u128).collect();
+        let names: Vec<String> = ids.iter().map(hold_name).chain(["other".to_owned()]).collect();
+        assert_eq!(orphans(&names, &ids[..2]).collect::<Vec<_>>(), ids[2..]);
+        assert_eq!(orphans(&names, &ids).count(), 0);
+    }
 
     #[test]
     fn what_fails_is_tried_less_and_less_and_told_once() {
