@@ -311,8 +311,11 @@ async fn serve_until_stopped(ctx: &Context, detached: bool, keep_mounts: bool) -
     }
     daemon.stop();
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, serving).await;
-    remounting.abort();
-    let _ = remounting.await;
+    // It sees that the daemon stops; what is left of a mount that it makes is waited for.
+    let mut remounting = remounting;
+    if tokio::time::timeout(DRAIN_TIMEOUT, &mut remounting).await.is_err() {
+        remounting.abort();
+    }
     end(&daemon, upkeep).await;
     Ok(())
 }

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -80,6 +80,8 @@ pub(super) struct Inner {
     /// None in a private daemon: its one mount ends with it.
     pub table: Option<Mutex<MountTable>>,
     pub live: Mutex<HashMap<Uuid, Live>>,
+    /// Mounts that are being made.
+    pub makings: AtomicUsize,
     pub fills: Mutex<HashMap<Uuid, Fill>>,
     /// Images whose mounts are being prepared: not to be swept.
     pub preparing: Mutex<Vec<ImageId>>,
@@ -161,6 +163,7 @@ impl Daemon {
             retries_left: AtomicBool::new(false),
             table,
             live: Mutex::default(),
+            makings: AtomicUsize::new(0),
             fills: Mutex::default(),
             preparing: Mutex::default(),
             stop: CancellationToken::new(),

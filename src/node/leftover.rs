@@ -13,6 +13,7 @@ use crate::fs::mount;
 use super::api::UmountRequest;
 use super::daemon::{Daemon, blocking};
 use super::error::NodeError;
+use super::mounting::Live;
 use super::table::MountRow;
 
 /// A private state without a keeper that is younger may be starting.
@@ -86,6 +87,28 @@ impl Daemon {
             blocking("letting go of a mount", move || keeper.forget(left)).await??;
         }
         Ok(())
+    }
+
+    /// Unmounts a row that could not be mounted. Where that fails, the row has failed as before.
+    pub(super) async fn umount_failed(
+        &self,
+        id: Uuid,
+        request: UmountRequest,
+        why: Option<String>,
+    ) -> Result<(), NodeError> {
+        let Some(row) = self.inner.live.lock().get(&id).map(|live| live.row().clone()) else {
+            return Err(NodeError::NotMounted { dir: request.dir });
+        };
+        // An image first: it is not taken away by force where that is not asked for.
+        let mut gone = self.unmount_left(&row, request.force).await;
+        if gone.is_ok() {
+            gone = self.take_away(&id, request).await;
+        }
+        match gone {
+            Ok(()) => self.release_hold_later(row),
+            Err(_) => drop(self.put(id, Live::Failed { row, reason: why.unwrap_or_default() })),
+        }
+        gone
     }
 
     /// Takes away what was not taken over until the daemon stops: nobody will serve it.

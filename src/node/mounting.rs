@@ -14,7 +14,7 @@ use crate::format::grants::Right;
 use crate::format::ids::CommitId;
 use crate::format::paths;
 use crate::format::refs::{At, DatasetName, Revision};
-use crate::fs::keeper::{self, KeeperError, MountId};
+use crate::fs::keeper::{KeeperError, MountId};
 use crate::fs::mount::{self, MountError, MountSpec, MountedView, READ_AHEAD_KIB};
 use crate::fs::session::ServeOptions;
 use crate::fs::view::{Look, View, ViewOptions};
@@ -105,7 +105,7 @@ impl Caller {
 }
 
 impl Live {
-    fn row(&self) -> &MountRow {
+    pub(super) fn row(&self) -> &MountRow {
         match self {
             Self::Mounting(row) | Self::Failed { row, .. } => row,
             Self::Mounted(mounted) => &mounted.row,
@@ -156,9 +156,7 @@ pub fn record_of(snapshot: &Snapshot) -> Record {
 impl Daemon {
     /// Mounts a revision.
     pub async fn mount(&self, request: MountRequest, caller: Caller) -> Result<MountInfo, NodeError> {
-        if self.inner.stop.is_cancelled() {
-            return Err(NodeError::Stopping);
-        }
+        let _making = self.begin_making()?;
         place::refuse_without_descriptors()?;
         let revision = Revision::parse(&request.revision)?;
         let whose = caller.asks_for(request.for_user)?;
@@ -196,7 +194,11 @@ impl Daemon {
         };
         let now = Live::Mounted(Box::new(made?));
         let info = now.info().expect("a row has an attachment");
-        self.inner.live.lock().insert(row.id, now);
+        if let Some(late) = self.put(row.id, now) {
+            self.take_back(late, false).await;
+            self.forget(&row.id).await?;
+            return Err(NodeError::Stopping);
+        }
         drop(reserved);
         self.note_use(row.commit);
         self.begin_takeover(row.id);
@@ -282,15 +284,22 @@ impl Daemon {
         Ok(())
     }
 
+    /// Finds what a row shows, and the tier for it; with a revision, resolves that.
+    async fn find(&self, row: &MountRow, revision: Option<&Revision>) -> Result<(Snapshot, OpenTier), NodeError> {
+        if let Some(name) = &row.options.tier {
+            return tokio::try_join!(self.snapshot(row, revision), self.tier(name));
+        }
+        let snapshot = self.snapshot(row, revision).await?;
+        let name = self.choose_tier(&record_of(&snapshot).key).await?;
+        Ok((snapshot, self.tier(&name).await?))
+    }
+
     /// Makes the mount of a row; with a revision, resolves it first and writes its commit into the row.
     async fn make(&self, row: &mut MountRow, revision: Option<&Revision>) -> Result<Mounted, NodeError> {
-        let (snapshot, tier) = match row.options.tier.clone() {
-            Some(name) => tokio::try_join!(self.snapshot(row, revision), self.tier(&name))?,
-            None => {
-                let snapshot = self.snapshot(row, revision).await?;
-                let name = self.choose_tier(&record_of(&snapshot).key).await?;
-                (snapshot, self.tier(&name).await?)
-            }
+        let stop = self.stopping();
+        let (snapshot, tier) = tokio::select! {
+            found = self.find(row, revision) => found?,
+            () = stop.cancelled() => return Err(NodeError::Stopping),
         };
         row.options.tier = Some(tier.name.clone());
         row.commit = snapshot.commit;
@@ -313,9 +322,12 @@ impl Daemon {
     async fn mount_by_fuse(&self, row: &MountRow, snapshot: &Snapshot, tier: &OpenTier) -> Result<Served, NodeError> {
         let options = view_options(&row.options);
         let meta = self.catalog().await?.meta.clone();
-        let view = View::open(snapshot.clone(), meta.clone(), tier.fetcher.clone(), options)
-            .await
-            .map_err(|source| NodeError::View { revision: row.revision.clone(), source })?;
+        let stop = self.stopping();
+        let view = tokio::select! {
+            opened = View::open(snapshot.clone(), meta.clone(), tier.fetcher.clone(), options) => opened,
+            () = stop.cancelled() => return Err(NodeError::Stopping),
+        };
+        let view = view.map_err(|source| NodeError::View { revision: row.revision.clone(), source })?;
         let spec = MountSpec {
             dir: row.dir().to_owned(),
             owner: required_owner(row),
@@ -340,6 +352,9 @@ impl Daemon {
     /// Mounts the view, or takes over the mount that a daemon before this one has left for the row.
     async fn show(&self, view: View, id: Uuid, spec: MountSpec) -> Result<MountedView, NodeError> {
         let keeper = self.keeper().await?;
+        if self.inner.stop.is_cancelled() {
+            return Err(NodeError::Stopping);
+        }
         let rt = tokio::runtime::Handle::current();
         let left = self.inner.left.lock().get(&id).copied();
         let Some(left) = left else {
@@ -462,20 +477,19 @@ impl Daemon {
         }
         // The kernel may be about to take over: what serves is asked for when it does not change any more.
         let _changing = self.wait_to_change(&id, &dir).await?;
-        let (served, left) = match self.inner.live.lock().get(&id) {
-            Some(Live::Mounted(mounted)) => (Some(mounted.served.clone()), None),
-            Some(Live::Failed { row, .. }) => (None, Some(row.clone())),
+        let served = match self.inner.live.lock().get_mut(&id) {
+            Some(Live::Mounted(mounted)) => Some(mounted.served.clone()),
+            Some(failed @ Live::Failed { .. }) => {
+                // Nobody tries again to make it meanwhile.
+                *failed = Live::Mounting(failed.row().clone());
+                None
+            }
             Some(Live::Mounting(_)) => return Err(NodeError::Busy { dir }),
             None => return Err(NodeError::NotMounted { dir }),
         };
-        if let Some(served) = served {
-            blocking("unmounting", move || served.unmount(request.force)).await??;
-        }
-        if let Some(row) = left {
-            // An image first: it is not taken away by force where that is not asked for.
-            self.unmount_left(&row, request.force).await?;
-            self.take_away(&id, request).await?;
-            self.release_hold_later(row);
+        match served {
+            Some(served) => blocking("unmounting", move || served.unmount(request.force)).await??,
+            None => self.umount_failed(id, request, info.reason.clone()).await?,
         }
         self.forget(&id).await?;
         Ok(info)
@@ -531,11 +545,12 @@ impl Daemon {
         let Some(table) = &self.inner.table else {
             return;
         };
-        let rows: Vec<MountRow> = table.lock().rows().to_vec();
         let missing = {
+            // Both at once: a row that is being unmounted leaves the table first.
+            let table = table.lock();
             let mut live = self.inner.live.lock();
-            let missing: Vec<MountRow> =
-                rows.into_iter().filter(|row| matches!(live.get(&row.id), None | Some(Live::Failed { .. }))).collect();
+            let is_missing = |row: &&MountRow| matches!(live.get(&row.id), None | Some(Live::Failed { .. }));
+            let missing: Vec<MountRow> = table.rows().iter().filter(is_missing).cloned().collect();
             for row in &missing {
                 live.insert(row.id, Live::Mounting(row.clone()));
             }
@@ -546,6 +561,9 @@ impl Daemon {
     }
 
     async fn remount_one(&self, mut row: MountRow) {
+        let Ok(_making) = self.begin_making() else {
+            return;
+        };
         let was_left = self.is_left(&row.id);
         let mut made = self.make(&mut row, None).await;
         if let (Err(error), true, false) = (&made, was_left, self.is_left(&row.id)) {
@@ -571,8 +589,10 @@ impl Daemon {
                 Live::Failed { row, reason }
             }
         };
-        self.inner.live.lock().insert(id, now);
-        self.begin_takeover(id);
+        match self.put(id, now) {
+            None => self.begin_takeover(id),
+            Some(late) => self.take_back(late, true).await,
+        }
     }
 
     /// Writes down what changed about a mount that was made again.
@@ -582,36 +602,6 @@ impl Daemon {
         {
             tracing::warn!(%error, dir = %row.dir().display(), "what the table says of this mount is old");
         }
-    }
-
-    /// Unmounts everything, but leaves the table, so that the next daemon makes the mounts again.
-    pub async fn unmount_all(&self) {
-        let all: Vec<Live> = self.inner.live.lock().drain().map(|(_, live)| live).collect();
-        for live in all {
-            let keeps_table = self.inner.table.is_some();
-            let ended = blocking("unmounting", move || {
-                if let Live::Mounted(mounted) = &live {
-                    // The kernel needs no daemon, and the next one takes it up.
-                    if keeps_table && matches!(mounted.served, Served::Kernel(_)) {
-                        return release_lease(live);
-                    }
-                    let dir = mounted.row.dir();
-                    if let Err(error) = mounted.served.unmount(false) {
-                        tracing::warn!(%error, dir = %dir.display(), "unmounting lazily");
-                        if let Err(error) = mounted.served.unmount(true) {
-                            tracing::warn!(%error, dir = %dir.display(), "it stays mounted");
-                        }
-                    }
-                    // The kernel has taken over at this moment: its packs stay held for the next daemon.
-                    if keeps_table && keeper::shows_image(dir) {
-                        return release_lease(live);
-                    }
-                }
-                release(Some(live));
-            });
-            let _ = ended.await;
-        }
-        self.drop_left().await;
     }
 
     /// Waits until the one mount of a private daemon is gone.
@@ -629,7 +619,7 @@ fn note_taken(left: &mut HashMap<Uuid, MountId>, id: &Uuid, error: Option<&Mount
 }
 
 /// Gives back what a mount has in the tier: its hold, then its lease.
-fn release(live: Option<Live>) {
+pub(super) fn release(live: Option<Live>) {
     let Some(live) = live else {
         return;
     };
@@ -642,7 +632,7 @@ fn release(live: Option<Live>) {
     release_lease(live);
 }
 
-fn release_lease(live: Live) {
+pub(super) fn release_lease(live: Live) {
     if let Live::Mounted(mounted) = live
         && let Some(lease) = mounted.lease
         && let Err(error) = lease.release()
