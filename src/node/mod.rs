@@ -5,8 +5,8 @@
 //! * [`open`]: from the configuration to a lake, a catalog, tiers, fetchers.
 //! * [`table`]: the mount table: mounts, their attachments and owners; kept in one file.
 //! * [`daemon`]: the daemon's state and its life. [`mounting`], `leftover`, [`fills`], [`upkeep`], `scrub`: what
-//!   it does. `choosing`: which of several tiers. `ending`: its end. `keeping`: the
-//!   daemon and its keeper.
+//!   it does. `choosing`: which of several tiers. `ending`: its end. `directory`:
+//!   where a mount is to be. `keeping`: the daemon and its keeper.
 //! * [`api`]: the requests and answers, as JSON. [`server`]: the same over a unix socket. [`client`]: what
 //!   the command line speaks with. [`spawn`]: the daemon on demand.
 //! * `peers`: nodes of one tier ask one another for bytes that are on their way.
@@ -31,6 +31,7 @@ pub mod api;
 mod choosing;
 pub mod client;
 pub mod daemon;
+mod directory;
 mod ending;
 pub mod engine;
 pub mod error;

@@ -164,8 +164,7 @@ impl Daemon {
         if request.ttl.is_some() {
             self.permit(whose, &revision.dataset, Right::Cache).await?;
         }
-        self.refuse_taken(&request.dir)?;
-        let dir = check_dir(&request, caller)?;
+        let (request, dir) = self.look_at_dir(request, caller).await?;
         let mut options = self.effective(&request, revision.dataset.as_str(), whose);
         if reach == Reach::Caller {
             show_to_caller_only(&mut options, whose)?;
@@ -251,7 +250,7 @@ impl Daemon {
     }
 
     /// Says that a directory is mounted already, before it is found not to be empty.
-    fn refuse_taken(&self, dir: &Path) -> Result<(), NodeError> {
+    pub(super) fn refuse_taken(&self, dir: &Path) -> Result<(), NodeError> {
         self.forget_gone();
         let dir = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
         let live = self.inner.live.lock();
@@ -681,7 +680,7 @@ fn inside(subdir: Option<&str>) -> Option<String> {
 }
 
 /// Makes sure that the directory is there, empty, and the caller's to mount on.
-fn check_dir(request: &MountRequest, caller: Caller) -> Result<PathBuf, NodeError> {
+pub(super) fn check_dir(request: &MountRequest, caller: Caller) -> Result<PathBuf, NodeError> {
     let dir = &request.dir;
     let refuse = |why, hint: String| NodeError::Dir { dir: dir.clone(), why, hint };
     if !dir.is_absolute() {

@@ -36,6 +36,60 @@ fn a_directory_is_pushed_mounted_read_and_unmounted() {
     assert!(world.ok(["daemon", "metrics"]).contains("larder_mounts{state=\"mounted\"} 0"));
 }
 
+/// A process that is stopped, until this is dropped.
+struct Stopped(nix::unistd::Pid);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = nix::sys::signal::kill(self.0, nix::sys::signal::Signal::SIGCONT);
+    }
+}
+
+/// Counts the threads of a process that wait in the kernel for something that no signal ends.
+fn threads_that_hang(pid: i32) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+    stats.filter(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('D'))).count()
+}
+
+#[test]
+fn a_directory_that_hangs_holds_up_who_wants_to_mount_there_and_nobody_else() {
+    let (other, mut world) = (World::new(), World::new());
+    // A directory on a server that does not answer: a mount whose daemon stands still.
+    let source = other.files("source", FILES);
+    other.push(&source, "photos");
+    let hung = other.mount("photos", "m", &["--prefetch", "none"]);
+    let workers = 2;
+    world.set("TOKIO_WORKER_THREADS", workers.to_string());
+    let source = world.files("source", FILES);
+    world.push(&source, "photos");
+    world.ok(["daemon"]);
+    let pid = nix::unistd::Pid::from_raw(other.daemon_pid().expect("it runs"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).expect("stops it");
+    let stopped = Stopped(pid);
+    let mut late = Vec::new();
+    for number in 0..workers + 2 {
+        let dir = hung.join(format!("dir/nothing-{number}"));
+        let mut mount = world.command(["mount", "photos", dir.to_str().expect("plain")]);
+        late.push(mount.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts"));
+    }
+    let daemon = world.daemon_pid().expect("it runs");
+    wait_for("the daemon to look at them", || threads_that_hang(daemon) >= workers);
+    let mut status = world.command(["daemon", "status"]).stdout(Stdio::null()).spawn().expect("starts");
+    let mut answered = None;
+    let begun = std::time::Instant::now();
+    while answered.is_none() && begun.elapsed() < std::time::Duration::from_secs(60) {
+        answered = status.try_wait().expect("waits");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let _ = status.kill();
+    drop(stopped);
+    for mut mount in late {
+        assert!(!mount.wait().expect("ends").success(), "there is no such directory");
+    }
+    assert!(answered.is_some_and(|status| status.success()), "the daemon does not answer");
+}
+
 #[test]
 fn options_of_a_mount_are_what_the_reader_sees() {
     let world = World::new();
