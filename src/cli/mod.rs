@@ -271,6 +271,7 @@ fn set_pair(text: &str) -> Result<(String, String), String> {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
+    tell_name();
     keep_secrets_in();
     if let Some(ended) = keeper::run_if_asked() {
         return ended;
@@ -285,6 +286,21 @@ pub fn main() -> ExitCode {
         Err(error) => return report::clap_exit(&error),
     };
     report::exit(run(cli, overrides(&matches)))
+}
+
+/// A daemon that was started on demand, perhaps by a job, says what it is where everybody can read it: it does not
+/// end with the job. Before its environment is closed to others.
+fn tell_name() {
+    use crate::scheduler::family::{APART, APART_NAMES};
+    if std::env::var_os(APART).is_none() {
+        return;
+    }
+    let command = std::env::args().nth(1).unwrap_or_default();
+    let name = APART_NAMES.into_iter().find(|name| name.strip_prefix("larder-") == Some(&command));
+    if let Some(name) = name.and_then(|name| std::ffi::CString::new(name).ok()) {
+        // Without it, it ends with the job that happened to start it.
+        let _ = nix::sys::prctl::set_name(&name);
+    }
 }
 
 /// Credentials of the lake are in this process's memory and environment: no core dump of it is written, and no other

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::core::{Caller, Options};
 use super::error::SchedulerError;
+use super::family::APART;
 use super::job::{JobSpec, Submitter};
 use super::lake_side::{LakeSide, Need};
 
@@ -87,6 +88,9 @@ pub fn spec(spec: &JobSpec, options: &Options) -> Result<(), SchedulerError> {
     }
     if spec.env.keys().any(|key| key.is_empty() || key.contains(['=', '\0'])) {
         return wrong("the name of a variable is not empty and has no `=`");
+    }
+    if spec.env.contains_key(APART) {
+        return wrong(format!("{APART} is not a job's to set: it says that a process is none of its job's"));
     }
     // An engine takes a line for each.
     let fits = |(name, value): (&String, &String)| {

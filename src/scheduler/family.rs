@@ -8,12 +8,17 @@
 //!   parent becomes the supervisor's child.
 //!
 //! None of them is enough alone: programs overwrite their environment (titles of processes), clean it
-//! (`env -i`, `sudo`), leave their group, and lose their supervisor. What has [`APART`] in its environment
-//! is left alone with all that is below it: a daemon serves others too and outlives who started it.
+//! (`env -i`, `sudo`), leave their group, and lose their supervisor.
+//!
+//! A daemon of this program, and its keeper, are left alone with all that is below them: they serve others too and
+//! outlive who started them. They are known by the names that they give themselves ([`APART_NAMES`]): their
+//! environment is closed to all but root. Before they have done that they are this very program with [`APART`] in
+//! its environment; any other program with that belongs to its task.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
@@ -23,8 +28,10 @@ use serde::{Deserialize, Serialize};
 
 use super::task::MARKER;
 
-/// The variable of a process that belongs to no task, whoever started it.
-const APART: &str = "LARDER_APART=1";
+/// The variable with which a process is started that belongs to no task, whoever starts it.
+pub const APART: &str = "LARDER_APART";
+/// What such a process calls itself, as the kernel tells everybody: at most 15 bytes.
+pub const APART_NAMES: [&str; 2] = ["larder-daemon", "larder-keeper"];
 /// How often it is looked whether the killed have gone.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -49,9 +56,10 @@ fn boot() -> String {
 }
 
 /// A process that lives, as the kernel tells it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Row {
     pid: i32,
+    name: String,
     parent: i32,
     group: i32,
     session: i32,
@@ -60,7 +68,8 @@ struct Row {
 impl Row {
     /// Reads `/proc/<pid>/stat`; None for a dead one. The name may have blanks and parentheses.
     fn parse(pid: i32, stat: &str) -> Option<Self> {
-        let (_, rest) = stat.rsplit_once(')')?;
+        let (named, rest) = stat.rsplit_once(')')?;
+        let (_, name) = named.split_once('(')?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
         let number = |at: usize| fields.get(at)?.parse::<i32>().ok();
         let dead = matches!(fields.first(), Some(&("Z" | "X")));
@@ -68,7 +77,12 @@ impl Row {
         if dead && number(17).is_none_or(|threads| threads < 2) {
             return None;
         }
-        Some(Self { pid, parent: number(1)?, group: number(2)?, session: number(3)? })
+        Some(Self { pid, name: name.to_owned(), parent: number(1)?, group: number(2)?, session: number(3)? })
+    }
+
+    fn is_apart(&self) -> bool {
+        let is_named_so = APART_NAMES.contains(&self.name.as_str());
+        is_named_so || (has_variable(self.pid, &format!("{APART}=1")) && is_this_program(self.pid))
     }
 }
 
@@ -90,6 +104,12 @@ fn table() -> io::Result<Vec<Row>> {
 fn has_variable(pid: i32, wanted: &str) -> bool {
     let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     environ.split(|byte| *byte == 0).any(|pair| pair == wanted.as_bytes())
+}
+
+/// Says whether a process runs the same file as this one.
+fn is_this_program(pid: i32) -> bool {
+    let file = |pid: &str| fs::metadata(format!("/proc/{pid}/exe")).map(|meta| (meta.dev(), meta.ino())).ok();
+    file("self").is_some_and(|own| file(&pid.to_string()) == Some(own))
 }
 
 /// The processes of one task.
@@ -120,7 +140,6 @@ impl Family {
     pub(super) fn left(&self) -> io::Result<Vec<Pid>> {
         let own = nix::unistd::getpid().as_raw();
         let rows: Vec<Row> = table()?.into_iter().filter(|row| row.pid != own).collect();
-        let is_apart = |row: &Row| has_variable(row.pid, APART);
         let mut found: BTreeSet<i32> = BTreeSet::new();
         let mut apart: BTreeSet<i32> = BTreeSet::new();
         let below = self.supervisor.map(Pid::as_raw);
@@ -134,7 +153,7 @@ impl Family {
                 // The environment of everybody is looked at once.
                 let marked = || before == 0 && has_variable(row.pid, &self.wanted);
                 if inherits || self.is_of_birth(row) || marked() {
-                    if is_apart(row) {
+                    if row.is_apart() {
                         apart.insert(row.pid)
                     } else {
                         found.insert(row.pid)
@@ -194,7 +213,8 @@ mod tests {
     #[test]
     fn a_process_is_read_whatever_its_name_and_a_dead_one_is_none() {
         let stat = "7 (a) b (c) S 3 5 6 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 99";
-        assert_eq!(Row::parse(7, stat), Some(Row { pid: 7, parent: 3, group: 5, session: 6 }));
+        let named = |name: &str| Row { pid: 7, name: name.to_owned(), parent: 3, group: 5, session: 6 };
+        assert_eq!(Row::parse(7, stat), Some(named("a) b (c")));
         assert_eq!(Row::parse(7, &stat.replace(") S", ") Z")), None);
         let threads = stat.replace(") S", ") Z").replace(" 20 0 1 ", " 20 0 4 ");
         assert!(Row::parse(7, &threads).is_some(), "its threads go on");
@@ -206,5 +226,25 @@ mod tests {
         let other = Birth { boot: "another".to_owned(), ..Birth::of(nix::unistd::getpgrp()) };
         let family = Family::new("nobody-has-this", Some(other), None);
         assert_eq!(family.left().expect("lists"), []);
+    }
+
+    #[test]
+    fn only_what_calls_itself_a_daemon_is_left_alone_and_not_what_has_its_variable() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let marker = uuid::Uuid::new_v4().to_string();
+        let family = Family::new(&marker, None, None);
+        for (name, is_left) in [("train", true), (APART_NAMES[0], false), (APART_NAMES[1], false)] {
+            // A process is called as its file is.
+            let program = dir.path().join(name);
+            std::os::unix::fs::symlink("/bin/sleep", &program).expect("links");
+            let mut command = std::process::Command::new(&program);
+            command.arg("1000000").env(MARKER, &marker).env(APART, "1");
+            let mut child = command.spawn().expect("starts");
+            let found = family.left();
+            let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+            child.kill().expect("kills");
+            child.wait().expect("ends");
+            assert_eq!(found.expect("lists").contains(&pid), is_left, "{name}");
+        }
     }
 }

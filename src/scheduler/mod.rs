@@ -28,7 +28,7 @@ mod decide;
 mod disk;
 pub mod error;
 pub mod executor;
-mod family;
+pub mod family;
 pub mod gpus;
 mod host_paths;
 mod image;

@@ -277,3 +277,28 @@ fn a_job_reads_and_makes_only_what_its_submitter_may() {
     }
     assert_eq!(gpus.world.json(&["show", "xray"])["commit"], commit, "nothing was pushed");
 }
+
+#[test]
+fn a_daemon_that_a_job_of_a_users_own_scheduler_started_outlives_the_job() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: needs root, to be another user");
+        return;
+    }
+    // What root may read of a process a user may not: the daemon has closed its environment.
+    let gpus = Gpus::new(World::of_user(NOBODY), &[]);
+    gpus.world.ok(["node", "add", "n0", "--gpus", "1"]);
+    gpus.world.ok(["project", "create", "team", "--gpus", "1"]);
+    gpus.world.run(["daemon", "stop"]);
+    let larder = gpus.world.binary().to_str().expect("plain").to_owned();
+    let settings = [("HOME", gpus.world.path("home"))].map(|(name, path)| format!("{name}={}", path.display()));
+    let mut submit = vec!["submit", "job", "-p", "team"];
+    settings.iter().for_each(|setting| submit.extend(["-e", setting]));
+    gpus.world.ok(submit.iter().copied().chain(["--", larder.as_str(), "daemon"]));
+    gpus.world.ok(["job", "wait", "job", "-p", "team"]);
+    let pid = gpus.world.daemon_pid().expect("it runs");
+    assert_eq!(gpus.world.run(["daemon", "status"]).code, 0);
+    assert_eq!(gpus.world.daemon_pid(), Some(pid), "it is the one that the job started");
+    let told = gpus.world.fails(1, ["submit", "apart", "-p", "team", "-e", "LARDER_APART=1", "--", "true"]);
+    assert!(told.contains("LARDER_APART"), "{told}");
+    gpus.world.ok(["daemon", "stop"]);
+}
