@@ -232,7 +232,8 @@ impl Launch<'_> {
         let log = self.place().log(self.rank);
         let (stdout, kill, left, image, log_bytes_max) = (None, Vec::new(), Vec::new(), None, None);
         let (marker, user) = (self.marker(), self.user());
-        TaskSpec { marker, argv, env, cwd, user, log, stdout, kill, left, image, log_bytes_max }
+        let inherits = false;
+        TaskSpec { marker, argv, env, inherits, cwd, user, log, stdout, kill, left, image, log_bytes_max }
     }
 }
 

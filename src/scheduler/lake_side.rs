@@ -1,7 +1,6 @@
 //! What the scheduler needs of the data: commits mounted, warmed and made. The scheduler does not know a
 //! lake; whoever runs it gives it this, which speaks with the node's daemon as any client does.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::job::Submitter;
@@ -54,7 +53,7 @@ pub trait LakeSide: Send + Sync + std::fmt::Debug {
     /// Begins to bring a commit near; does not wait.
     fn warm(&self, dataset: &str, commit: &str) -> Result<(), DataError>;
 
-    /// Gives the command that makes a commit and prints it as JSON, and its environment. Run again for
-    /// the same job after it succeeded, it must find the commit and make no other.
-    fn push(&self, commit: &NewCommit) -> (Vec<String>, BTreeMap<String, String>);
+    /// Gives the command that makes a commit and prints it as JSON; it is run in the scheduler's environment. Run again
+    /// for the same job after it succeeded, it must find the commit and make no other.
+    fn push(&self, commit: &NewCommit) -> Vec<String>;
 }

@@ -276,7 +276,6 @@ fn told(error: &(dyn std::error::Error + Send + Sync)) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::collections::BTreeMap;
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::sync::mpsc::{Receiver, channel};
 
@@ -315,8 +314,8 @@ pub(super) mod tests {
             Ok(())
         }
 
-        fn push(&self, _: &NewCommit) -> (Vec<String>, BTreeMap<String, String>) {
-            (Vec::new(), BTreeMap::new())
+        fn push(&self, _: &NewCommit) -> Vec<String> {
+            Vec::new()
         }
     }
 

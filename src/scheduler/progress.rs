@@ -3,7 +3,7 @@
 //! Each step may be done again: a scheduler that was killed in the middle looks at the records and the
 //! tasks, and goes on. `docs/formats/scheduler.md` has the order of writes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -482,11 +482,12 @@ impl Core {
 
     /// Gives the task that makes a commit.
     pub(super) fn pushing(&self, commit: &NewCommit, marker: String, task: &TaskDir) -> TaskSpec {
-        let (argv, env) = self.lake.push(commit);
+        let argv = self.lake.push(commit);
         TaskSpec {
             marker,
             argv,
-            env,
+            env: BTreeMap::new(),
+            inherits: true,
             cwd: self.store.dir().to_owned(),
             user: None,
             log: task.path().join("log"),

@@ -130,7 +130,10 @@ fn start(spec: &TaskSpec) -> std::io::Result<Child> {
         return Err(std::io::Error::other("there is no command"));
     };
     let mut command = Command::new(program);
-    command.args(args).env_clear().envs(&spec.env).env(MARKER, &spec.marker).current_dir(&spec.cwd);
+    if !spec.inherits {
+        command.env_clear();
+    }
+    command.args(args).envs(&spec.env).env(MARKER, &spec.marker).current_dir(&spec.cwd);
     command.stdin(Stdio::null()).stdout(stdout).stderr(log).process_group(0);
     if let Some((uid, gid)) = spec.user {
         become_user(&mut command, uid, gid);

@@ -46,8 +46,11 @@ pub struct TaskSpec {
     pub marker: String,
     /// Program and arguments.
     pub argv: Vec<String>,
-    /// The whole environment.
+    /// The whole environment, unless `inherits`.
     pub env: BTreeMap<String, String>,
+    /// Has the environment of the supervisor, which is the scheduler's: it may hold what no file should.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inherits: bool,
     pub cwd: PathBuf,
     /// Who runs it; None: the supervisor's user.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -29,6 +29,7 @@ impl Rig {
             marker,
             argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
             env: [("PATH".to_owned(), std::env::var("PATH").unwrap_or_default())].into(),
+            inherits: false,
             cwd: dir.path().to_owned(),
             user: None,
             log: dir.path().join("log"),

@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use crate::kit::gpus::Gpus;
-use crate::kit::s3::TestS3;
+use crate::kit::s3::{SECRET_KEY, TestS3};
 use crate::kit::{World, wait_for};
 
 /// A scheduler with one node and one project that owns all of it.
@@ -276,6 +276,11 @@ fn a_job_reads_and_makes_only_what_its_submitter_may() {
         assert!(told.contains(why), "{told}");
     }
     assert_eq!(gpus.world.json(&["show", "xray"])["commit"], commit, "nothing was pushed");
+    // The push was tried with the scheduler's credentials, which it was not given by a file.
+    let first = gpus.job("team", "first")["id"].as_str().expect("an id").to_owned();
+    assert!(std::path::Path::new(&format!("{dir}/jobs/{first}/push/0-0/task.json")).exists());
+    let found = Command::new("grep").args(["-rl", SECRET_KEY]).arg(format!("{dir}/jobs")).output().expect("runs");
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "");
 }
 
 #[test]

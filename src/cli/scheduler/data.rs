@@ -1,7 +1,6 @@
 //! The scheduler's side of the data: commits are mounted and warmed by the node's daemon, and made by
 //! `larder push`, all with the configuration of the scheduler.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -141,7 +140,7 @@ impl LakeSide for DaemonSide {
         self.block_on(self.warm_now(format!("{dataset}@{commit}")))
     }
 
-    fn push(&self, commit: &NewCommit) -> (Vec<String>, BTreeMap<String, String>) {
+    fn push(&self, commit: &NewCommit) -> Vec<String> {
         let mut argv = vec![self.reach.spawn.exe.to_string_lossy().into_owned(), "push".to_owned()];
         argv.extend([commit.dir.to_string_lossy().into_owned(), commit.dataset.clone()]);
         let mut add = |flag: &str, value: &str| argv.extend([flag.to_owned(), value.to_owned()]);
@@ -161,8 +160,6 @@ impl LakeSide for DaemonSide {
         }
         argv.extend(["--json".to_owned(), "--quiet".to_owned()]);
         argv.extend(self.config_args.iter().cloned());
-        let env =
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        (argv, env.collect())
+        argv
     }
 }
