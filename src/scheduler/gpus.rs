@@ -3,6 +3,7 @@
 //! NVML is loaded when it is asked for; a machine without the driver has none. Without the library the device
 //! files are counted: then nothing is known of a GPU but its number. MIG devices are not told apart: a GPU is one.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nvml_wrapper::Nvml;
@@ -90,9 +91,15 @@ pub fn mps_pipes() -> PathBuf {
     std::env::var_os("CUDA_MPS_PIPE_DIRECTORY").map_or_else(|| PathBuf::from(MPS_PIPES), PathBuf::from)
 }
 
-/// Says whether the multi-process service runs there.
+/// Says whether the multi-process service runs there. One of root's, or of who runs the scheduler: anybody may make the
+/// usual directory, and would have the jobs of all in their hands.
 pub(super) fn is_mps(pipes: &Path) -> bool {
-    pipes.join("control").exists()
+    let own = nix::unistd::geteuid().as_raw();
+    let is_trusted = |path: &Path, is_kind: fn(&std::fs::Metadata) -> bool| {
+        let meta = std::fs::symlink_metadata(path).ok();
+        meta.is_some_and(|meta| is_kind(&meta) && (meta.uid() == 0 || meta.uid() == own))
+    };
+    is_trusted(pipes, std::fs::Metadata::is_dir) && is_trusted(&pipes.join("control"), |meta| !meta.is_symlink())
 }
 
 #[cfg(test)]
@@ -107,5 +114,26 @@ mod tests {
         }
         assert_eq!(by_files(dev.path()).iter().map(|gpu| gpu.index).collect::<Vec<_>>(), [0, 2, 10]);
         assert_eq!(by_files(&dev.path().join("none")), []);
+    }
+
+    #[test]
+    fn a_multi_process_service_of_anybody_is_not_used() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (pipes, link) = (dir.path().join("mps"), dir.path().join("link"));
+        std::fs::create_dir(&pipes).expect("makes");
+        assert!(!is_mps(&pipes), "it does not run");
+        std::fs::write(pipes.join("control"), "").expect("writes");
+        std::os::unix::fs::symlink(&pipes, &link).expect("links");
+        assert!(is_mps(&pipes) && !is_mps(&link));
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root, to give files to another user");
+            return;
+        }
+        for path in [pipes.join("control"), pipes.clone()] {
+            std::os::unix::fs::chown(&path, Some(4001), None).expect("gives it away");
+            assert!(!is_mps(&pipes), "{}", path.display());
+            std::os::unix::fs::chown(&path, Some(0), None).expect("takes it back");
+        }
+        assert!(is_mps(&pipes));
     }
 }
