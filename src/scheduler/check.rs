@@ -29,6 +29,9 @@ const TRANSPORTS: [&str; 9] = [
     "tarball:",
 ];
 
+/// Ports from here on are anybody's.
+const PORT_FREE: u16 = 1024;
+
 fn wrong<T>(what: impl Into<String>) -> Result<T, SchedulerError> {
     Err(SchedulerError::Wrong { what: what.into() })
 }
@@ -130,6 +133,43 @@ pub fn spec(spec: &JobSpec, options: &Options) -> Result<(), SchedulerError> {
     paths(spec)
 }
 
+/// Checks the ports that a container publishes: `[[ADDRESS:]HOST:]CONTAINER[/tcp|udp]`. The engine is the scheduler's,
+/// who may be root: others get none that only root may have.
+pub fn ports(ports: &[String], caller: Caller) -> Result<(), SchedulerError> {
+    for port in ports {
+        let Some(host) = host_port(port) else {
+            return wrong(format!(
+                "`{port}` is no port: write 8888, 8888:80 or 127.0.0.1:8888:80, with /udp where wanted"
+            ));
+        };
+        if host.is_some_and(|host| host < PORT_FREE) && !caller.is_master() {
+            return wrong(format!("`{port}`: ports of the machine below {PORT_FREE} are root's"));
+        }
+    }
+    Ok(())
+}
+
+/// Gives the port of the machine, where one is named. None: it is no port.
+fn host_port(text: &str) -> Option<Option<u16>> {
+    let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let number = |text: &str| {
+        let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse::<u16>().ok().filter(|port| plain && *port > 0)
+    };
+    if !matches!(protocol, "tcp" | "udp") {
+        return None;
+    }
+    match ports.split(':').collect::<Vec<_>>().as_slice() {
+        [container] => number(container).map(|_| None),
+        [host, container] => number(container).and(Some(Some(number(host)?))),
+        [address, host, container] => {
+            address.parse::<std::net::Ipv4Addr>().ok()?;
+            number(container).and(Some(Some(number(host)?)))
+        }
+        _ => None,
+    }
+}
+
 /// Says what a job does with which datasets.
 fn needs(spec: &JobSpec) -> BTreeSet<(&str, Need)> {
     let read = spec.datasets.iter().map(|data| (&*data.dataset, Need::Read));
@@ -221,6 +261,22 @@ fn covers(a: &str, b: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_are_numbers_and_those_of_root_are_roots() {
+        let caller = |uid| Caller { uid, gid: 1 };
+        let may = |uid, port: &str| ports(&[port.to_owned()], caller(uid)).is_ok();
+        let user = nix::unistd::geteuid().as_raw() + 4001;
+        for port in ["8888", "80", "8888:80", "127.0.0.1:8888:80", "5353:53/udp"] {
+            assert!(may(user, port), "{port}");
+        }
+        for port in ["443:8443", "0.0.0.0:53:53/udp", "1023:1"] {
+            assert!(!may(user, port) && may(0, port), "{port}");
+        }
+        for port in ["", "0", "x", "80:", ":80", "65536", "+80", "8888:80/sctp", "h:1:2", "1:2:3", "1-9:1-9", "-p:80"] {
+            assert!(!may(0, port), "{port}");
+        }
+    }
 
     #[test]
     fn names_and_paths_that_could_lead_out_of_their_place_are_refused() {

@@ -327,6 +327,7 @@ impl Core {
         }
         super::check::name("job", name)?;
         super::check::spec(spec, &self.options)?;
+        super::check::ports(&spec.ports, caller)?;
         if self.jobs.values().any(|job| job.project == project && job.name == name) {
             return Err(SchedulerError::Exists { kind: "job", name: format!("{project}/{name}") });
         }

@@ -93,7 +93,7 @@ pub struct JobSpec {
     /// Containers: as much shared memory as the machine has.
     #[serde(default)]
     pub large_shm: bool,
-    /// Containers: `8888` or `8888:80`, as the engine takes them.
+    /// Containers: `8888`, `8888:80` or `127.0.0.1:8888:80`, also with `/udp`.
     #[serde(default)]
     pub ports: Vec<String>,
     /// How long it may take to end when it is told to.
