@@ -307,3 +307,22 @@ fn a_daemon_that_a_job_of_a_users_own_scheduler_started_outlives_the_job() {
     assert!(told.contains("LARDER_APART"), "{told}");
     gpus.world.ok(["daemon", "stop"]);
 }
+
+#[test]
+fn who_asks_for_a_command_and_says_nothing_keeps_no_place() {
+    use nix::sys::socket::{self, sockopt};
+    use nix::sys::time::{TimeVal, TimeValLike};
+    use std::os::fd::AsRawFd as _;
+    let mut world = World::new();
+    let place = world.make_dir("run");
+    world.set("LARDER_SOCKET", place.join("larder.sock").display().to_string());
+    let _gpus = Gpus::new(world, &[]);
+    let (family, kind) = (socket::AddressFamily::Unix, socket::SockType::SeqPacket);
+    let client = socket::socket(family, kind, socket::SockFlag::SOCK_CLOEXEC, None).expect("makes a socket");
+    let server = socket::UnixAddr::new(&place.join("scheduler-exec.sock")).expect("a name");
+    socket::connect(client.as_raw_fd(), &server).expect("connects");
+    socket::setsockopt(&client, sockopt::ReceiveTimeout, &TimeVal::seconds(180)).expect("bounds the wait");
+    let mut answer = [0; 1024];
+    let len = socket::recv(client.as_raw_fd(), &mut answer, socket::MsgFlags::empty()).expect("is answered");
+    assert!(String::from_utf8_lossy(&answer[..len]).contains("error"), "{len}");
+}

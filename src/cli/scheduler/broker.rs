@@ -14,10 +14,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::sockopt::{PeerCredentials, ReceiveTimeout};
+use nix::sys::socket::{getsockopt, setsockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
 use serde::{Deserialize, Serialize};
 
 use crate::fs::sys::{accept_from, connect_to, listen_at, receive_message, send_message};
@@ -29,6 +32,9 @@ use crate::scheduler::service::Handle;
 const MESSAGE_BYTES_MAX: usize = 128 << 10;
 /// Commands at the same time.
 const COMMANDS_MAX: usize = 64;
+/// How long a client that has connected may take to say what it wants: it has one of the places meanwhile.
+const REQUEST_TIMEOUT_S: i64 = 10;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often it is looked whether the command has ended; who hangs up is noticed at once.
 const LOOK_INTERVAL_MS: u8 = 50;
 /// The status of a shell for a command that a signal ended.
@@ -69,7 +75,16 @@ pub fn serve(handle: &Handle, scheduler: &Path) -> io::Result<()> {
     let (handle, running) = (handle.clone(), Arc::new(AtomicUsize::new(0)));
     let rt = tokio::runtime::Handle::current();
     std::thread::Builder::new().name("exec".to_owned()).spawn(move || {
-        while let Ok(client) = accept_from(&listener) {
+        loop {
+            let Ok(client) = accept_from(&listener) else {
+                // Out of files, most likely: not to be asked for again at once.
+                std::thread::sleep(ACCEPT_PAUSE);
+                continue;
+            };
+            if let Err(error) = setsockopt(&client, ReceiveTimeout, &TimeVal::seconds(REQUEST_TIMEOUT_S)) {
+                tracing::warn!(%error, "a client of a command in a container is not heard");
+                continue;
+            }
             let (handle, rt, running) = (handle.clone(), rt.clone(), Arc::clone(&running));
             let one = move || {
                 let is_one_more = running.fetch_add(1, Ordering::Relaxed) < COMMANDS_MAX;
