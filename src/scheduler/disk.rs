@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -38,9 +38,21 @@ pub(super) fn at(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> 
     move |source| DiskError::Io { path, doing, source }
 }
 
-/// Makes a directory and its parents; what is there stays as it is.
+/// Makes a directory and its parents, with this mode whatever the umask; what is there stays as it is.
 pub(super) fn make_dir(path: &Path, mode: u32) -> Result<(), DiskError> {
-    fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(at(path, "make the directory"))
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        make_dir(parent, mode)?;
+    }
+    match fs::DirBuilder::new().mode(mode).create(path) {
+        // Another thread was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => return Ok(()),
+        made => made.map_err(at(path, "make the directory"))?,
+    }
+    // Users reach what is theirs through directories of the scheduler's.
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(at(path, "open"))
 }
 
 pub(super) fn sync_dir(dir: &Path) -> Result<(), DiskError> {

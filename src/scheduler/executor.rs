@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -123,13 +124,20 @@ impl Launch<'_> {
     pub fn lay_out(&self) -> Result<(), DiskError> {
         let place = self.place();
         let spec = &self.job.spec;
-        JobPlace::make_for(&place.work(), self.user())?;
-        JobPlace::make_for(&place.progress(), self.user())?;
+        // What is a user's is closed to the user's group: many have one in common.
+        let (own, shared) = (if self.user().is_some() { 0o700 } else { 0o755 }, 0o755);
+        if !spec.outputs.is_empty() {
+            disk::make_dir(&place.path().join("out"), 0o711)?;
+        }
+        JobPlace::make_for(&place.work(), self.user(), own)?;
+        JobPlace::make_for(&place.progress(), self.user(), own)?;
         for output in &spec.outputs {
-            JobPlace::make_for(&place.output(&output.dataset), self.user())?;
+            JobPlace::make_for(&place.output(&output.dataset), self.user(), own)?;
         }
         for volume in &spec.volumes {
-            JobPlace::make_for(&self.store.volume(&self.job.project, &volume.name), self.user())?;
+            let volume = self.store.volume(&self.job.project, &volume.name);
+            disk::make_dir(volume.parent().unwrap_or(&volume), 0o711)?;
+            JobPlace::make_for(&volume, self.user(), shared)?;
         }
         let log = place.log(self.rank);
         disk::make_dir(log.parent().unwrap_or(Path::new("/")), 0o711)?;
@@ -145,7 +153,8 @@ impl Launch<'_> {
         if fs::read(&hosts).is_ok_and(|have| have == text.as_bytes()) {
             return Ok(());
         }
-        fs::write(&hosts, text).map_err(disk::at(&hosts, "write"))
+        fs::write(&hosts, text).map_err(disk::at(&hosts, "write"))?;
+        fs::set_permissions(&hosts, fs::Permissions::from_mode(0o644)).map_err(disk::at(&hosts, "open"))
     }
 
     /// A line for each node: its name, and how many ranks it has.

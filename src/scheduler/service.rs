@@ -4,6 +4,7 @@
 //! else touches the state, so there is no lock and no order of locks.
 
 use std::fs::File;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,7 +75,8 @@ pub fn lock_socket(socket: &Path) -> Result<File, StoreError> {
     let mut path = socket.as_os_str().to_owned();
     path.push(".lock");
     if let Some(dir) = socket.parent() {
-        super::disk::make_dir(dir, 0o755)?;
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir);
+        made.map_err(super::disk::at(dir, "make the directory"))?;
     }
     super::disk::try_lock(Path::new(&path))?.ok_or_else(|| StoreError::SocketTaken { socket: socket.to_owned() })
 }

@@ -19,7 +19,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
@@ -53,6 +53,10 @@ impl Store {
     /// Opens the directory, made where it is missing, and takes its lock.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         // Users get through to what is theirs, and list nothing.
+        if let Some(above) = dir.parent().filter(|above| !above.as_os_str().is_empty()) {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(above);
+            made.map_err(disk::at(above, "make the directory"))?;
+        }
         disk::make_dir(dir, 0o711)?;
         let dir = fs::canonicalize(dir).map_err(disk::at(dir, "resolve"))?;
         let path = dir.join("lock");
@@ -268,8 +272,8 @@ impl JobPlace {
 
     /// Makes a directory that belongs to the job's user. One that is another user's already (a volume of the
     /// project) stays theirs.
-    pub(super) fn make_for(path: &Path, user: Option<(u32, u32)>) -> Result<(), DiskError> {
-        disk::make_dir(path, 0o755)?;
+    pub(super) fn make_for(path: &Path, user: Option<(u32, u32)>, mode: u32) -> Result<(), DiskError> {
+        disk::make_dir(path, mode)?;
         let Some((uid, gid)) = user else {
             return Ok(());
         };

@@ -210,6 +210,9 @@ fn a_job_of_roots_scheduler_runs_as_who_submitted_it_and_nobody_else_reads_what_
     };
     assert_eq!(seen(""), (0, NOBODY, 0o710), "only its user gets through");
     assert_eq!(seen("work/made").0, NOBODY);
+    for path in ["work", "progress"] {
+        assert_eq!((seen(path).0, seen(path).2), (NOBODY, 0o700), "{path}: others of its group are others");
+    }
     for (path, closed) in [("record.json", 0o077), ("attempts/1/0/task.json", 0o077), ("logs/0", 0o007)] {
         assert_eq!(seen(path).2 & closed, 0, "{path}");
     }

@@ -2,6 +2,7 @@
 //! jobs are ended and nothing of them is left.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -32,6 +33,13 @@ impl Gpus {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.world.path("scheduler.log"));
         let mut command = self.world.command(["scheduler", "run"]);
         command.args(&self.args).stdout(Stdio::null()).stderr(log.expect("opens the log"));
+        // As services and hardened shells have it: what jobs have to reach is open all the same.
+        let close = || {
+            nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+            Ok(())
+        };
+        // SAFETY: one system call that may be made between fork and exec.
+        unsafe { command.pre_exec(close) };
         self.scheduler = Some(command.spawn().expect("starts the scheduler"));
         wait_for("the scheduler", || self.world.run(["scheduler", "status"]).code == 0);
     }
