@@ -86,6 +86,28 @@ fn a_job_with_an_image_is_never_run_without_its_container() {
 }
 
 #[test]
+fn a_job_that_can_not_be_started_at_this_moment_is_tried_again() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut core = core(dir.path());
+    let id = put(&mut core, &json!({"name": "starting"}));
+    core.change(&id, |job| {
+        let seats = json!([{"node": "n0", "each": 1, "gpus": [0]}]);
+        let placement = serde_json::from_value(json!({"template": 0, "seats": seats})).expect("is a placement");
+        job.begin(placement, 0, 0);
+        (job.spec.image, job.spec.command) = (None, vec!["true".to_owned()]);
+        job.state = State::Starting;
+    })
+    .expect("writes");
+    let begun = Instant::now();
+    while core.jobs[&id].state != State::Pending {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", core.jobs[&id].state);
+        core.turn();
+    }
+    let hold = core.jobs[&id].hold.as_ref().expect("it is held");
+    assert!(hold.why.contains("/no/such/program"), "{hold:?}");
+}
+
+#[test]
 fn a_job_whose_outputs_are_being_stored_is_deleted_when_nobody_stores_them_any_more() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut core = core(dir.path());

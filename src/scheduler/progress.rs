@@ -151,9 +151,9 @@ impl Core {
                 return self.begin_stop(&job.id, Stop::Failed { why });
             }
             if let Err(error) = self.spawn_rank(job, rank, task) {
-                // Not its own fault perhaps, but holding GPUs until somebody looks helps nobody.
+                // Not its own fault: a full disk, a limit, a program that is just being replaced.
                 let cause = std::error::Error::source(&error).map_or(String::new(), |cause| format!(": {cause}"));
-                return self.begin_stop(&job.id, Stop::Failed { why: format!("{error}{cause}") });
+                return self.begin_stop(&job.id, Stop::Unready { why: format!("{error}{cause}") });
             }
         }
         let begun = |sight: &Sight| !matches!(sight, Sight::Fresh | Sight::Alive { started: false });
@@ -503,8 +503,12 @@ impl Core {
     pub(super) fn mounts_in_use(&self) -> BTreeSet<MountOf> {
         let using = self.jobs.values().filter(|job| job.state.has_gpus());
         let read = using.flat_map(|job| job.reads().into_iter().map(move |(_, _, commit)| MountOf::job(job, commit)));
+        // What is being copied in is read on, also by a job that was put back.
+        let copied = self.restorings.iter().filter(|(_, copying)| !copying.is_finished());
+        let copied = copied.filter_map(|(id, _)| self.jobs.get(id));
+        let copied = copied.filter_map(|job| Some(MountOf::job(job, &job.spec.restore.as_ref()?.commit)));
         // What an earlier scheduler mounted for everybody stays as long as somebody may read it.
-        read.flat_map(|of| [MountOf { uid: None, commit: of.commit.clone() }, of]).collect()
+        read.chain(copied).flat_map(|of| [MountOf { uid: None, commit: of.commit.clone() }, of]).collect()
     }
 }
 

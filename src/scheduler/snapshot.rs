@@ -209,8 +209,8 @@ impl Core {
                 match restored.join() {
                     Ok(Ok(())) => self.change(&job.id, |job| job.restored = true)?,
                     Ok(Err(error)) => {
-                        let why = format!("{} can't be restored: {}", from.revision, told(&error));
-                        self.begin_stop(&job.id, Stop::Failed { why })?;
+                        let why = format!("{} can't be restored now: {}", from.revision, told(&error));
+                        self.begin_stop(&job.id, Stop::Unready { why })?;
                     }
                     Err(_) => {
                         let why = "restoring it ended by a panic".to_owned();
@@ -283,6 +283,9 @@ fn copy_in(
     owner: Option<(u32, u32)>,
     outputs: &[&str],
 ) -> Result<(), DiskError> {
+    // Every snapshot has it. A mount that is gone is an empty directory, which would be taken for one without files.
+    let about = mount.join("job.json");
+    fs::metadata(&about).map_err(disk::at(&about, "find the snapshot"))?;
     let restoring = place.restoring();
     remove(&restoring)?;
     disk::make_dir(&restoring, 0o700)?;
@@ -313,7 +316,8 @@ mod tests {
         let store = super::super::store::Store::open(&dir.path().join("state")).expect("opens");
         let place = store.job(&Uuid::new_v4());
         let mount = dir.path().join("mount");
-        for (path, text) in [("work/step", "41"), ("out/model/w", "1"), ("out/other/x", "2"), ("logs/0", "said")] {
+        let files = [("work/step", "41"), ("out/model/w", "1"), ("out/other/x", "2"), ("logs/0", "said")];
+        for (path, text) in files.into_iter().chain([("job.json", "{}")]) {
             let path = mount.join(path);
             fs::create_dir_all(path.parent().expect("has a parent")).expect("makes");
             fs::write(path, text).expect("writes");
@@ -325,5 +329,8 @@ mod tests {
         assert_eq!(fs::read_to_string(place.output("model").join("w")).expect("reads"), "1");
         assert!(!place.work().join("half").exists() && !place.output("other").exists());
         assert!(!place.restoring().exists());
+        // The mount is gone: nothing is taken for everything.
+        assert!(copy_in(&place, &dir.path().join("gone"), None, &["model"]).is_err());
+        assert_eq!(fs::read_to_string(place.work().join("step")).expect("reads"), "41");
     }
 }
