@@ -79,6 +79,9 @@ pub struct Args {
     /// Leaves out sockets, devices and what cannot be read, instead of failing
     #[arg(long)]
     pub skip_unreadable: bool,
+    /// Leaves out sockets, pipes and devices, and fails for what cannot be read
+    #[arg(long)]
+    pub skip_special: bool,
     /// Pushes in the name of another user: goes by their grants (only root may)
     #[arg(long = "for", value_name = "UID:GID", value_parser = user)]
     pub for_user: Option<(u32, u32)>,
@@ -168,6 +171,7 @@ fn options_of(args: &Args) -> anyhow::Result<PushOptions> {
         options.onto = Some(Onto { rev, at: args.at.as_ref().map(|at| at.clone().into_bytes()) });
     }
     options.skip_unreadable = args.skip_unreadable;
+    options.skip_special = args.skip_special;
     Ok(options)
 }
 

@@ -248,6 +248,9 @@ pub struct OutputCommit {
     pub dataset: String,
     pub path: String,
     pub commit: String,
+    /// Sockets, pipes and devices in it, which no commit has: the first ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
 }
 
 /// Why a job that could run is not looked at yet.

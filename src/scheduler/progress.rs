@@ -29,6 +29,8 @@ const PUSH_TASKS_KEPT: u32 = 8;
 /// The exit status of a push that was given a wrong command line, or whose user may not push: trying again changes
 /// nothing.
 pub(super) const PUSH_USAGE: i32 = 2;
+/// Names of what a commit does not have that a record remembers.
+const LEFT_OUT_MAX: usize = 20;
 /// Supervisors in a row that may end before they begin, and the time before the next one, at first.
 const STILLBORN_MAX: u32 = 6;
 const STILLBORN_PAUSE_MS: i64 = 200;
@@ -367,8 +369,9 @@ impl Core {
         }
         if let Some(commit) = commit_of(&task, &exit) {
             let (dataset, path) = (output.dataset.clone(), output.path.clone());
+            let left_out = left_out_of(&task);
             return self.change(&job.id, |job| {
-                job.outputs.push(OutputCommit { dataset, path, commit });
+                job.outputs.push(OutputCommit { dataset, path, commit, left_out });
                 job.push_tries = 0;
             });
         }
@@ -537,11 +540,22 @@ fn set_image(job: &mut JobRecord, image: Option<String>) {
     }
 }
 
+/// Gives what a push printed.
+fn told_by(task: &TaskDir) -> Option<serde_json::Value> {
+    serde_json::from_slice(&std::fs::read(task.path().join("stdout")).ok()?).ok()
+}
+
 /// Gives the commit that a push printed.
 pub(super) fn commit_of(task: &TaskDir, exit: &TaskExit) -> Option<String> {
-    let printed = std::fs::read(task.path().join("stdout")).unwrap_or_default();
-    let told: Option<serde_json::Value> = serde_json::from_slice(&printed).ok().filter(|_| exit.succeeded());
-    told.as_ref().and_then(|told| told.get("commit")?.as_str()).map(str::to_owned)
+    told_by(task).filter(|_| exit.succeeded())?.get("commit")?.as_str().map(str::to_owned)
+}
+
+/// Gives the first names that a push left out.
+fn left_out_of(task: &TaskDir) -> Vec<String> {
+    let told = told_by(task).unwrap_or_default();
+    let skipped = told.get("skipped").and_then(serde_json::Value::as_array);
+    let names = skipped.into_iter().flatten().filter_map(|problem| problem.get("path")?.as_str());
+    names.take(LEFT_OUT_MAX).map(str::to_owned).collect()
 }
 
 /// Says what failed by itself in a job that was stopped. What ended badly after the others were told to stop

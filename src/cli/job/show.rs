@@ -125,8 +125,11 @@ fn asked(out: &mut Out, job: &JobRecord) -> std::io::Result<()> {
     }
     for output in &spec.outputs {
         let commit = job.outputs.iter().find(|made| made.dataset == output.dataset);
-        let commit = commit.map_or("no commit yet".to_owned(), |made| made.commit.clone());
-        line("output", format!("{} ({commit}) from {}", output.dataset, output.path))?;
+        let told = commit.map_or("no commit yet", |made| made.commit.as_str());
+        line("output", format!("{} ({told}) from {}", output.dataset, output.path))?;
+        for name in commit.iter().flat_map(|made| &made.left_out) {
+            line("left out", output::printable(name.as_bytes()))?;
+        }
     }
     for snapshot in &job.snapshots {
         let told = snapshot.commit.as_ref().or(snapshot.error.as_ref());

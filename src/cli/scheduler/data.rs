@@ -158,7 +158,7 @@ impl LakeSide for DaemonSide {
         if let Some(user) = commit.user {
             argv.extend(["--for".to_owned(), format!("{}:{}", user.uid, user.gid)]);
         }
-        argv.extend(["--json".to_owned(), "--quiet".to_owned()]);
+        argv.extend(["--skip-special", "--json", "--quiet"].map(str::to_owned));
         argv.extend(self.config_args.iter().cloned());
         argv
     }

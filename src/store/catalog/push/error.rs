@@ -26,6 +26,16 @@ pub enum ProblemKind {
     Changed,
 }
 
+impl ProblemKind {
+    /// Says whether it is something that has no contents.
+    pub fn is_special(self) -> bool {
+        match self {
+            Self::Socket | Self::Fifo | Self::BlockDevice | Self::CharDevice => true,
+            Self::Unreadable | Self::Name | Self::Changed => false,
+        }
+    }
+}
+
 /// One name that cannot be pushed.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Problem {

@@ -73,6 +73,8 @@ pub struct PushOptions {
     pub onto: Option<Onto>,
     /// Leaves out what cannot be read or held instead of failing.
     pub skip_unreadable: bool,
+    /// Leaves out what is neither file, directory nor link; what cannot be read fails all the same.
+    pub skip_special: bool,
     /// Who commits: `user@host`.
     pub author: String,
     pub tuning: Tuning,
@@ -134,6 +136,7 @@ impl PushOptions {
             excludes: Vec::new(),
             onto: None,
             skip_unreadable: false,
+            skip_special: false,
             author: String::new(),
             tuning: Tuning::default(),
         }
@@ -169,7 +172,7 @@ pub struct PushOutcome {
     pub reused_bytes: u64,
     pub packs_new: u64,
     pub packs_total: u64,
-    /// What was left out (only with `skip_unreadable`).
+    /// What was left out (only with `skip_unreadable` or `skip_special`).
     pub skipped: Vec<Problem>,
     /// Files and directories with ACLs or extended attributes, which are not stored.
     pub xattrs_dropped: u64,

@@ -78,7 +78,7 @@ pub fn push(
     // 4. Names.
     progress.enter(Phase::Walking);
     let walked = walk::walk(&session.dir, &session.scratch, &excludes, progress)?;
-    if let Err(error) = check_problems(&walked.problems, options.skip_unreadable) {
+    if let Err(error) = check_problems(&walked.problems, options) {
         rt.block_on(intent.end())?;
         return Err(error);
     }
@@ -106,10 +106,14 @@ pub fn push(
 }
 
 /// Fails where something changed, or cannot be read and may not be left out.
-fn check_problems(problems: &[Problem], skip_unreadable: bool) -> Result<(), PushError> {
+fn check_problems(problems: &[Problem], options: &PushOptions) -> Result<(), PushError> {
     let changed: Vec<Problem> =
         problems.iter().filter(|problem| problem.kind == ProblemKind::Changed).cloned().collect();
-    if !problems.is_empty() && !skip_unreadable && changed.len() < problems.len() {
+    let may_go = |problem: &Problem| {
+        let is_left_out = options.skip_unreadable || (options.skip_special && problem.kind.is_special());
+        is_left_out || problem.kind == ProblemKind::Changed
+    };
+    if !problems.iter().all(may_go) {
         return Err(PushError::Problems { problems: problems.to_vec() });
     }
     if !changed.is_empty() {
@@ -256,7 +260,7 @@ impl<'a> Session<'a> {
         let mut places = Places::create(&self.scratch)?;
         let contents = self.contents(&spool, &mut places)?;
         problems.extend(contents.found.problems.iter().cloned());
-        check_problems(problems, self.options.skip_unreadable)?;
+        check_problems(problems, self.options)?;
         self.progress.enter(Phase::Building);
         let built = self.build(&spool, &mut places, &contents, target)?;
         Ok(Stored { built, found: contents.found, rewritten: contents.rewritten })

@@ -68,12 +68,14 @@ fn sockets_and_pipes_are_listed_and_can_be_left_out() {
     found.sort_by_key(|(path, _)| path.to_owned());
     assert_eq!(found, [("dir/socket", ProblemKind::Socket), ("fifo", ProblemKind::Fifo)]);
     assert!(!bench.memory.keys().iter().any(|key| key.starts_with("data/") || key.starts_with("intents/")));
-    let mut options = bench.options();
-    options.skip_unreadable = true;
-    let outcome = bench.push_with(&options).unwrap();
-    assert_eq!(outcome.skipped.len(), 2);
-    let names: Vec<_> = bench.read_back(outcome.commit).into_keys().collect();
-    assert_eq!(names, [b"dir".to_vec(), b"dir/file".to_vec()]);
+    for skip_unreadable in [true, false] {
+        let mut options = bench.options();
+        (options.skip_unreadable, options.skip_special) = (skip_unreadable, !skip_unreadable);
+        let outcome = bench.push_with(&options).unwrap();
+        assert_eq!(outcome.skipped.len(), 2);
+        let names: Vec<_> = bench.read_back(outcome.commit).into_keys().collect();
+        assert_eq!(names, [b"dir".to_vec(), b"dir/file".to_vec()]);
+    }
 }
 
 #[test]
