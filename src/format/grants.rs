@@ -134,8 +134,9 @@ impl Who {
 }
 
 fn is_named(wanted: &str, number: u32, name: Option<&str>) -> bool {
-    // A name of digits is not taken for somebody's number: names come first where there is one.
-    name.is_some_and(|name| name == wanted) || wanted.parse() == Ok(number)
+    // Digits mean the number, and also whoever has them for a name.
+    let is_number = wanted.bytes().all(|byte| byte.is_ascii_digit());
+    name.is_some_and(|name| name == wanted) || (is_number && wanted.parse() == Ok(number))
 }
 
 /// What somebody may do.
@@ -229,6 +230,7 @@ mod tests {
         for (who, means) in [
             ("user:ann", true),
             ("user:1005", true),
+            ("user:+1005", false),
             ("group:vision", true),
             ("group:60", true),
             ("group:61", true),

@@ -169,7 +169,8 @@ impl Catalog {
                 bytes => bytes.map_err(|source| GrantsError::Away { dataset: dataset.to_string(), source })?,
             };
             let entry = GrantsEntry::decode(&bytes).map_err(|source| GrantsError::Damaged { key, source })?;
-            covered.extend(entry.supersedes.iter().cloned());
+            // One that names itself would leave no list at all, and open the dataset.
+            covered.extend(entry.supersedes.iter().filter(|old| *old != id).cloned());
             read.push((id.clone(), entry));
         }
         let heads = read.into_iter().rev().filter(|(id, _)| !covered.contains(id));
@@ -232,6 +233,17 @@ mod tests {
         bench.catalog.change_grants(&xray(), |list| list).await.unwrap();
         let seen = bench.catalog.grants(&xray()).await.unwrap();
         assert!(seen.allow(&uid(2), Right::Mount), "the next change settles it");
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_names_itself_opens_nothing() {
+        let bench = bench().await;
+        bench.catalog.refs.ensure_dataset(&xray()).await.unwrap();
+        let (grants, supersedes) = (vec![grant("user:1", &Right::ALL)], vec!["0001".to_owned()]);
+        let entry = GrantsEntry { format: 1, grants, supersedes, time_ms: 1, by: String::new() };
+        bench.catalog.lake.put("datasets/xray/grants/0001", entry.encode().into(), PutIf::Always).await.unwrap();
+        let seen = bench.catalog.grants(&xray()).await.unwrap();
+        assert!(seen.allow(&uid(1), Right::Mount) && !seen.allow(&uid(2), Right::Mount));
     }
 
     #[tokio::test]
