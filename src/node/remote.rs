@@ -7,6 +7,7 @@
 //! mounts wherever `control` says: such a token is as good as root on the node.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,6 +87,12 @@ impl Tokens {
     pub fn read(path: &Path) -> Result<Self, RemoteError> {
         let wrong = |what: String| RemoteError::File { path: path.to_owned(), what };
         let meta = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?;
+        let is_trusted = meta.uid() == 0 || meta.uid() == nix::unistd::geteuid().as_raw();
+        if !is_trusted || meta.mode() & 0o022 != 0 {
+            let what =
+                "others than root and the daemon's user may write it, and so make themselves tokens: chmod it to 0600";
+            return Err(wrong(what.to_owned()));
+        }
         if meta.len() > TOKENS_BYTES_MAX {
             return Err(wrong("is too long for a file of tokens".to_owned()));
         }
@@ -272,6 +279,18 @@ mod tests {
         let digest = line.rsplit(' ').next().expect("a digest");
         for wrong in ["", "x", &other, digest] {
             assert_eq!(tokens.find(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_tokens_that_others_may_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let (_, line) = make_token("hub", Access::Read);
+        std::fs::write(file.path(), line).expect("writes");
+        for (mode, is_taken) in [(0o600, true), (0o644, true), (0o620, false), (0o602, false)] {
+            std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).expect("chmod");
+            assert_eq!(Tokens::read(file.path()).is_ok(), is_taken, "{mode:o}");
         }
     }
 
