@@ -59,8 +59,9 @@ impl Daemon {
     /// Begins to bring a revision into a tier, and sets what is kept and for how long.
     pub async fn fill(&self, request: FillRequest, caller: Caller) -> Result<FillInfo, NodeError> {
         let revision = Revision::parse(&request.revision)?;
-        let right = if request.keep == Some(false) { Right::Uncache } else { Right::Cache };
-        self.permit(caller, &revision.dataset, right).await?;
+        for right in rights_for(&request) {
+            self.permit(caller, &revision.dataset, right).await?;
+        }
         let snapshot = self.catalog().await?.snapshot(&revision).await?;
         let name = match self.named_tier(request.tier.as_ref(), revision.dataset.as_str()) {
             Some(name) => name,
@@ -177,6 +178,15 @@ impl Daemon {
     }
 }
 
+/// Says what somebody has to be allowed to. Who may only take a commit away brings none in.
+fn rights_for(request: &FillRequest) -> Vec<Right> {
+    match (request.keep, request.only_settings) {
+        (Some(false), true) => vec![Right::Uncache],
+        (Some(false), false) => vec![Right::Uncache, Right::Cache],
+        (None | Some(true), _) => vec![Right::Cache],
+    }
+}
+
 fn set(
     tier: &crate::store::tier::Tier,
     key: &CommitKey,
@@ -192,4 +202,22 @@ fn set(
         tier.set_ttl(key, ttl_ms)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_only_uncache_brings_nothing_in() {
+        for (keep, only_settings, rights) in [
+            (None, false, vec![Right::Cache]),
+            (Some(true), true, vec![Right::Cache]),
+            (Some(false), true, vec![Right::Uncache]),
+            (Some(false), false, vec![Right::Uncache, Right::Cache]),
+        ] {
+            let request = FillRequest { keep, only_settings, ..FillRequest::default() };
+            assert_eq!(rights_for(&request), rights, "{keep:?} {only_settings}");
+        }
+    }
 }
