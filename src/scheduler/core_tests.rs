@@ -137,6 +137,23 @@ fn a_deletion_that_the_disk_refuses_is_told_and_the_job_is_still_there() {
 }
 
 #[test]
+fn a_project_whose_removal_can_not_be_written_down_has_its_volumes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut core = core(dir.path());
+    core.set_project("team", crate::scheduler::registry::ProjectChange::default(), true, caller()).expect("makes");
+    let volume = core.store.volume("team", "shared");
+    std::fs::create_dir_all(&volume).expect("makes");
+    let record = dir.path().join("cluster.json");
+    std::fs::remove_file(&record).expect("removes");
+    std::fs::create_dir(&record).expect("is in the way");
+    assert!(matches!(core.remove_project("team", caller()), Err(SchedulerError::Disk(_))));
+    assert!(volume.exists());
+    std::fs::remove_dir(&record).expect("removes");
+    core.remove_project("team", caller()).expect("removes");
+    assert!(!volume.exists());
+}
+
+#[test]
 fn jobs_that_have_been_over_for_long_are_forgotten_and_others_are_not() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut core = core(dir.path());

@@ -168,11 +168,12 @@ impl Core {
         }
         let over: Vec<_> = self.jobs.values().filter(|job| job.project == name).map(|job| job.id).collect();
         over.iter().try_for_each(|id| self.forget(id))?;
-        // A project of this name that is made later does not find what this one's jobs left.
-        self.store.forget_volumes(name)?;
+        // The record first: a project that is still there has its volumes.
         self.change_cluster(|cluster| {
             cluster.projects.remove(name);
         })?;
+        // A project of this name that is made later does not find what this one's jobs left.
+        self.store.forget_volumes(name)?;
         Ok(view)
     }
 
