@@ -95,8 +95,8 @@ impl RealIo {
         let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
         let how = OpenHow::new().flags(flags | quiet).resolve(resolve);
         match openat2(&root, path, how) {
-            // A sandbox of before Linux 5.6: folder by folder.
-            Err(Errno::ENOSYS) => walk(root, path, flags | quiet),
+            // A sandbox of before Linux 5.6, some of which forbid what they do not know: folder by folder.
+            Err(Errno::ENOSYS | Errno::EPERM) => walk(root, path, flags | quiet),
             opened => Ok(opened?),
         }
     }
