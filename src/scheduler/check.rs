@@ -13,8 +13,11 @@ use super::lake_side::{LakeSide, Need};
 const PARTS_MAX: usize = 64;
 /// Processes of a gang; each is a process of this machine, and a supervisor.
 const PROCESSES_MAX: u32 = 1024;
-/// The command, and the environment, as JSON: each becomes one argument of the push that stores an output, and
-/// the kernel takes no longer one.
+/// All that was asked for, as JSON: so much of each job is in memory, and in a record.
+const SPEC_BYTES_MAX: usize = 512 << 10;
+/// What becomes an argument of the push that stores an output; the kernel takes none above 128 KiB.
+const ARGUMENT_BYTES_MAX: usize = 4 << 10;
+/// The command, and the environment, as JSON.
 const TEXT_BYTES_MAX: usize = 100 << 10;
 /// Prefixes by which an engine takes something of the machine's, seen as the scheduler sees it, for an image.
 const TRANSPORTS: [&str; 9] = [
@@ -54,6 +57,28 @@ pub fn dataset(dataset: &str) -> Result<(), SchedulerError> {
         return wrong(format!("`{dataset}` can't be the name of a dataset: use small letters"));
     }
     Ok(())
+}
+
+/// Says whether a dataset may be called so.
+fn is_dataset(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
+    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    first && name.len() <= 100 && name.bytes().all(plain)
+}
+
+/// Checks how long texts are, and that they are not taken for something else where they are arguments.
+fn lengths(spec: &JobSpec) -> Result<(), SchedulerError> {
+    if serde_json::to_string(spec).is_ok_and(|text| text.len() > SPEC_BYTES_MAX) {
+        return wrong("the job is longer than 512 KiB: put what is long into files");
+    }
+    if spec.image.iter().chain(&spec.code).any(|text| text.len() > ARGUMENT_BYTES_MAX) {
+        return wrong("image and code are longer than 4 KiB");
+    }
+    let read = spec.datasets.iter().map(|data| &data.dataset).chain(spec.restore.iter().map(|from| &from.dataset));
+    match read.into_iter().find(|name| !is_dataset(name)) {
+        Some(name) => wrong(format!("`{name}` can't be the name of a dataset")),
+        None => Ok(()),
+    }
 }
 
 /// Checks a path inside of a job.
@@ -113,6 +138,7 @@ pub fn spec(spec: &JobSpec, options: &Options) -> Result<(), SchedulerError> {
     if texts.any(|text| text.contains('\0')) {
         return wrong("commands and variables have no NUL bytes");
     }
+    lengths(spec)?;
     if spec.templates.is_empty() {
         return wrong("a job needs at least one template");
     }
@@ -261,6 +287,24 @@ fn covers(a: &str, b: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_becomes_an_argument_is_short_and_no_flag() {
+        let commit = "a".repeat(64);
+        let spec = |name: &str, code: String| -> JobSpec {
+            let data = serde_json::json!({"dataset": name, "revision": "r", "commit": commit, "path": "/data"});
+            let spec = serde_json::json!({"kind": "train", "templates": [], "command": ["x"], "datasets": [data],
+                "code": code, "grace_ms": 0});
+            serde_json::from_value(spec).expect("is a spec")
+        };
+        assert!(lengths(&spec("x-ray.v2", "r7".to_owned())).is_ok());
+        for name in ["", "-x", "../x", "X", "a/b"] {
+            assert!(lengths(&spec(name, String::new())).is_err(), "{name}");
+        }
+        assert!(lengths(&spec("xray", "c".repeat(ARGUMENT_BYTES_MAX + 1))).is_err());
+        let long = JobSpec { command: vec!["c".repeat(SPEC_BYTES_MAX)], ..spec("xray", String::new()) };
+        assert!(lengths(&long).is_err());
+    }
 
     #[test]
     fn ports_are_numbers_and_those_of_root_are_roots() {
