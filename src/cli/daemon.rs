@@ -284,7 +284,8 @@ async fn serve_until_stopped(ctx: &Context, detached: bool, keep_mounts: bool) -
         tracing::info!(address = ?remote.address(), "the API is given over TCP");
         tokio::spawn(remote.serve(daemon.clone()));
     }
-    let remounting = tokio::spawn({
+    // Sees by itself that the daemon stops; a mount that it is making then is waited for.
+    tokio::spawn({
         let daemon = daemon.clone();
         async move {
             daemon.remount().await;
@@ -311,11 +312,6 @@ async fn serve_until_stopped(ctx: &Context, detached: bool, keep_mounts: bool) -
     }
     daemon.stop();
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, serving).await;
-    // It sees that the daemon stops; what is left of a mount that it makes is waited for.
-    let mut remounting = remounting;
-    if tokio::time::timeout(DRAIN_TIMEOUT, &mut remounting).await.is_err() {
-        remounting.abort();
-    }
     end(&daemon, upkeep).await;
     Ok(())
 }

@@ -295,8 +295,8 @@ fn tell_name() {
     if std::env::var_os(APART).is_none() {
         return;
     }
-    let command = std::env::args().nth(1).unwrap_or_default();
-    let name = APART_NAMES.into_iter().find(|name| name.strip_prefix("larder-") == Some(&command));
+    let command = std::env::args_os().nth(1).unwrap_or_default();
+    let name = APART_NAMES.into_iter().find(|name| name.strip_prefix("larder-").is_some_and(|name| command == name));
     if let Some(name) = name.and_then(|name| std::ffi::CString::new(name).ok()) {
         // Without it, it ends with the job that happened to start it.
         let _ = nix::sys::prctl::set_name(&name);

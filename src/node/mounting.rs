@@ -156,7 +156,9 @@ pub fn record_of(snapshot: &Snapshot) -> Record {
 impl Daemon {
     /// Mounts a revision.
     pub async fn mount(&self, request: MountRequest, caller: Caller) -> Result<MountInfo, NodeError> {
-        let _making = self.begin_making()?;
+        if self.inner.stop.is_cancelled() {
+            return Err(NodeError::Stopping);
+        }
         place::refuse_without_descriptors()?;
         let revision = Revision::parse(&request.revision)?;
         let whose = caller.asks_for(request.for_user)?;
@@ -183,6 +185,8 @@ impl Daemon {
             attachments: vec![Attachment { dir, owner: Owner::User { uid: caller.uid }, since_ms: now_ms() }],
             image: None,
         };
+        // From here on a daemon that stops waits: nothing is asked any more that may hang.
+        let _making = self.begin_making()?;
         self.reserve(&row)?;
         // Gives the directory free again whatever happens on the way.
         let reserved = Reserved { daemon: self.clone(), id: row.id };
