@@ -135,6 +135,7 @@ impl Core {
         let store = Store::open(&options.dir)?;
         let cluster = store.cluster()?;
         let jobs: BTreeMap<Uuid, JobRecord> = store.jobs()?.into_iter().map(|job| (job.id, job)).collect();
+        jobs.values().try_for_each(|job| Self::clean_snapshots(&store, job))?;
         let next_seq = jobs.values().map(|job| job.seq + 1).max().unwrap_or(0);
         let mounts = Mounts::new(Arc::clone(&lake), mount_ends);
         Ok(Self {
@@ -390,6 +391,8 @@ impl Core {
         crash::point("after deletion");
         self.watch.remove(id);
         self.paths.forget(id);
+        self.copies.remove(id);
+        self.restorings.remove(id);
         self.jobs.remove(id);
         self.dirty = true;
         Ok(())

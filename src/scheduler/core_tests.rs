@@ -154,6 +154,42 @@ fn a_project_whose_removal_can_not_be_written_down_has_its_volumes() {
 }
 
 #[test]
+fn a_copy_of_a_snapshot_that_is_stored_does_not_outlive_the_scheduler() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (id, left, needed) = {
+        let mut core = core(dir.path());
+        let id = put(&mut core, &json!({"name": "succeeded"}));
+        core.change(&id, |job| {
+            let snapshot = |number, commit: Option<&str>| -> super::super::job::JobSnapshot {
+                serde_json::from_value(json!({"number": number, "dataset": "s", "begun_ms": 0, "commit": commit}))
+                    .expect("is one")
+            };
+            job.snapshots = vec![snapshot(1, Some("c")), snapshot(2, None)];
+        })
+        .expect("writes");
+        let copy = |number: &str| core.store.job(&id).path().join("snapshots").join(number);
+        (id, copy("1"), copy("2"))
+    };
+    for copy in [&left, &needed] {
+        std::fs::create_dir_all(copy.join("tree")).expect("makes");
+    }
+    let core = core(dir.path());
+    assert!(core.jobs.contains_key(&id) && !left.exists() && needed.exists());
+}
+
+#[test]
+fn the_dataset_of_a_jobs_snapshots_has_a_name_however_long_the_jobs_is() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut core = core(dir.path());
+    let id = put(&mut core, &json!({"name": "succeeded"}));
+    let name = |core: &Core| super::super::snapshot::default_dataset(&core.jobs[&id]);
+    assert_eq!(name(&core), "team-job.snapshots");
+    core.change(&id, |job| job.name = "J".repeat(63)).expect("writes");
+    let long = name(&core);
+    assert!(crate::scheduler::check::dataset(&long).is_ok() && long.ends_with(".snapshots"), "{long}");
+}
+
+#[test]
 fn jobs_that_have_been_over_for_long_are_forgotten_and_others_are_not() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut core = core(dir.path());

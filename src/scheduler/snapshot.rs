@@ -25,11 +25,13 @@ use super::error::SchedulerError;
 use super::job::{JobRecord, JobSnapshot, JobSpec, State, Stop, Submitter};
 use super::lake_side::NewCommit;
 use super::progress::{PUSH_USAGE, commit_of, last_line};
-use super::store::{JobPlace, MountOf};
+use super::store::{JobPlace, MountOf, Store};
 use super::task::{Sight, TaskDir, TaskSpec};
 use super::view::JobView;
 use super::{check, copy};
 
+/// So that `.snapshots` fits behind it in a dataset's name.
+const SNAPSHOTS_BASE_LEN_MAX: usize = 63 - ".snapshots".len();
 /// Snapshots that a record remembers.
 const SNAPSHOTS_MAX: usize = 50;
 /// How often storing one is tried, and the time before the next try, at first.
@@ -58,9 +60,15 @@ impl JobPlace {
 }
 
 /// Gives the dataset that a job's snapshots go to where none is named.
-fn default_dataset(job: &JobRecord) -> String {
+pub(super) fn default_dataset(job: &JobRecord) -> String {
     let fit = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c.to_ascii_lowercase() } else { '-' };
-    format!("{}-{}.snapshots", job.project, job.name).chars().map(fit).collect()
+    let mut base: String = format!("{}-{}", job.project, job.name).chars().map(fit).collect();
+    if base.len() > SNAPSHOTS_BASE_LEN_MAX {
+        // Both names may be as long as a dataset's.
+        base.truncate(SNAPSHOTS_BASE_LEN_MAX - 9);
+        base.extend(format!("-{}", job.id.simple()).chars().take(9));
+    }
+    format!("{base}.snapshots")
 }
 
 impl Core {
@@ -172,6 +180,15 @@ impl Core {
         };
         let marker = format!("{}.snapshot.{}.{}", job.id, snapshot.number, snapshot.tries);
         Ok(self.pushing(&commit, marker, task))
+    }
+
+    /// Removes copies of snapshots that are stored, or were given up: a crash may have come between.
+    pub(super) fn clean_snapshots(store: &Store, job: &JobRecord) -> Result<(), DiskError> {
+        let running = job.snapshots.last().filter(|snapshot| snapshot.is_running()).map(|one| one.number.to_string());
+        let copies = fs::read_dir(store.job(&job.id).path().join("snapshots")).into_iter().flatten().flatten();
+        let is_left = |name: &std::ffi::OsString| running.as_ref().is_none_or(|running| name != running.as_str());
+        let mut left = copies.filter(|copy| is_left(&copy.file_name()));
+        left.try_for_each(|copy| store.throw_away(&copy.path()))
     }
 
     /// Ends what stores a snapshot of a job that is to be forgotten. False as long as something does.
