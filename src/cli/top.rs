@@ -36,7 +36,8 @@ struct Line {
     requests_per_s: u64,
     waited_per_s: u64,
     errors: u64,
-    open_files: u64,
+    /// None: the kernel opens files of this mount without telling.
+    open_files: Option<u64>,
     passthrough_files: u64,
     busy_workers: u64,
     workers: u64,
@@ -77,7 +78,7 @@ fn compare(before: &[MountInfo], now: &[MountInfo], elapsed: Duration) -> Vec<Li
             requests_per_s: rate(|stats| stats.requests),
             waited_per_s: rate(|stats| stats.waited),
             errors: stats.errors,
-            open_files: stats.open_files,
+            open_files: (!stats.skips_opens).then_some(stats.open_files),
             passthrough_files: stats.passthrough_files,
             busy_workers: stats.busy_workers,
             workers: stats.workers,
@@ -106,7 +107,7 @@ fn show(ctx: &Context, lines: &[Line]) -> anyhow::Result<()> {
             line.requests_per_s.to_string(),
             line.waited_per_s.to_string(),
             line.errors.to_string(),
-            line.open_files.to_string(),
+            line.open_files.map_or_else(|| "-".to_owned(), |count| count.to_string()),
             line.passthrough_files.to_string(),
             format!("{}/{}", line.busy_workers, line.workers),
         ]);

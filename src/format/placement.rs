@@ -65,6 +65,10 @@ pub enum PlacedBlock {
     Index(Vec<BlockId>),
 }
 
+/// A tree is one of small files where a pack has this many of them on average ...
+const SMALL_FILES_PER_PACK: u64 = 64;
+/// ... and files that are packs of their own have at most one of this many parts of the bytes.
+const SMALL_FILES_PARTS: u64 = 8;
 /// Version of placements that this larder writes, and the newest it reads.
 pub const PLACEMENT_FORMAT: u32 = 1;
 /// Longest encoded block: 4,096 sparse files with 1,024 extents each stay below it.
@@ -75,6 +79,15 @@ const KIND_SEGMENT: u8 = 0;
 const KIND_INDEX: u8 = 1;
 
 impl PlacementRoot {
+    /// Says whether the tree is one of small files: nearly all of its `files`, and of its bytes, lie in packs that
+    /// they share. A pack that is no multiple of [`ALIGN`] is one file; of others that cannot be told from here.
+    pub fn is_of_small_files(&self, files: u64) -> bool {
+        let all: u64 = self.packs.iter().fold(0, |sum, pack| sum.saturating_add(pack.len));
+        let single = self.packs.iter().filter(|pack| pack.len % ALIGN != 0);
+        let single: u64 = single.fold(0, |sum, pack| sum.saturating_add(pack.len));
+        files / SMALL_FILES_PER_PACK >= self.packs.len() as u64 && single <= all / SMALL_FILES_PARTS
+    }
+
     /// Computes the placement id: the digest of the encoding.
     pub fn id(&self) -> PlacementId {
         Self::id_of(&self.encode())
@@ -328,6 +341,21 @@ mod tests {
             Location::Sparse { pack: pack(1), extents },
             Location::Run { pack: pack(9), offset: 1 << 30 },
         ])
+    }
+
+    #[test]
+    fn a_tree_of_small_files_has_many_in_a_pack_and_few_bytes_beside() {
+        let root = |lens: &[u64]| {
+            let packs = (0..).zip(lens).map(|(n, &len)| PackUse { pack: pack(n), len, referenced: len }).collect();
+            PlacementRoot { tree: TreeId([3; 32]), packs, top: Vec::new() }
+        };
+        let packs = root(&[1 << 28, 1 << 28]);
+        assert!(packs.is_of_small_files(128));
+        assert!(!packs.is_of_small_files(127), "two packs could be two files");
+        assert!(root(&[1 << 28, (1 << 25) - 1]).is_of_small_files(1000));
+        assert!(!root(&[1 << 28, (1 << 26) - 1]).is_of_small_files(1000), "a file with a fifth of the bytes");
+        assert!(!root(&[77]).is_of_small_files(1000));
+        assert!(root(&[]).is_of_small_files(0), "nothing to read");
     }
 
     #[test]

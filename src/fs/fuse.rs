@@ -9,8 +9,9 @@
 //! Every operation that would change something is refused in one place (`read_only`); the mount is
 //! read-only as well, so the kernel refuses nearly all of them before they get here.
 //!
-//! No directory is opened (the kernel then caches listings by itself, without a request at each end),
-//! no file flushed, and nothing is ever invalidated: a commit does not change.
+//! No directory is opened (the kernel then caches listings by itself, without a request at each end), nor a file
+//! where it can't be a backing file anyway; no file is flushed, and nothing is ever invalidated: a commit does not
+//! change.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -84,6 +85,8 @@ pub(crate) struct Shared {
     pub device: File,
     /// Whether the kernel takes backing files from us. Becomes false when it refuses for good.
     pub passthrough: AtomicBool,
+    /// Whether the kernel opens files by itself, and tells nobody. Said at its first question, or never.
+    pub skips_opens: AtomicBool,
     /// Where workers wait until the device is theirs.
     pub gate: Gate,
     /// What a daemon before this one had taken has come again.
@@ -355,6 +358,10 @@ impl Filesystem for Adapter {
             return read_only!(reply);
         }
         let span = tracing::debug_span!("open", req = req.unique().0, ino = ino.0);
+        if self.shared.skips_opens.load(Ordering::Relaxed) {
+            // The kernel does not ask again, and sends no release.
+            return reply.error(fuser::Errno::ENOSYS);
+        }
         let fh = req.unique().0 & !RESENT;
         self.shared.settled.saw(req.unique().0 != fh);
         let undecided = self.shared.handles.latch(Ino(ino.0)).is_none();

@@ -50,6 +50,9 @@ pub struct ServeOptions {
     /// Whether the tier may lie on an overlayfs. The kernel then stacks one deeper, and refuses an
     /// overlayfs on top of the mount.
     pub stacked: bool,
+    /// Whether it has to be known at any time if a file is open. It costs a question to us at each open and each
+    /// close, which are left out otherwise where they gain nothing.
+    pub counts_opens: bool,
 }
 
 impl ServeOptions {
@@ -85,7 +88,7 @@ impl ServeOptions {
 
 impl Default for ServeOptions {
     fn default() -> Self {
-        Self { workers: 0, passthrough: true, stacked: false }
+        Self { workers: 0, passthrough: true, stacked: false, counts_opens: false }
     }
 }
 
@@ -111,6 +114,8 @@ pub struct MountStats {
     pub passthrough_files: u64,
     /// Whether the kernel takes backing files here.
     pub passthrough: bool,
+    /// Whether the kernel opens files without telling: then `open_files` counts none.
+    pub skips_opens: bool,
 }
 
 /// A mount that is being served.
@@ -147,6 +152,7 @@ impl Session {
             counters: Counters::default(),
             device,
             passthrough: AtomicBool::new(false),
+            skips_opens: AtomicBool::new(false),
             gate: Gate::default(),
             settled: Settled::new(greeted.is_some()),
             can_resend: device::can_resend(&init),
@@ -162,6 +168,10 @@ impl Session {
             _ => greet(&shared, &greeting)?,
         };
         shared.passthrough.store(agreed, Ordering::Relaxed);
+        // A handle that the kernel has would never be released: not while there is one.
+        let has_handles = left.as_ref().is_some_and(|left| !left.slots.is_empty());
+        let gains = options.counts_opens || (agreed && shared.view.gains_by_opens());
+        shared.skips_opens.store(!gains && !has_handles, Ordering::Relaxed);
         let ended = Arc::new(AtomicBool::new(false));
         let thread = run(session.session, Arc::clone(&ended))?;
         let handed = session.joint.hand_over(&shared, workers, greeted.is_some());
@@ -208,6 +218,7 @@ impl Session {
             open_files,
             passthrough_files,
             passthrough: self.shared.passthrough.load(Ordering::Relaxed),
+            skips_opens: self.shared.skips_opens.load(Ordering::Relaxed),
         }
     }
 

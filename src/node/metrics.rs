@@ -96,7 +96,7 @@ metrics! {
     MOUNT_READ_BYTES = "larder_mount_read_bytes_total", Counter, ["dir"], "bytes", "Bytes read through the daemon";
     MOUNT_BUSY_WORKERS = "larder_mount_busy_workers", Gauge, ["dir"], "threads", "Threads that are answering a request";
     MOUNT_WORKERS = "larder_mount_workers", Gauge, ["dir"], "threads", "Threads that answer requests";
-    MOUNT_OPEN_FILES = "larder_mount_open_files", Gauge, ["dir"], "files", "Open files";
+    MOUNT_OPEN_FILES = "larder_mount_open_files", Gauge, ["dir"], "files", "Open files; 0 where the kernel opens them without telling";
     MOUNT_PASSTHROUGH = "larder_mount_passthrough_files", Gauge, ["dir"], "files", "Open files that the kernel reads itself";
 }
 

@@ -338,7 +338,8 @@ impl Daemon {
             allow_other: row.options.allow_other,
             note: serde_json::to_string(&row).unwrap_or_default(),
             read_ahead_kib: READ_AHEAD_KIB,
-            serve: ServeOptions::default(),
+            // Another engine takes the mount over when nothing is open.
+            serve: ServeOptions { counts_opens: row.options.engine == EngineChoice::Auto, ..ServeOptions::default() },
         };
         let view = self.show(view, row.id, spec).await?;
         if row.options.prefetch != crate::config::PrefetchLevel::None {

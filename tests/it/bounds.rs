@@ -73,6 +73,8 @@ fn ten_thousand_open_files_and_64_readers_fit_into_the_memory_that_is_configured
         }
         fs::write(path, bytes_of(number)).expect("writes");
     }
+    // Not one of small files only: there the kernel would not tell what is open.
+    fs::write(source.join("large"), vec![1; (65 << 20) + 1]).expect("writes");
     world.push(&source, "many");
     world.ok(["cache", "many"]);
     let dir = world.mount("many", "m", &[]);

@@ -17,7 +17,8 @@ use crate::kit::{World, wait_for};
 /// Longer than what is packed together with others: the kernel may read it itself.
 const LARGE: usize = 66 << 20;
 const SMALL: usize = 300_000;
-const SMALL_FILES: usize = 40;
+/// So many that without a large file the kernel opens them without asking.
+const SMALL_FILES: usize = 80;
 
 /// Says whether this kernel sends requests again that a dead daemon had taken.
 pub fn has_resend() -> bool {
@@ -395,4 +396,26 @@ fn an_upgrade_that_means_another_state_directory_is_refused_and_the_daemon_stays
     let told = world.fails(2, ["daemon", "upgrade", &other]);
     assert!(told.contains("this command means"), "{told}");
     assert_eq!(world.json(&["daemon", "status"])["pid"], info["pid"]);
+}
+
+#[test]
+fn readers_of_small_files_notice_nothing_of_a_daemon_that_is_killed_again_and_again() {
+    if !can_hand_over() {
+        return;
+    }
+    let world = World::new();
+    let stage = Stage::new(&world, 0);
+    let skips_opens = || world.json(&["mounts"])[0]["stats"]["skips_opens"].as_bool();
+    let readers = Readers::start(&stage, 4, 1);
+    for _ in 0..5 {
+        let (pid, rounds) = (world.daemon_pid(), readers.rounds.load(Ordering::Relaxed));
+        wait_for("some reads", || readers.rounds.load(Ordering::Relaxed) > rounds + 5);
+        assert_eq!(skips_opens(), Some(true));
+        world.kill_daemon();
+        wait_for_another(&world, pid.unwrap_or(0));
+        // It serves its mounts a moment after it can be asked.
+        wait_for("the mount to be served", || skips_opens().is_some());
+    }
+    readers.finish();
+    assert_eq!(metric(&world, "larder_mount_open_files"), Some(0));
 }

@@ -341,6 +341,23 @@ fn what_the_kernel_knows_is_not_asked_again() {
 }
 
 #[test]
+fn small_files_that_the_kernel_has_are_opened_and_read_without_asking() {
+    let model: Dir = (0..100).map(|n| (format!("f{n}").into_bytes(), file(&noise(n, 700)))).collect();
+    let Some(rig) = Rig::new(&model, Packing { pack_len: 1 << 20, ..Packing::default() }) else { return };
+    for counts_opens in [false, true] {
+        let mount = rig.mount_as(options(), ServeOptions { workers: 2, counts_opens, ..ServeOptions::default() });
+        assert_eq!(mount.mounted.stats().skips_opens, !counts_opens);
+        compare(&mount.dir, &model, &HashMap::new());
+        mount.wait_for("the releases", |stats| stats.open_files == 0);
+        let before = mount.mounted.stats().requests;
+        compare(&mount.dir, &model, &HashMap::new());
+        mount.wait_for("the releases", |stats| stats.open_files == 0);
+        let asked = mount.mounted.stats().requests - before;
+        assert_eq!(asked, if counts_opens { 200 } else { 0 }, "an open and a release for each, or nothing");
+    }
+}
+
+#[test]
 fn no_special_files_and_kinds_are_right_in_listings() {
     let Some(rig) = rig() else { return };
     let mount = rig.mount();

@@ -178,6 +178,13 @@ impl View {
         self.fetcher.read(content, offset, len, self.verify).await.map_err(ViewError::Fetch)
     }
 
+    /// Says whether it is worth while to be asked at each open: whether the kernel may read files of this commit by
+    /// itself. With small files only, an open costs more than it gains.
+    pub fn gains_by_opens(&self) -> bool {
+        let files = self.snapshot.root.counts.files;
+        self.verify != Verify::Always && !self.snapshot.placement.is_of_small_files(files)
+    }
+
     /// Says whether [`View::whole`] would wait for a server.
     pub fn waits_for_whole(&self, content: &ContentRef) -> bool {
         content.size > 0 && self.verify != Verify::Always && self.fetcher.waits_for_whole(content)
