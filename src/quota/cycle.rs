@@ -70,6 +70,8 @@ pub(super) struct State<'a> {
     pub lowered: u64,
     /// How many jobs a node must lose for one more process, with the version of the node then.
     pub costs: HashMap<(u32, Grounds), Vec<(u64, u32)>>,
+    /// By process size and grounds: how many more processes each node could have, and at which of its versions.
+    pub possible_slots: HashMap<(u32, Grounds), Vec<(u64, u32)>>,
     pub plan: Plan,
 }
 
@@ -136,6 +138,7 @@ impl<'a> State<'a> {
             hopeless: HashMap::new(),
             lowered: 0,
             costs: HashMap::new(),
+            possible_slots: HashMap::new(),
             plan: Plan::default(),
             nodes,
             projects,

@@ -109,11 +109,15 @@ impl State<'_> {
 
     /// Counts processes, up to those asked for, that would fit if all that may be paused were gone.
     pub fn slots_possible(&self, request: &Request, grounds: Grounds) -> u32 {
+        self.count_slots(request, |node| slots(self.freeable(node, grounds).into_iter(), request.milli))
+    }
+
+    fn count_slots(&self, request: &Request, mut slots_on: impl FnMut(u32) -> u32) -> u32 {
         let class = self.classes.class(request.class);
         let mut found = 0u32;
         for node in (0..self.nodes.len() as u32).filter(|node| class.has(*node)) {
             if self.cluster.nodes[node as usize].ready {
-                found = found.saturating_add(slots(self.freeable(node, grounds).into_iter(), request.milli));
+                found = found.saturating_add(slots_on(node));
             }
             if found >= request.processes {
                 return request.processes;
@@ -122,11 +126,27 @@ impl State<'_> {
         found
     }
 
-    fn possible(&self, request: &Request, grounds: Grounds, project: u32) -> bool {
+    /// The same as [`State::slots_possible`], looking again only at nodes that have changed.
+    fn slots_possible_again(&mut self, request: &Request, grounds: Grounds) -> u32 {
+        let key = (request.milli, grounds);
+        let mut known = self.possible_slots.remove(&key).unwrap_or_else(|| vec![(u64::MAX, 0); self.nodes.len()]);
+        let found = self.count_slots(request, |node| {
+            let (version, count) = &mut known[node as usize];
+            let now = self.cluster.nodes[node as usize].version;
+            if *version != now {
+                (*version, *count) = (now, slots(self.freeable(node, grounds).into_iter(), request.milli));
+            }
+            *count
+        });
+        self.possible_slots.insert(key, known);
+        found
+    }
+
+    fn possible(&mut self, request: &Request, grounds: Grounds, project: u32) -> bool {
         let account = &self.accounts[project as usize];
         let own = account.entries.iter().filter(|entry| self.may_pause(entry.job, grounds)).map(|entry| entry.size);
         account.allocated.saturating_sub(own.sum()) <= account.limit
-            && self.slots_possible(request, grounds) >= request.processes
+            && self.slots_possible_again(request, grounds) >= request.processes
     }
 
     /// Says whether the job, which is counted already, has room now. `wanted`: unless it has its GPUs.
