@@ -27,7 +27,9 @@ const FENCES: &[(&str, &[&str])] = &[
     ("s3s", &["store/lake/"]),
     ("redb", &["store/kv.rs", "store/catalog/push/"]),
     ("fuser", &["fs/fuse", "fs/session", "fs/passthrough"]),
-    ("axum", &["node/", "scheduler/server.rs"]),
+    ("axum", &["node/", "scheduler/server.rs", "scheduler/kubernetes/serve.rs"]),
+    ("kube", &["node/csi/", "scheduler/kubernetes/"]),
+    ("k8s_openapi", &["node/csi/", "scheduler/kubernetes/"]),
     ("tokio_rustls", &["node/remote.rs"]),
     // For the calls that mount; nothing else needs it.
     ("rustix", &["fs/keeper/"]),

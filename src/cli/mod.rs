@@ -146,7 +146,7 @@ pub enum Command {
     /// Runs, stops and asks the daemon that serves the mounts
     Daemon(daemon::Args),
     /// Submits a job: short for `job submit`
-    Submit(job::submit::Args),
+    Submit(Box<job::SubmitArgs>),
     /// Submits, shows and ends jobs
     Job(job::Args),
     /// Makes, shows and changes projects: who may use how many GPUs
@@ -180,7 +180,7 @@ impl Command {
     /// Says whether the command goes on in the background, and logs as its configuration says.
     fn is_service(&self) -> bool {
         match self {
-            Self::Scheduler(args) => args.needs_config(),
+            Self::Scheduler(args) => args.is_service(),
             Self::Daemon(_) | Self::Keeper(_) => true,
             _ => false,
         }
@@ -214,7 +214,7 @@ impl Command {
             Self::Tier(args) => tier::run(ctx, args),
             Self::Lake(args) => lake::run(ctx, args),
             Self::Daemon(args) => daemon::run(ctx, args),
-            Self::Submit(args) => job::submit::run(ctx, args),
+            Self::Submit(args) => job::run_submit(ctx, *args),
             Self::Job(args) => job::run(ctx, args),
             Self::Project(args) => project::run(ctx, args),
             Self::Node(args) => node::run(ctx, args),

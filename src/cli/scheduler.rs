@@ -17,6 +17,7 @@ use crate::scheduler::simulate::{Policy, Scenario, simulate};
 pub mod broker;
 pub mod client;
 mod data;
+mod kube;
 mod serve;
 
 /// Flags of `larder scheduler`.
@@ -30,6 +31,9 @@ pub struct Args {
 enum Command {
     /// Runs the scheduler in this process, until SIGINT, SIGTERM or `scheduler stop`; jobs outlive it
     Run(serve::RunArgs),
+    /// Places the pods of a Kubernetes cluster, until SIGINT or SIGTERM
+    #[command(visible_alias = "kubernetes")]
+    Kube(Box<kube::KubeArgs>),
     /// Ends the scheduler; its jobs go on, and the next one takes them up
     #[command(after_help = "Examples:\n  larder scheduler stop")]
     Stop,
@@ -96,6 +100,11 @@ impl From<PolicyArg> for Policy {
 impl Args {
     /// Says whether the command needs a configuration; a simulation has none.
     pub(super) fn needs_config(&self) -> bool {
+        !matches!(self.command, Command::Simulate(_) | Command::Kube(_))
+    }
+
+    /// Says whether the command is a service without a configuration of its own: it logs as one.
+    pub(super) fn is_service(&self) -> bool {
         !matches!(self.command, Command::Simulate(_))
     }
 }
@@ -104,6 +113,7 @@ impl Args {
 pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Run(args) => serve::run(ctx, &args),
+        Command::Kube(args) => kube::serve_until_stopped(ctx, &args),
         Command::Stop => serve::stop(ctx),
         Command::Status => serve::status(ctx),
         Command::Metrics => serve::metrics(ctx),

@@ -9,7 +9,7 @@ const STATES: [&str; 8] =
     ["Pending", "Starting", "Running", "Stopping", "Completing", "Succeeded", "Failed", "Cancelled"];
 
 /// Writes a metric's head.
-fn head(page: &mut String, name: &str, kind: &str, help: &str) {
+pub(super) fn head(page: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 

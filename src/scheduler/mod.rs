@@ -12,6 +12,7 @@
 //! * [`job`], [`cluster`]: the records. [`store`]: the directory that has them. `disk`: files that
 //!   survive a crash. `crash`: moments at which a test has it die.
 //! * [`api`], [`server`], [`view`], `metrics`: how others see it. [`lake_side`]: what it needs of data.
+//! * [`kubernetes`]: the same decision for a cluster, where pods are the jobs and the API server has all records.
 //! * [`simulate`]: plays a scenario against the decision, with a clock of its own.
 //!
 //! Invariants: nothing here decides who may run; that is in `quota`, pure and tested there. A record is on
@@ -33,6 +34,7 @@ pub mod gpus;
 mod host_paths;
 mod image;
 pub mod job;
+pub mod kubernetes;
 pub mod lake_side;
 mod logfile;
 mod metrics;

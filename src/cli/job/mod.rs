@@ -1,6 +1,7 @@
 //! `larder job`: submits, shows and ends jobs.
 //!
 //! * [`submit`]: from flags to what the scheduler takes. [`template`]: shapes that have names.
+//! * [`cluster`]: the same on a Kubernetes cluster, where one is named.
 //! * [`show`]: listings and descriptions. [`snapshot`]: what a job made so far as a commit, and back.
 
 use std::collections::BTreeSet;
@@ -21,6 +22,7 @@ use crate::scheduler::executor::ExecPlan;
 use crate::scheduler::job::State;
 use crate::scheduler::view::JobView;
 
+mod cluster;
 mod show;
 mod snapshot;
 pub mod submit;
@@ -29,8 +31,19 @@ mod template;
 /// Flags of `larder job`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    #[command(flatten)]
+    cluster: cluster::ClusterArgs,
     #[command(subcommand)]
     command: Command,
+}
+
+/// Flags of `larder submit`.
+#[derive(Debug, clap::Args)]
+pub struct SubmitArgs {
+    #[command(flatten)]
+    cluster: cluster::ClusterArgs,
+    #[command(flatten)]
+    submit: submit::Args,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -162,8 +175,19 @@ impl Many {
     }
 }
 
+/// Runs `larder submit`.
+pub fn run_submit(ctx: &Context, args: SubmitArgs) -> anyhow::Result<()> {
+    match args.cluster.context() {
+        Some(context) => cluster::submit_job(ctx, &args.cluster, context, args.submit),
+        None => submit::run(ctx, args.submit),
+    }
+}
+
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
+    if let Some(context) = args.cluster.context() {
+        return cluster::run(ctx, &args.cluster, context, args.command);
+    }
     let client = Client::new(ctx);
     let job = |one: &One| client.job(one.project.as_deref(), &one.name);
     match args.command {

@@ -25,6 +25,7 @@ use crate::scheduler::view::JobView;
   larder submit big -g 2 --processes 4 -i registry/train:7 --max-runtime 12h -- torchrun train.py
   larder submit any --template gpus=8,pool=big --template gpus=4,processes=2 -- ./train
   larder submit any --template gpu-real,cloud-small -v /srv/scratch:/scratch -- ./train
+  larder submit train-2 --cluster training -n team-a -i registry/train:7 -g 2 --dataset xray@v2:/data -- python train.py
 
 A job without --image runs as a process of the machine: what it names by path is where LARDER_DATASET_XRAY,
 LARDER_OUTPUT_MODEL, LARDER_VOLUME_NAME and so on say. It works in a directory of its own, which it finds again
@@ -190,9 +191,33 @@ impl Args {
             }
             return Ok(templates);
         }
+        Ok(vec![self.shape()])
+    }
+
+    /// Gives what is asked of a cluster, which knows no named shapes.
+    pub(super) async fn request(self, ctx: &Context) -> anyhow::Result<SubmitRequest> {
+        let project = project_or_default(ctx, self.project.as_deref())?;
+        let mut templates = Vec::new();
+        for wanted in &self.template {
+            match wanted {
+                Wanted::Shape(shape) => templates.push(shape.clone()),
+                Wanted::Names(_) => {
+                    return usage("a cluster knows no named templates: write --template gpus=2,pool=big");
+                }
+            }
+        }
+        if templates.is_empty() {
+            templates.push(self.shape());
+        }
+        let spec = self.spec(ctx, templates).await?;
+        Ok(SubmitRequest { project, name: self.name, spec })
+    }
+
+    /// Gives the shape that the plain flags describe.
+    fn shape(&self) -> Template {
         let processes = self.processes.unwrap_or(1);
         let (gpus, pool) = (self.gpus.unwrap_or(MilliGpus::ONE), self.node_pool.clone());
-        Ok(vec![Template { gpus, processes, pool, labels: BTreeMap::new() }])
+        Template { gpus, processes, pool, labels: BTreeMap::new() }
     }
 
     fn env(&self) -> anyhow::Result<BTreeMap<String, String>> {
@@ -270,8 +295,13 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     let spec = ctx.block_on(args.spec(ctx, templates))?;
     let request = SubmitRequest { project, name: args.name, spec };
     let view: JobView = client.send(Method::POST, "/v1/jobs", &request)?;
+    tell(ctx, &view)
+}
+
+/// Says that a job is submitted.
+pub(super) fn tell(ctx: &Context, view: &JobView) -> anyhow::Result<()> {
     if ctx.json() {
-        return ctx.print_json(&view);
+        return ctx.print_json(view);
     }
     let (name, project) = (&view.job.name, &view.job.project);
     ctx.say(format!("job {name} is submitted to project {project}; `larder job describe {name}` says how it does"));

@@ -15,6 +15,7 @@ mod fault;
 mod import;
 mod jobs;
 mod kill;
+mod kube;
 mod life;
 mod nodes;
 mod pressure;

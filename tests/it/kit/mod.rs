@@ -3,12 +3,14 @@
 //! * [`s3`]: an embedded lake as a server on loopback, with the environment for the binary.
 //! * [`cluster`]: several nodes with one tier, before a lake that counts.
 //! * [`world`]: a home of its own for one test, with the real binary in it.
+//! * [`control_plane`]: a real API server of Kubernetes with simulated nodes.
 //! * [`gpus`]: a scheduler with simulated GPUs.
 //! * [`proxy`]: a proxy before any S3 server that delays, breaks and counts.
 
 use std::sync::OnceLock;
 
 pub mod cluster;
+pub mod control_plane;
 pub mod gpus;
 pub mod proxy;
 pub mod s3;
