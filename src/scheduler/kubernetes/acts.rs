@@ -19,6 +19,7 @@ const REPEAT_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// What became of something that was asked for.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there are few at a time, and none is kept")]
 pub enum Done {
     Bound(Bind),
     /// It has no node by this. `pod`: as it was seen then (None: gone), where it was looked at.

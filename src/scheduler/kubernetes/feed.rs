@@ -22,6 +22,7 @@ const CHUNK: usize = 1000;
 
 /// News of any kind.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "nearly all news are of pods")]
 pub enum Item {
     Pod(News<PodRecord>),
     Node(News<NodeRecord>),
