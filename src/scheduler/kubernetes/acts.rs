@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{DeleteParams, EvictParams, PostParams, Preconditions};
+use k8s_openapi::api::policy::v1::Eviction;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Preconditions};
+use kube::api::PostParams;
 use kube::{Api, Client};
 
 use super::decide::{Bind, Evict};
@@ -91,11 +92,9 @@ impl Actor {
         if !self.leading.now() {
             return Done::NotEvicted { evict, pod: None, why: "this scheduler leads no more".to_owned() };
         }
-        let preconditions = Some(Preconditions { uid: Some(evict.uid.clone()), ..Preconditions::default() });
-        let delete_options = Some(DeleteParams { preconditions, ..DeleteParams::default() });
-        let params = EvictParams { delete_options, ..EvictParams::default() };
-        let pods = self.pods(&evict.namespace);
-        let error = match self.requests.send(Verb::Evict, pods.evict(&evict.name, &params)).await {
+        let (pods, body, params) = (self.pods(&evict.namespace), eviction(&evict), PostParams::default());
+        let sent = pods.create_subresource::<_, serde_json::Value>("eviction", &evict.name, &params, &body);
+        let error = match self.requests.send(Verb::Evict, sent).await {
             Ok(_) => return Done::Evicted(evict),
             Err(error) => error,
         };
@@ -143,6 +142,19 @@ fn binding(bind: &Bind) -> Binding {
             name: Some(bind.node.clone()),
             ..ObjectReference::default()
         },
+    }
+}
+
+/// The pod with this uid, and no other of its name.
+fn eviction(evict: &Evict) -> Eviction {
+    let preconditions = Preconditions { uid: Some(evict.uid.clone()), ..Preconditions::default() };
+    Eviction {
+        metadata: ObjectMeta {
+            name: Some(evict.name.clone()),
+            namespace: Some(evict.namespace.clone()),
+            ..ObjectMeta::default()
+        },
+        delete_options: Some(DeleteOptions { preconditions: Some(preconditions), ..DeleteOptions::default() }),
     }
 }
 

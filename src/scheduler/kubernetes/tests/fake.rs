@@ -372,7 +372,10 @@ impl Inner {
             return status(404, "no such pod");
         };
         let wanted = &eviction["deleteOptions"]["preconditions"]["uid"];
-        if wanted.is_string() && *wanted != pod["metadata"]["uid"] {
+        if !wanted.is_string() {
+            self.violations.push(format!("{key} is evicted whoever it is"));
+        }
+        if *wanted != pod["metadata"]["uid"] {
             return status(409, "another pod of that name");
         }
         pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:30Z");
