@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::{runtime, wait_for};
 
 /// The token of who may do all, and of the scheduler, which may do what its page says.
-const TOKENS: &str = "all-of-it,admin,admin,\"system:masters\"\nsome-of-it,scheduler,scheduler\nkcm,system:kube-controller-manager,kcm\n";
+const TOKENS: &str = "all-of-it,admin,admin,\"system:masters\"\nsome-of-it,scheduler,scheduler\nkcm,system:kube-controller-manager,kcm,\"system:masters\"\n";
 
 /// The processes, and a way to them.
 pub struct ControlPlane {
