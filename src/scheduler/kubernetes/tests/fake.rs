@@ -251,11 +251,6 @@ impl Fake {
         self.lock().death = Some(death);
     }
 
-    /// No death was due yet.
-    pub fn is_doomed(&self) -> bool {
-        self.lock().death.is_some()
-    }
-
     /// All watches end now; with `forget` what they would go on with is too old.
     pub fn drop_watches(&self, forget: bool) {
         let mut inner = self.lock();
