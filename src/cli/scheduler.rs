@@ -17,7 +17,7 @@ use crate::scheduler::simulate::{Policy, Scenario, simulate};
 pub mod broker;
 pub mod client;
 mod data;
-mod kube;
+mod kubernetes;
 mod serve;
 
 /// Flags of `larder scheduler`.
@@ -33,7 +33,7 @@ enum Command {
     Run(serve::RunArgs),
     /// Places the pods of a Kubernetes cluster, until SIGINT or SIGTERM
     #[command(visible_alias = "kubernetes")]
-    Kube(Box<kube::KubeArgs>),
+    Kube(Box<kubernetes::KubeArgs>),
     /// Ends the scheduler; its jobs go on, and the next one takes them up
     #[command(after_help = "Examples:\n  larder scheduler stop")]
     Stop,
@@ -113,7 +113,7 @@ impl Args {
 pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Run(args) => serve::run(ctx, &args),
-        Command::Kube(args) => kube::serve_until_stopped(ctx, &args),
+        Command::Kube(args) => kubernetes::serve_until_stopped(ctx, &args),
         Command::Stop => serve::stop(ctx),
         Command::Status => serve::status(ctx),
         Command::Metrics => serve::metrics(ctx),

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::api::{DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
@@ -127,6 +127,9 @@ impl ControlPlane {
             ]),
         ));
         let runner = runtime().spawn(run_pods(client.clone()));
+        // The API server makes it a moment after it answers.
+        let namespaces = Api::<Namespace>::all(client.clone());
+        wait_for("the default namespace", || runtime().block_on(namespaces.get("default")).is_ok());
         let plane = Self { dir, children, client, runner };
         plane.install();
         Some(plane)
