@@ -25,7 +25,7 @@ pub fn job(request: &SubmitRequest, record: &Record) -> Result<Job, String> {
     let template = spec.templates.first().ok_or("a job needs a template")?;
     let record = serde_json::to_string(record).map_err(|error| error.to_string())?;
     let gang = template.processes > 1;
-    let mut job = json!({
+    let job = json!({
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
@@ -37,6 +37,7 @@ pub fn job(request: &SubmitRequest, record: &Record) -> Result<Job, String> {
             "completions": template.processes,
             "parallelism": template.processes,
             "completionMode": if gang { "Indexed" } else { "NonIndexed" },
+            "podReplacementPolicy": gang.then_some("Failed"),
             // A job that fails has failed; one that is paused or loses its node goes on.
             "backoffLimit": 0,
             "podFailurePolicy": {"rules": [
@@ -44,9 +45,6 @@ pub fn job(request: &SubmitRequest, record: &Record) -> Result<Job, String> {
             "template": {"metadata": metadata(request, template), "spec": pod(request, template)},
         },
     });
-    if gang {
-        job["spec"]["podReplacementPolicy"] = json!("Failed");
-    }
     serde_json::from_value(job).map_err(|error| error.to_string())
 }
 
@@ -132,37 +130,29 @@ fn metadata(request: &SubmitRequest, template: &Template) -> Value {
 fn pod(request: &SubmitRequest, template: &Template) -> Value {
     let spec = &request.spec;
     let (volumes, mounts) = volumes(spec);
-    let mut container = json!({
+    let whole = template.gpus >= MilliGpus::ONE;
+    let container = json!({
         "name": "job",
         "image": spec.image,
+        "command": (!spec.command.is_empty()).then_some(&spec.command),
+        "resources": whole.then(|| json!({"limits": {GPU_RESOURCE: template.gpus.to_string()}})),
         "env": env(request, template),
         "volumeMounts": mounts,
         "ports": spec.ports.iter().filter_map(|port| port.rsplit(':').next()?.parse::<u16>().ok())
             .map(|port| json!({"containerPort": port})).collect::<Vec<_>>(),
     });
-    if !spec.command.is_empty() {
-        container["command"] = json!(spec.command);
-    }
-    if template.gpus >= MilliGpus::ONE {
-        container["resources"] = json!({"limits": {GPU_RESOURCE: template.gpus.to_string()}});
-    }
-    let mut pod = json!({
+    json!({
         "schedulerName": SCHEDULER,
         "restartPolicy": "Never",
+        "activeDeadlineSeconds": spec.max_runtime_ms.map(|max_ms| max_ms.div_ceil(1000).max(1)),
+        // With it rank N of a gang has the host name NAME-N in the gang's service.
+        "subdomain": (template.processes > 1).then_some(&request.name),
         "terminationGracePeriodSeconds": spec.grace_ms.div_ceil(1000),
         "nodeSelector": template.labels,
         "tolerations": [{"key": GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}],
         "containers": [container],
         "volumes": volumes,
-    });
-    if let Some(max_ms) = spec.max_runtime_ms {
-        pod["activeDeadlineSeconds"] = json!(max_ms.div_ceil(1000).max(1));
-    }
-    if template.processes > 1 {
-        // With it rank N has the host name NAME-N in the gang's service.
-        pod["subdomain"] = json!(request.name);
-    }
-    pod
+    })
 }
 
 fn env(request: &SubmitRequest, template: &Template) -> Vec<Value> {

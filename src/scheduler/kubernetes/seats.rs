@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn who_was_given_gpus_first_keeps_them() {
-        let table: [(&str, u32, Vec<Occupant>, Vec<Vec<u32>>, u32); 6] = [
+        let table = [
             ("as given", 4, vec![one(1, &[3], 1, 1000), one(2, &[0, 1], 2, 1000)], vec![vec![3], vec![0, 1]], 4),
             (
                 "the later of two moves",
