@@ -13,7 +13,7 @@
 #
 # Status: the command's; 124 on timeout; 125 when the guest left none (panic).
 set -euo pipefail
-cache=${LARDER_NFS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/larder-nfs}
+cache=${LARDER_NFS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/larder-nfs${LARDER_NFS_KERNEL:+-$LARDER_NFS_KERNEL}}
 root=$cache/root
 payload=() out= limit=300 mem=1536 cpus=1 disk=2048 kargs= qargs=
 while getopts p:o:t:m:c:d:k:q: opt; do

@@ -4,22 +4,28 @@
 # Nothing on the host changes but the cache folder. Run again after a change
 # under guest/; it downloads only what is missing.
 #
-#   LARDER_NFS_CACHE   where it all goes     (default: $XDG_CACHE_HOME/larder-nfs)
-#   LARDER_NFS_KERNEL  kernel image package  (default: what linux-image-cloud-amd64
-#                                        depends on)
+#   LARDER_NFS_KERNEL  a kernel's package, or its series as 6.12: the newest one that apt knows
+#                      (default: what linux-image-cloud-amd64 depends on)
+#   LARDER_NFS_CACHE   where it all goes (default: $XDG_CACHE_HOME/larder-nfs, and -KERNEL where one is named)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-cache=${LARDER_NFS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/larder-nfs}
+wanted_kernel=${LARDER_NFS_KERNEL:-}
+cache=${LARDER_NFS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/larder-nfs${wanted_kernel:+-$wanted_kernel}}
 packages="qemu-system-x86 busybox-static nfs-kernel-server nfs-common rpcbind iproute2"
 
 mkdir -p "$cache/debs/partial"
 cd "$cache"
 
 # --- 1. packages -----------------------------------------------------------
-kernel=${LARDER_NFS_KERNEL:-$(apt-cache depends linux-image-cloud-amd64 2>/dev/null |
-    sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n1)}
+case $wanted_kernel in
+'') kernel=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null |
+    sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n1) ;;
+[0-9]*) kernel=$(apt-cache pkgnames "linux-image-$wanted_kernel." 2>/dev/null |
+    grep -E -- '-cloud-amd64$' | sort -V | tail -n1) ;;
+*) kernel=$wanted_kernel ;;
+esac
 if [ -z "$kernel" ]; then
-    echo "setup.sh: no kernel package known; run 'apt-get update' first" >&2
+    echo "setup.sh: apt knows no kernel ${wanted_kernel:-package}; run 'apt-get update' first" >&2
     exit 1
 fi
 stamp="$packages $kernel"
@@ -91,7 +97,7 @@ base=$root # newer kernel packages have them in /usr/lib
 mods=$base/lib/modules/$krel
 "$bb" depmod -b "$base" "$krel"
 wanted="virtio_pci virtio_blk virtio_net nfsd nfs nfsv3 nfsv4
- rpcsec_gss_krb5 fuse overlay loop brd veth bridge sch_netem dm-flakey"
+ rpcsec_gss_krb5 fuse erofs overlay loop brd veth bridge sch_netem dm-flakey"
 kmod_path() { find "$mods/kernel" \( -name "$1.ko" -o -name "$(echo "$1" | tr _ -).ko" \) | head -n1; }
 need() { # module path relative to $mods, and what modules.dep lists after it
     local line dep
