@@ -21,9 +21,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
-
 use super::view::Ino;
+use crate::store::locking::{Lock as _, Locking, Plain};
 
 pub(crate) mod slots;
 
@@ -69,23 +68,26 @@ struct Shard {
 
 /// What is open in one mount.
 #[derive(Debug)]
-pub(crate) struct Handles {
-    shards: Vec<Mutex<Shard>>,
+pub(crate) struct Handles<L: Locking = Plain> {
+    shards: Vec<L::Mutex<Shard>>,
     slots: Slots,
     /// Held while a backing id is made and recorded.
-    making_ids: Mutex<()>,
+    making_ids: L::Mutex<()>,
     open_now: AtomicU64,
     backed_now: AtomicU64,
+    /// Opens so far: read through the daemon, and by the kernel itself.
+    cached_opens: AtomicU64,
+    backed_opens: AtomicU64,
 }
 
 /// A read that is not answered yet.
 #[derive(Debug)]
-pub(crate) struct Reading {
-    handles: Arc<Handles>,
+pub(crate) struct Reading<L: Locking = Plain> {
+    handles: Arc<Handles<L>>,
     ino: Ino,
 }
 
-impl Drop for Reading {
+impl<L: Locking> Drop for Reading<L> {
     fn drop(&mut self) {
         let mut shard = self.handles.shard(self.ino).lock();
         if let Some(inode) = shard.inodes.get_mut(&self.ino) {
@@ -97,7 +99,7 @@ impl Drop for Reading {
     }
 }
 
-impl Handles {
+impl<L: Locking> Handles<L> {
     /// Starts with nothing open; `slots` is an empty memory file.
     pub fn new(slots: File) -> io::Result<Self> {
         Ok(Self::over(Slots::create(slots)?))
@@ -119,11 +121,13 @@ impl Handles {
 
     fn over(slots: Slots) -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shards: (0..SHARDS).map(|_| L::Mutex::default()).collect(),
             slots,
-            making_ids: Mutex::new(()),
+            making_ids: L::Mutex::default(),
             open_now: AtomicU64::new(0),
             backed_now: AtomicU64::new(0),
+            cached_opens: AtomicU64::new(0),
+            backed_opens: AtomicU64::new(0),
         }
     }
 
@@ -139,7 +143,7 @@ impl Handles {
         }
     }
 
-    fn shard(&self, ino: Ino) -> &Mutex<Shard> {
+    fn shard(&self, ino: Ino) -> &L::Mutex<Shard> {
         let at = ino.0 as usize % SHARDS;
         self.shards.get(at).expect("a remainder by SHARDS is one of SHARDS")
     }
@@ -182,6 +186,8 @@ impl Handles {
         inode.opens += 1;
         shard.opens.insert(fh, slot);
         self.count(latch, 1);
+        let opens = if id == 0 { &self.cached_opens } else { &self.backed_opens };
+        opens.fetch_add(1, Ordering::Relaxed);
         Ok(latch)
     }
 
@@ -223,11 +229,17 @@ impl Handles {
     }
 
     /// Counts a read until the guard is dropped, which must come after its answer.
-    pub fn reading(self: &Arc<Self>, ino: Ino) -> Reading {
+    pub fn reading(self: &Arc<Self>, ino: Ino) -> Reading<L> {
         let mut shard = self.shard(ino).lock();
         let inode = shard.inodes.entry(ino).or_insert(OpenInode { latch: Latch::Cached, opens: 0, reads: 0 });
         inode.reads += 1;
         Reading { handles: Arc::clone(self), ino }
+    }
+
+    /// Says how often files were opened to be read through this daemon, and by the kernel itself. What a daemon before it had
+    /// opened is not counted.
+    pub fn opens(&self) -> (u64, u64) {
+        (self.cached_opens.load(Ordering::Relaxed), self.backed_opens.load(Ordering::Relaxed))
     }
 
     /// Says how many files are open, and how many of them the kernel reads itself.

@@ -107,6 +107,10 @@ pub struct MountStats {
     /// Requests that were answered with EIO.
     pub errors: u64,
     pub read_bytes: u64,
+    /// Opens of files that the daemon serves.
+    pub cached_opens: u64,
+    /// Opens of files that the kernel reads itself.
+    pub passthrough_opens: u64,
     pub workers: u64,
     pub busy_workers: u64,
     pub open_files: u64,
@@ -208,11 +212,14 @@ impl Session {
     pub fn stats(&self) -> MountStats {
         let counters = &self.shared.counters;
         let (open_files, passthrough_files) = self.shared.handles.open_now();
+        let (cached_opens, passthrough_opens) = self.shared.handles.opens();
         MountStats {
             requests: counters.requests.load(Ordering::Relaxed),
             waited: counters.waited.load(Ordering::Relaxed),
             errors: counters.errors.load(Ordering::Relaxed),
             read_bytes: counters.read_bytes.load(Ordering::Relaxed),
+            cached_opens,
+            passthrough_opens,
             workers: self.workers as u64,
             busy_workers: counters.busy_workers.load(Ordering::Relaxed),
             open_files,

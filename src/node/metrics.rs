@@ -98,6 +98,8 @@ metrics! {
     MOUNT_WORKERS = "larder_mount_workers", Gauge, ["dir"], "threads", "Threads that answer requests";
     MOUNT_OPEN_FILES = "larder_mount_open_files", Gauge, ["dir"], "files", "Open files; 0 where the kernel opens them without telling";
     MOUNT_PASSTHROUGH = "larder_mount_passthrough_files", Gauge, ["dir"], "files", "Open files that the kernel reads itself";
+    MOUNT_OPENS = "larder_mount_opens_total", Counter, ["dir", "reader"], "opens",
+        "Opens of files, by who reads them: daemon, kernel; of what the kernel then reads nobody else knows how many bytes";
 }
 
 /// Collects values and renders them.
@@ -227,6 +229,9 @@ impl Page {
         ];
         for (metric, value) in plain {
             self.add(metric, &[dir], value as f64);
+        }
+        for (reader, opens) in [("daemon", stats.cached_opens), ("kernel", stats.passthrough_opens)] {
+            self.add(MOUNT_OPENS, &[dir, reader], opens as f64);
         }
     }
 }

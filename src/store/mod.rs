@@ -8,12 +8,14 @@
 //! * [`usage`]: what cached commits cost; pure.
 //! * [`histogram`]: how long things took, for metrics.
 //! * [`kv`]: the node's own small database.
+//! * `locking`: the lock of what is tried in all schedules.
 
 pub mod catalog;
 pub mod fetch;
 pub mod histogram;
 pub mod kv;
 pub mod lake;
+pub(crate) mod locking;
 pub mod meta;
 pub mod tier;
 pub mod usage;

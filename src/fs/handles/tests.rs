@@ -1,13 +1,15 @@
 //! What is open, without a kernel.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 
 use super::*;
+use crate::store::locking::{Explored, Plain, explore};
 
 fn handles() -> (Arc<Handles>, File) {
     let file = tempfile::tempfile().expect("tempfile");
     let kept = file.try_clone().expect("dup");
-    (Arc::new(Handles::new(file).expect("creates")), kept)
+    (Arc::new(Handles::<Plain>::new(file).expect("creates")), kept)
 }
 
 fn load(file: &File) -> Left {
@@ -70,7 +72,7 @@ fn a_release_that_comes_twice_or_from_nowhere_does_no_harm() {
     let closed = RefCell::new(0);
     handles.release(INO, 2, |id| *closed.borrow_mut() = id);
     assert_eq!(*closed.borrow(), 5);
-    assert_eq!(handles.open_now(), (0, 0));
+    assert_eq!((handles.open_now(), handles.opens()), ((0, 0), (0, 2)));
 }
 
 #[test]
@@ -130,7 +132,7 @@ fn the_next_daemon_goes_on_with_what_is_open() {
     handles.release(INO, 2, not_closed);
     drop(handles);
     let left = load(&file);
-    let handles = Handles::resume(file.try_clone().expect("dup"), &left);
+    let handles = Handles::<Plain>::resume(file.try_clone().expect("dup"), &left);
     assert_eq!(handles.open_now(), (3, 2));
     assert_eq!((handles.latch(INO), handles.latch(Ino(8))), (Some(Latch::Backed(5)), Some(Latch::Cached)));
     assert_eq!(handles.open(INO, 9, never).expect("opens as it is latched"), Latch::Backed(5));
@@ -166,4 +168,66 @@ fn a_greeting_is_on_record_before_and_after_it_is_answered() {
     assert_eq!(load(&file).greeting, Some(greeting));
     let long = Greeting { request: vec![1; 300], answer: vec![] };
     assert!(handles.record().prepare_greeting(&long).is_err());
+}
+
+/// The kernel's side of backing ids, and what has to hold whenever it is asked.
+struct Kernel {
+    live: parking_lot::Mutex<(u32, BTreeSet<u32>)>,
+    record: File,
+}
+
+impl Kernel {
+    fn make_id(&self) -> Option<u32> {
+        loom::thread::yield_now();
+        let (last, live) = &mut *self.live.lock();
+        assert!(live.is_empty(), "a second backing id for an inode that has {live:?}");
+        *last += 1;
+        live.insert(*last);
+        Some(*last)
+    }
+
+    fn close(&self, id: u32) {
+        loom::thread::yield_now();
+        let left = load(&self.record);
+        assert!(left.slots.iter().all(|(_, slot)| slot.id != id), "{id} is closed and open: {left:?}");
+        assert!(left.closing.iter().any(|&(_, closing)| closing == id), "{id} is closed and nobody would know");
+        assert!(self.live.lock().1.remove(&id), "{id} is closed twice");
+    }
+
+    /// What the next daemon would find if this one died now.
+    fn is_told_nothing_that_is_not_on_record(&self, latch: Latch, fh: u64) {
+        let left = load(&self.record);
+        let slot = left.slots.iter().find(|(_, slot)| slot.fh == fh).expect("is on record before it is answered");
+        assert_eq!(slot.1.id, if let Latch::Backed(id) = latch { id } else { 0 });
+        let (last, live) = &*self.live.lock();
+        let unknown = live.iter().find(|&&id| id < left.last_id && left.slots.iter().all(|(_, slot)| slot.id != id));
+        assert_eq!(unknown, None, "an id without a slot is newer than the last on record: {last} {left:?}");
+    }
+}
+
+#[test]
+fn in_every_order_opens_and_releases_of_an_inode_agree_with_the_record() {
+    explore(|| {
+        let file = tempfile::tempfile().expect("tempfile");
+        let record = file.try_clone().expect("dup");
+        let handles = Arc::new(Handles::<Explored>::new(file).expect("creates"));
+        let kernel = Arc::new(Kernel { live: parking_lot::Mutex::default(), record });
+        let user = |fh: u64| {
+            let (handles, kernel) = (handles.clone(), kernel.clone());
+            move || {
+                let latch = handles.open(INO, fh, || kernel.make_id()).expect("opens");
+                kernel.is_told_nothing_that_is_not_on_record(latch, fh);
+                handles.answered(INO, fh);
+                handles.release(INO, fh, |id| kernel.close(id));
+                // Sent again by the kernel: does nothing.
+                handles.release(INO, fh, not_closed);
+            }
+        };
+        let other = loom::thread::spawn(user(2));
+        user(1)();
+        other.join().expect("ends");
+        assert_eq!((handles.open_now(), handles.opens()), ((0, 0), (0, 2)));
+        assert!(kernel.live.lock().1.is_empty(), "an id is left");
+        assert_eq!(load(&kernel.record).slots, []);
+    });
 }

@@ -60,6 +60,7 @@ fn a_whole_object_in_the_tier_is_read_by_the_kernel() {
     let two = open(&mount.path("big"), true).expect("opens past the page cache");
     let small = open(&mount.path("small"), false).expect("opens");
     assert_eq!((mount.mounted.stats().open_files, mount.mounted.stats().passthrough_files), (3, 2));
+    assert_eq!((mount.mounted.stats().cached_opens, mount.mounted.stats().passthrough_opens), (1, 2));
     let before = mount.mounted.stats().read_bytes;
     assert_reads(&one, "the first");
     let mut direct = vec![0; 8192];

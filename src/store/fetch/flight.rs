@@ -9,24 +9,31 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::memory::UnitKey;
 use super::types::{FetchError, Verify};
+use crate::store::locking::{Lock as _, Locking, Plain};
 
 type Outcome = Option<Result<Bytes, FetchError>>;
+type Table = HashMap<(UnitKey, Verify), watch::Receiver<Outcome>>;
 
 /// The flights of this process.
-#[derive(Debug, Default)]
-pub(super) struct Flights {
-    table: Mutex<HashMap<(UnitKey, Verify), watch::Receiver<Outcome>>>,
+#[derive(Debug)]
+pub(super) struct Flights<L: Locking = Plain> {
+    table: L::Mutex<Table>,
+}
+
+impl<L: Locking> Default for Flights<L> {
+    fn default() -> Self {
+        Self { table: L::Mutex::default() }
+    }
 }
 
 /// The duty to give a result.
 #[derive(Debug)]
-pub(super) struct Flight {
-    flights: Arc<Flights>,
+pub(super) struct Flight<L: Locking = Plain> {
+    flights: Arc<Flights<L>>,
     pub key: UnitKey,
     verify: Verify,
     outcome: Option<watch::Sender<Outcome>>,
@@ -38,15 +45,15 @@ pub(super) struct Ticket(watch::Receiver<Outcome>);
 
 /// What asking for a unit led to.
 #[derive(Debug)]
-pub(super) enum Boarded {
+pub(super) enum Boarded<L: Locking = Plain> {
     /// Somebody else fetches it.
     Joined(Ticket),
     /// The caller has to fetch it; the ticket is for the caller too.
-    Begun(Flight, Ticket),
+    Begun(Flight<L>, Ticket),
 }
 
-impl Flights {
-    pub(super) fn board(self: &Arc<Self>, key: UnitKey, verify: Verify) -> Boarded {
+impl<L: Locking> Flights<L> {
+    pub(super) fn board(self: &Arc<Self>, key: UnitKey, verify: Verify) -> Boarded<L> {
         let mut table = self.table.lock();
         if let Some(there) = table.get(&(key, verify)) {
             return Boarded::Joined(Ticket(there.clone()));
@@ -63,7 +70,7 @@ impl Flights {
     }
 }
 
-impl Flight {
+impl<L: Locking> Flight<L> {
     /// Gives the result to all who wait.
     pub(super) fn land(mut self, result: Result<Bytes, FetchError>) {
         self.end(result);
@@ -78,7 +85,7 @@ impl Flight {
     }
 }
 
-impl Drop for Flight {
+impl<L: Locking> Drop for Flight<L> {
     fn drop(&mut self) {
         self.end(Err(FetchError::Stopped));
     }
@@ -95,8 +102,11 @@ impl Ticket {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
     use super::*;
     use crate::format::ids::{ContentDigest, ContentId};
+    use crate::store::locking::{Explored, answer, explore};
 
     fn key() -> UnitKey {
         UnitKey { content: ContentId::Digest(ContentDigest([1; 32])), block: 0 }
@@ -104,7 +114,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_who_ask_while_it_flies_get_the_one_result() {
-        let flights = Arc::new(Flights::default());
+        let flights = Arc::new(Flights::<Plain>::default());
         let Boarded::Begun(flight, own) = flights.board(key(), Verify::Node) else { panic!("nobody flies yet") };
         let Boarded::Joined(other) = flights.board(key(), Verify::Node) else { panic!("somebody flies") };
         flight.land(Ok(Bytes::from_static(b"x")));
@@ -116,10 +126,59 @@ mod tests {
 
     #[tokio::test]
     async fn a_flight_that_is_dropped_leaves_nobody_waiting() {
-        let flights = Arc::new(Flights::default());
+        let flights = Arc::new(Flights::<Plain>::default());
         let Boarded::Begun(flight, ticket) = flights.board(key(), Verify::Node) else { panic!("nobody flies yet") };
         drop(flight);
         assert!(matches!(ticket.wait().await, Err(FetchError::Stopped)));
         assert_eq!(flights.len(), 0);
+    }
+
+    /// What one who asks does: fetches where nobody does, else takes what the other one gave. `memory` is what a reader
+    /// looks at before it boards, and what is filled before a flight lands.
+    fn ask(flights: &Arc<Flights<Explored>>, memory: &AtomicBool, fetches: &AtomicUsize, gives_up: bool) {
+        if memory.load(Ordering::SeqCst) {
+            return;
+        }
+        match flights.board(key(), Verify::Node) {
+            Boarded::Begun(flight, own) => {
+                if gives_up {
+                    drop(flight);
+                    assert!(matches!(answer(own.wait()), Err(FetchError::Stopped)));
+                    return;
+                }
+                // Boarded after another flight landed: its bytes are in memory.
+                if !memory.load(Ordering::SeqCst) {
+                    fetches.fetch_add(1, Ordering::SeqCst);
+                    loom::thread::yield_now();
+                    memory.store(true, Ordering::SeqCst);
+                }
+                flight.land(Ok(Bytes::from_static(b"x")));
+                assert_eq!(answer(own.wait()).expect("landed"), "x");
+            }
+            Boarded::Joined(ticket) => match answer(ticket.wait()) {
+                Ok(bytes) => assert_eq!(bytes, "x"),
+                Err(error) => assert!(matches!(error, FetchError::Stopped), "{error}"),
+            },
+        }
+    }
+
+    #[test]
+    fn in_every_order_three_who_ask_fetch_once_and_nobody_waits_for_ever() {
+        for gives_up in [false, true] {
+            explore(move || {
+                let flights = Arc::new(Flights::<Explored>::default());
+                let (memory, fetches) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+                let others = [gives_up, false].map(|gives_up| {
+                    let (flights, memory, fetches) = (flights.clone(), memory.clone(), fetches.clone());
+                    loom::thread::spawn(move || ask(&flights, &memory, &fetches, gives_up))
+                });
+                ask(&flights, &memory, &fetches, false);
+                for other in others {
+                    other.join().expect("ends");
+                }
+                assert!(fetches.load(Ordering::SeqCst) <= 1, "fetched twice");
+                assert_eq!(flights.len(), 0, "a flight is left");
+            });
+        }
     }
 }
