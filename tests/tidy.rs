@@ -30,7 +30,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("axum", &["node/", "scheduler/server.rs", "scheduler/kubernetes/serve.rs"]),
     ("kube", &["node/csi/", "scheduler/kubernetes/"]),
     ("k8s_openapi", &["node/csi/", "scheduler/kubernetes/"]),
-    ("tokio_rustls", &["node/remote.rs"]),
+    ("tokio_rustls", &["node/dial.rs", "node/remote.rs"]),
     // For the calls that mount; nothing else needs it.
     ("rustix", &["fs/keeper/"]),
     ("clap", &["cli/", "config/"]),

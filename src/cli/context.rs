@@ -217,7 +217,20 @@ impl Context {
 
     /// Gives the daemon's client without starting a daemon.
     pub fn node_client_at_rest(&self) -> NodeClient {
-        NodeClient::at(&self.config().daemon.socket)
+        NodeClient::configured(&self.config().daemon)
+    }
+
+    /// Says whether the daemon is one of another machine: its directories are not ours.
+    pub fn is_remote(&self) -> bool {
+        self.config().daemon.url.is_some()
+    }
+
+    /// Refuses a command that can only be given where the daemon runs.
+    pub fn only_here(&self, what: &str) -> anyhow::Result<()> {
+        if self.is_remote() {
+            return usage(format!("{what} works on the daemon's own machine only, not with daemon.url"));
+        }
+        Ok(())
     }
 
     /// Gives a daemon that answers: the one that runs, or one that is started now. Refused where it
@@ -230,8 +243,9 @@ impl Context {
     pub(super) fn daemon_reach(&self) -> DaemonReach {
         let loaded = self.loaded();
         let lake = &loaded.config.lake;
-        let means_it = loaded.is_set("lake.url") || !loaded.is_set("daemon.socket");
+        let means_it = loaded.is_set("lake.url") || !loaded.is_set("daemon.socket") && !self.is_remote();
         DaemonReach {
+            client: self.node_client_at_rest(),
             spawn: self.spawn_spec(),
             on_demand: self.config().daemon.on_demand,
             names_socket: loaded.is_set("daemon.socket"),
@@ -287,6 +301,7 @@ impl Context {
 /// How a daemon is found, and started where that may be: the same for commands and the scheduler.
 #[derive(Debug, Clone)]
 pub struct DaemonReach {
+    client: NodeClient,
     pub spawn: SpawnSpec,
     on_demand: bool,
     names_socket: bool,
@@ -297,7 +312,7 @@ pub struct DaemonReach {
 impl DaemonReach {
     /// Gives a daemon that answers: the one that runs, or one that is started now.
     pub async fn client(&self) -> anyhow::Result<NodeClient> {
-        let client = NodeClient::at(&self.spawn.socket);
+        let client = self.client.clone();
         let info = match client.info().await {
             Ok(info) => info,
             Err(error) if error.is_absent() && !self.on_demand => {
@@ -359,7 +374,8 @@ mod tests {
             socket: dir.path().join("daemon.sock"),
             timeout: Duration::from_secs(60),
         };
-        let mut reach = DaemonReach { spawn, on_demand: false, names_socket: false, lake: None };
+        let client = NodeClient::at(&spawn.socket);
+        let mut reach = DaemonReach { client, spawn, on_demand: false, names_socket: false, lake: None };
         let told = tell(&reach.client().await.expect_err("nobody is there"));
         assert!(told.contains("daemon.on_demand = false"), "{told}");
         reach.on_demand = true;

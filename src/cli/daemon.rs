@@ -25,6 +25,8 @@ mod upgrade;
 
 /// How long running requests may take to end when the daemon stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a daemon that leaves its mounts takes to tell the keeper so.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a detached daemon waits for the lock of one that does not answer, and how often it looks.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
@@ -131,6 +133,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
         }
         Some(What::Token { name, control }) => token(ctx, &name, control),
         Some(What::Log { lines }) => {
+            ctx.only_here("`daemon log`")?;
             let tail = Place::at(&ctx.config().state).log_tail(0, lines);
             if tail.is_empty() { Ok(()) } else { print(ctx, &format!("{tail}\n")) }
         }
@@ -201,6 +204,7 @@ fn status(ctx: &Context) -> anyhow::Result<()> {
 
 /// Tells the daemon to stop and waits until its lock is free.
 fn stop(ctx: &Context) -> anyhow::Result<()> {
+    ctx.only_here("`daemon stop`")?;
     let client = ctx.node_client_at_rest();
     let place = Place::at(&ctx.config().state);
     match ctx.block_on(client.stop()) {
@@ -302,8 +306,9 @@ async fn serve_until_stopped(ctx: &Context, detached: bool, keep_mounts: bool) -
         _ = term.recv() => {
             tracing::info!("SIGTERM: stopping");
             if keep_mounts {
-                // Whoever sent the signal starts the next one, not the keeper.
-                daemon.tell_end().await;
+                // Whoever sent the signal starts the next one, not the keeper. A keeper that is away itself may be
+                // waited for elsewhere, and its manager may start it only when this daemon has ended.
+                let _ = tokio::time::timeout(LEAVE_TIMEOUT, daemon.tell_end()).await;
                 daemon.leave();
             }
         }

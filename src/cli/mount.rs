@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use super::Context;
 use super::output;
-use super::report::HintExt as _;
+use super::report::{HintExt as _, usage};
 use crate::config::{EngineChoice, PrefetchLevel, Span, VerifyLevel};
 use crate::node::api::{MountInfo, MountRequest};
 use crate::node::client::ClientError;
@@ -84,8 +84,11 @@ fn octal(text: &str) -> Result<u32, String> {
 
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
-    let dir = absolute(&args.dir)?;
     let foreground = args.foreground;
+    if foreground {
+        ctx.only_here("`mount --foreground`")?;
+    }
+    let dir = absolute(ctx, &args.dir)?;
     let request = MountRequest {
         revision: args.revision,
         dir,
@@ -118,7 +121,10 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
 }
 
 /// Makes a path absolute; what is there already is resolved by the daemon.
-pub(super) fn absolute(dir: &Path) -> anyhow::Result<PathBuf> {
+pub(super) fn absolute(ctx: &Context, dir: &Path) -> anyhow::Result<PathBuf> {
+    if ctx.is_remote() && !dir.is_absolute() {
+        return usage(format!("{} is no absolute path on the daemon's machine", dir.display()));
+    }
     std::path::absolute(dir).with_context(|| format!("cannot tell where {} is", dir.display()))
 }
 

@@ -46,16 +46,17 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     let client = ctx.node_client_at_rest();
     let mut ended = Vec::new();
     for dir in &args.dir {
-        let path = absolute(dir)?;
+        let path = absolute(ctx, dir)?;
+        let is_ours = |dir: &std::path::Path| !ctx.is_remote() && is_ours(dir).unwrap_or(false);
         // The last part may be a symbolic link; the mount itself is never followed into.
         let dir = match (path.parent().map(std::fs::canonicalize), path.file_name()) {
-            (Some(Ok(parent)), Some(name)) => parent.join(name),
+            (Some(Ok(parent)), Some(name)) if !ctx.is_remote() => parent.join(name),
             _ => path,
         };
         let request = UmountRequest { dir: dir.clone(), force: args.force };
         let asked = match ctx.block_on(client.umount(&request)) {
             // A daemon that was killed knows its mounts again when it starts; else they would come back.
-            Err(error) if error.is_absent() && is_ours(&dir).unwrap_or(false) => {
+            Err(error) if error.is_absent() && is_ours(&dir) => {
                 ctx.block_on(ctx.node_client())?;
                 umount_when_made_again(ctx, &client, &request)
             }
@@ -65,7 +66,7 @@ pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
             Ok(info) => ended.push(info),
             Err(error @ ClientError::Absent { .. }) => return Err(error).hint("nothing is mounted there"),
             // The daemon does not know it, and it is there: left by a keeper that was killed.
-            Err(error @ ClientError::Refused { status: 404, .. }) if is_ours(&dir).unwrap_or(false) => {
+            Err(error @ ClientError::Refused { status: 404, .. }) if is_ours(&dir) => {
                 let hint = format!("a dead mount is there; clear it with `fusermount3 -uz {}`", dir.display());
                 return Err(with_hint(error)).hint(hint);
             }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::file::{self, Layer, Placed};
 use super::keys::{KEYS, Kind};
-use super::{Config, ConfigError, DaemonSection, Origin, Overrides, Problem, Sse};
+use super::{Config, ConfigError, DaemonSection, DaemonUrl, Origin, Overrides, Problem, Sse};
 
 /// `KEY=VALUE;...`: any keys of the file, by their dotted names.
 pub const SET_VARIABLE: &str = "LARDER_SET";
@@ -370,6 +370,7 @@ fn check_limits(config: &Config, wrong: &mut dyn FnMut(String, String)) {
     }
     check_peers(&config.daemon, wrong);
     check_api(&config.daemon, wrong);
+    check_url(&config.daemon, wrong);
     for (key, span) in [
         ("daemon.steward_period", config.daemon.steward_period),
         ("daemon.start_timeout", config.daemon.start_timeout),
@@ -406,6 +407,24 @@ fn check_api(daemon: &DaemonSection, wrong: &mut dyn FnMut(String, String)) {
     }
     if daemon.api_tokens.is_none() {
         wrong("api_listen", "needs daemon.api_tokens: without a token nobody is served");
+    }
+}
+
+fn check_url(daemon: &DaemonSection, wrong: &mut dyn FnMut(String, String)) {
+    match &daemon.url {
+        Some(url) => {
+            if let Err(why) = DaemonUrl::parse(url) {
+                wrong("daemon.url".to_owned(), why.to_owned());
+            } else if daemon.token_file.is_none() {
+                wrong("daemon.url".to_owned(), "needs daemon.token_file: without a token nobody is served".to_owned());
+            }
+        }
+        None => {
+            let unused = [("daemon.token_file", &daemon.token_file), ("daemon.ca", &daemon.ca)];
+            for (key, _) in unused.into_iter().filter(|(_, path)| path.is_some()) {
+                wrong(key.to_owned(), "is of no use without daemon.url".to_owned());
+            }
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! * [`keys`]: the one table of every scalar key: type, default, environment variable, flag, text.
 //! * [`types`]: sizes, durations and percentages as they are written.
+//! * [`DaemonUrl`]: where a daemon on another machine is.
 //! * [`mod@file`]: a file's text to checked values, each with its line and column.
 //! * [`mod@load`]: defaults < file < environment < flags, and what only fits together.
 //! * [`mod@reference`]: the reference page and the JSON schema, generated from the table.
@@ -16,12 +17,14 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+mod daemon_url;
 pub mod file;
 pub mod keys;
 pub mod load;
 pub mod reference;
 pub mod types;
 
+pub use daemon_url::DaemonUrl;
 pub use keys::{KEYS, Key, Kind, find};
 pub use load::{Env, Loaded, load};
 pub use reference::flags_help;
@@ -219,6 +222,15 @@ pub struct DaemonSection {
     pub api_cert: Option<PathBuf>,
     #[serde(default)]
     pub api_key: Option<PathBuf>,
+    /// The daemon that commands speak to over TCP; None: at the socket.
+    #[serde(default)]
+    pub url: Option<String>,
+    /// The token for it.
+    #[serde(default)]
+    pub token_file: Option<PathBuf>,
+    /// Who has signed its certificate; None: who this system trusts.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
     /// Where nodes of the same tier may ask this one; None: nowhere.
     #[serde(default)]
     pub peer_listen: Option<String>,

@@ -1,7 +1,8 @@
-//! What the command line speaks with a daemon: one HTTP connection over the unix socket.
+//! What the command line speaks with a daemon: HTTP over the unix socket, or over TCP (`dial`), a connection for each request.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
@@ -16,6 +17,8 @@ use super::api::{
     ApiError, FillInfo, FillRequest, MountInfo, MountRequest, NodeInfo, PermitRequest, UmountRequest, UncacheInfo,
     UncacheRequest, UpgradeRequest,
 };
+use super::dial::{Dial, DialError, Stream};
+use crate::config::DaemonSection;
 
 /// No answer is longer: thousands of mounts fit.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -40,11 +43,18 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The connection broke.
-    #[error("the daemon at {} went away; its log says why: {}", socket.display(), socket.with_file_name("daemon.log").display())]
+    #[error("the daemon at {at} went away; its log says why: `larder daemon log` there, or the journal")]
     Lost {
-        socket: PathBuf,
+        at: String,
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It is on another machine.
+    #[error("cannot ask the daemon at {at}")]
+    Unreachable {
+        at: String,
+        #[source]
+        source: DialError,
     },
     /// It understood, and refused or failed.
     #[error("{}", error.error)]
@@ -97,20 +107,38 @@ impl ClientError {
     }
 }
 
-/// A daemon, by its socket. Cheap to clone; each request makes a connection of its own.
+/// A daemon, by its socket or its URL. Cheap to clone; each request makes a connection of its own.
 #[derive(Debug, Clone)]
 pub struct NodeClient {
-    socket: PathBuf,
+    way: Way,
+}
+
+#[derive(Debug, Clone)]
+enum Way {
+    Socket(PathBuf),
+    Tcp(Arc<Dial>),
 }
 
 impl NodeClient {
     /// Names the daemon; speaks to nobody yet.
     pub fn at(socket: &Path) -> Self {
-        Self { socket: socket.to_owned() }
+        Self { way: Way::Socket(socket.to_owned()) }
     }
 
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    /// Names the daemon that is configured: at a URL, or at the socket.
+    pub fn configured(config: &DaemonSection) -> Self {
+        match Dial::configured(config) {
+            Some(dial) => Self { way: Way::Tcp(Arc::new(dial)) },
+            None => Self::at(&config.socket),
+        }
+    }
+
+    /// Says where it is.
+    pub fn place(&self) -> String {
+        match &self.way {
+            Way::Socket(socket) => socket.display().to_string(),
+            Way::Tcp(dial) => dial.authority(),
+        }
     }
 
     /// Asks who the daemon is.
@@ -203,17 +231,19 @@ impl NodeClient {
     }
 
     async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), ClientError> {
-        let stream = self.connect().await?;
+        let (stream, host, token) = self.connect().await?;
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| self.lost(error))?;
         let driver = tokio::spawn(connection);
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
-            .header(http::header::HOST, "larder")
-            .header(http::header::CONTENT_TYPE, "application/json")
-            .body(Body::from(body))
-            .map_err(|error| self.lost(error))?;
+            .header(http::header::HOST, host)
+            .header(http::header::CONTENT_TYPE, "application/json");
+        if let Some(token) = token {
+            request = request.header(http::header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let request = request.body(Body::from(body)).map_err(|error| self.lost(error))?;
         let answer = sender.send_request(request).await.map_err(|error| self.lost(error))?;
         let status = answer.status();
         let bytes =
@@ -222,10 +252,22 @@ impl NodeClient {
         Ok((status, bytes))
     }
 
+    /// Connects; gives the host that is asked, and the token where one is needed.
+    async fn connect(&self) -> Result<(Box<dyn Stream>, String, Option<String>), ClientError> {
+        match &self.way {
+            Way::Socket(path) => Ok((Box::new(self.connect_to(path).await?), "larder".to_owned(), None)),
+            Way::Tcp(dial) => {
+                let failed = |source| ClientError::Unreachable { at: dial.authority(), source };
+                let token = dial.token().map_err(failed)?;
+                Ok((dial.connect().await.map_err(failed)?, dial.authority(), Some(token)))
+            }
+        }
+    }
+
     /// Connects, and makes sure that the other end is this user's daemon or root's.
-    async fn connect(&self) -> Result<tokio::net::UnixStream, ClientError> {
-        let socket = || self.socket.clone();
-        let stream = tokio::net::UnixStream::connect(&self.socket).await.map_err(|source| match source.kind() {
+    async fn connect_to(&self, path: &Path) -> Result<tokio::net::UnixStream, ClientError> {
+        let socket = || path.to_owned();
+        let stream = tokio::net::UnixStream::connect(path).await.map_err(|source| match source.kind() {
             io::ErrorKind::PermissionDenied => ClientError::Denied { socket: socket(), source },
             _ => ClientError::Absent { socket: socket(), source },
         })?;
@@ -237,6 +279,6 @@ impl NodeClient {
     }
 
     fn lost(&self, error: impl std::error::Error + Send + Sync + 'static) -> ClientError {
-        ClientError::Lost { socket: self.socket.clone(), source: Box::new(error) }
+        ClientError::Lost { at: self.place(), source: Box::new(error) }
     }
 }

@@ -31,6 +31,7 @@ pub mod api;
 mod choosing;
 pub mod client;
 pub mod daemon;
+mod dial;
 mod directory;
 mod ending;
 pub mod engine;

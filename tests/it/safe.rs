@@ -266,13 +266,7 @@ fn the_api_over_tcp_is_closed_to_other_machines_without_tls_and_speaks_tls_with_
     let told = world.fails(2, ["daemon"]);
     assert!(told.contains("daemon.api_cert"), "{told}");
     world.set("LARDER_API_LISTEN", "127.0.0.1:0");
-    let certs = world.make_dir("certs");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kit/certs.py");
-    let made = Command::new("python3").arg(script).arg(&certs).output();
-    if !made.is_ok_and(|made| made.status.success()) {
-        eprintln!("skipped: certificates need python3 with `cryptography`");
-        return;
-    }
+    let Some(certs) = certificates(&world) else { return };
     world.set("LARDER_API_CERT", certs.join("cert.pem").to_str().expect("plain"));
     world.set("LARDER_API_KEY", certs.join("key.pem").to_str().expect("plain"));
     let token = world.ok(["daemon", "token", "prometheus"]).trim().to_owned();
@@ -286,6 +280,77 @@ fn the_api_over_tcp_is_closed_to_other_machines_without_tls_and_speaks_tls_with_
     let stream = rustls::StreamOwned::new(session, TcpStream::connect(&address).expect("connects"));
     let answer = exchange(stream, "GET", "/v1/info", Some(&token), "");
     assert_eq!(status(&answer), "200", "{answer}");
+}
+
+/// Makes an authority and a certificate for 127.0.0.1; None where nothing here can.
+fn certificates(world: &World) -> Option<std::path::PathBuf> {
+    let certs = world.make_dir("certs");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kit/certs.py");
+    let made = Command::new("python3").arg(script).arg(&certs).output();
+    let has = made.is_ok_and(|made| made.status.success());
+    if !has {
+        eprintln!("skipped: certificates need python3 with `cryptography`");
+    }
+    has.then_some(certs)
+}
+
+/// Writes a token where only its owner reads it.
+fn keep_token(world: &World, name: &str, token: &str) -> String {
+    let path = world.path(name);
+    fs::write(&path, token).expect("writes");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("closes it");
+    path.to_str().expect("plain").to_owned()
+}
+
+#[test]
+fn commands_reach_a_daemon_over_tcp_with_a_token_and_the_authority_of_its_certificate() {
+    let mut world = World::new();
+    let Some(certs) = certificates(&world) else { return };
+    let plain = |path: std::path::PathBuf| path.to_str().expect("plain").to_owned();
+    let source = world.files("source", &[("a.txt", b"alpha")]);
+    world.push(&source, "data");
+    let service = [
+        ("LARDER_API_LISTEN", "127.0.0.1:0".to_owned()),
+        ("LARDER_API_TOKENS", plain(world.path("tokens"))),
+        ("LARDER_API_CERT", plain(certs.join("cert.pem"))),
+        ("LARDER_API_KEY", plain(certs.join("key.pem"))),
+    ];
+    for (name, value) in &service {
+        world.set(name, value);
+    }
+    let control = keep_token(&world, "control", &world.ok(["daemon", "token", "ann", "--control"]));
+    let read = keep_token(&world, "read", &world.ok(["daemon", "token", "bob"]));
+    world.ok(["daemon"]);
+    let url = format!("https://{}", api_address(&world));
+    // Another machine: its own socket leads to nobody.
+    let at = |more: &[&str], args: &[&str]| {
+        let nobody = format!("--socket={}", plain(world.path("nobody.sock")));
+        let mut all: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+        all.extend([nobody, format!("--daemon={url}")]);
+        all.extend(more.iter().map(|&arg| arg.to_owned()));
+        world.run(all)
+    };
+    let (control, read) = (format!("--daemon-token-file={control}"), format!("--daemon-token-file={read}"));
+    let ca = format!("--daemon-ca={}", plain(certs.join("ca.pem")));
+    let says = |code: i32, what: &str, more: &[&str], args: &[&str]| {
+        let ran = at(more, args);
+        assert!(ran.code == code && ran.stderr.contains(what), "{args:?} {more:?}: {} {}", ran.code, ran.stderr);
+    };
+    says(2, "daemon.token_file", &[&ca], &["mounts"]);
+    says(1, "daemon.ca", &[&control], &["mounts"]);
+    says(0, "", &[&read, &ca], &["mounts"]);
+    says(1, "this token may only look", &[&read, &ca], &["cache", "data"]);
+    says(0, "is in the tier", &[&control, &ca], &["cache", "data"]);
+    says(2, "no absolute path on the daemon's machine", &[&control, &ca], &["mount", "data", "m"]);
+    says(2, "own machine only", &[&control, &ca], &["daemon", "stop"]);
+    says(0, "left the tier", &[&control, &ca], &["uncache", "data"]);
+    let told = at(&[&control, &ca], &["daemon", "status", "--json"]).stdout;
+    assert!(told.contains(&format!("\"pid\": {}", world.daemon_pid().expect("runs"))), "{told}");
+    // A token that others may read is not sent.
+    fs::set_permissions(world.path("read"), fs::Permissions::from_mode(0o644)).expect("opens it");
+    says(1, "others may read this token", &[&read, &ca], &["mounts"]);
+    fs::remove_file(world.path("tokens")).expect("takes all tokens away");
+    says(1, "not known here", &[&control, &ca], &["mounts"]);
 }
 
 fn tls_client(authority: &Path) -> Arc<rustls::ClientConfig> {

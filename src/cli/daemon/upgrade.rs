@@ -18,6 +18,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Runs the command.
 pub(super) fn run(ctx: &Context, program: Option<PathBuf>) -> anyhow::Result<()> {
+    ctx.only_here("`daemon upgrade`")?;
     let program = match program {
         Some(named) => std::fs::canonicalize(&named).with_context(|| format!("cannot find {}", named.display()))?,
         None => own_exe(),

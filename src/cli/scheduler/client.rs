@@ -60,7 +60,7 @@ impl<'a> Client<'a> {
         match self.node.call(method, path, body).await {
             Ok(answer) => Ok(answer),
             Err(error) if error.is_absent() => {
-                let at = self.node.socket().display();
+                let at = self.node.place();
                 Err(anyhow::anyhow!("no scheduler listens at {at}")).hint("`larder scheduler run` runs one")
             }
             Err(error) => Err(with_hint(error)),
