@@ -12,7 +12,8 @@ pub struct Args {
     /// Where its socket is
     #[arg(long, value_name = "DIR")]
     pub state: PathBuf,
-    /// Stays in this process, for a service manager; on SIGTERM it unmounts everything
+    /// Stays in this process, for a service manager; on SIGTERM it unmounts everything, on SIGHUP it starts its program
+    /// anew and keeps the mounts
     #[arg(long)]
     pub foreground: bool,
 }

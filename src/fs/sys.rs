@@ -1,21 +1,34 @@
 //! The system calls that have no safe wrapper: sockets that carry file descriptors, one descriptor in
-//! the place of another, and the ioctl that closes backing files. The only `unsafe` of the mounted view, but for one line in `fuse.rs`.
+//! the place of another, descriptors that a process is started with, and the ioctl that closes backing files. The only `unsafe` of the mounted view, but for one line in `fuse.rs`.
 //!
 //! Sockets are unix SEQPACKET: one message is one packet, descriptors travel with it.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind,
-    connect, listen, recvmsg, sendmsg, socket, socketpair,
+    connect, listen, recvmsg, sendmsg, setsockopt, socket, socketpair, sockopt,
 };
+use nix::sys::time::{TimeVal, TimeValLike};
 
 /// How many descriptors one message carries at most.
 const FDS_MAX: usize = 4;
+/// The number of the first descriptor that systemd passes.
+const PASSED_FIRST: RawFd = 3;
+/// The variable in which one program tells the next one what it leaves to it.
+const PASSED_NAME: &str = "KEEPER_PASSED";
+/// How long a service manager may take to read what it is told.
+const MANAGER_TIMEOUT_S: i64 = 2;
 
 /// Opens the directory of a socket, so that its name fits into a socket address however long the
 /// directory's path is.
@@ -61,6 +74,72 @@ pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
     let fd = seqpacket()?;
     connect(fd.as_raw_fd(), &UnixAddr::new(&short)?)?;
     Ok(fd)
+}
+
+/// Connects to the datagram socket of a service manager; a name that begins with `@` is an abstract one.
+pub(crate) fn datagrams_to(name: &OsStr) -> io::Result<OwnedFd> {
+    let fd = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&fd, sockopt::SendTimeout, &TimeVal::seconds(MANAGER_TIMEOUT_S))?;
+    let address = match name.as_bytes().strip_prefix(b"@") {
+        Some(name) => UnixAddr::new_abstract(name)?,
+        None => UnixAddr::new(name)?,
+    };
+    connect(fd.as_raw_fd(), &address)?;
+    Ok(fd)
+}
+
+/// Takes the descriptors that were passed to this process, with their names: by systemd (`LISTEN_PID`, `LISTEN_FDS`,
+/// `LISTEN_FDNAMES`), or by the program that was here before ([`replace_by`]). A second call gives none.
+pub(crate) fn take_passed() -> Vec<(String, OwnedFd)> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::AcqRel) {
+        return Vec::new();
+    }
+    let var = |name: &str| std::env::var(name).unwrap_or_default();
+    let pid = std::process::id().to_string();
+    let mut numbers = Vec::new();
+    if var("LISTEN_PID") == pid {
+        let (count, names) = (var("LISTEN_FDS").parse().unwrap_or(0), var("LISTEN_FDNAMES"));
+        numbers.extend(names.split(':').map(str::to_owned).zip(PASSED_FIRST..).take(count));
+    }
+    numbers.extend(parse_passed(&var(PASSED_NAME), &pid));
+    let passed = numbers.into_iter().filter_map(|(name, raw)| {
+        // SAFETY: the number is only looked at; one that is not open gives an error.
+        (unsafe { libc::fcntl(raw, libc::F_SETFD, libc::FD_CLOEXEC) } == 0).then(|| (name, own(raw)))
+    });
+    passed.collect()
+}
+
+/// Reads `PID NAME=NUMBER NAME=NUMBER ...`; another process's is none.
+fn parse_passed(text: &str, pid: &str) -> Vec<(String, RawFd)> {
+    let mut words = text.split(' ');
+    if words.next() != Some(pid) {
+        return Vec::new();
+    }
+    let pairs = words.filter_map(|word| word.split_once('='));
+    pairs.filter_map(|(name, number)| Some((name.to_owned(), number.parse().ok()?))).collect()
+}
+
+/// Puts another program in this one's place, which finds the descriptors by [`take_passed`]. Comes back only where
+/// that failed; then nothing has changed.
+pub(crate) fn replace_by(command: &mut Command, passed: &[(String, OwnedFd)]) -> io::Error {
+    let set = |flags: FdFlag| {
+        passed.iter().try_for_each(|(_, fd)| fcntl(fd, FcntlArg::F_SETFD(flags)).map(drop)).map_err(io::Error::from)
+    };
+    if let Err(error) = set(FdFlag::empty()) {
+        return error;
+    }
+    let mut words = vec![std::process::id().to_string()];
+    words.extend(passed.iter().map(|(name, fd)| format!("{name}={}", fd.as_raw_fd())));
+    // What systemd has passed to this process bears other numbers by now.
+    for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+        command.env_remove(name);
+    }
+    let error = command.env(PASSED_NAME, words.join(" ")).exec();
+    match set(FdFlag::FD_CLOEXEC) {
+        Ok(()) => error,
+        Err(second) => second,
+    }
 }
 
 /// Takes a new descriptor number into ownership.
@@ -133,4 +212,17 @@ pub(crate) fn backing_close(fuse: &impl AsFd, id: u32) -> io::Result<()> {
     // SAFETY: the ioctl reads four bytes at the pointer, which points to a live u32.
     unsafe { raw::backing_close(fuse.as_fd().as_raw_fd(), &raw const id) }?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_passed_to_another_process_is_not_taken() {
+        assert_eq!(parse_passed("12 a=3 b=77", "12"), [("a".to_owned(), 3), ("b".to_owned(), 77)]);
+        assert_eq!(parse_passed("12 a=3", "13"), []);
+        assert_eq!(parse_passed("", "13"), []);
+        assert_eq!(parse_passed("12 a b=x c=5", "12"), [("c".to_owned(), 5)]);
+    }
 }

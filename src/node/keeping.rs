@@ -57,19 +57,19 @@ impl Daemon {
         let client = started?;
         *known = Some(client.clone());
         drop(known);
-        if self.inner.table.is_some() {
-            self.be_watched(client.clone()).await;
-        }
+        self.be_watched(client.clone()).await;
         self.give_mounts(&client).await?;
         Ok(client)
     }
 
     /// Finds the keeper that a daemon before this one has left, and tells it that we live.
     pub(super) async fn find_keeper(&self) -> Result<Option<Client>, NodeError> {
-        let dir = self.inner.keeper_dir.clone();
-        match blocking("looking for the keeper", move || Client::connect(&dir)).await? {
+        let (dir, comes) = (self.inner.keeper_dir.clone(), self.inner.keeper_comes.load(Ordering::Acquire));
+        // One that a service manager starts may be about to listen, with the mounts.
+        let look = move || if comes { wait_for_keeper(&dir) } else { Client::connect(&dir) };
+        match blocking("looking for the keeper", look).await? {
             Ok(_) => Ok(Some(self.keeper().await?)),
-            Err(error) if error.is_absent() => Ok(None),
+            Err(error) if error.is_absent() && !comes => Ok(None),
             // It lives, and has the mounts: who mounts over them leaves their readers to wait for ever.
             Err(error) => Err(error.into()),
         }
@@ -106,9 +106,11 @@ impl Daemon {
     /// Has the keeper watch this process, and watches the keeper.
     async fn be_watched(&self, client: Client) {
         let restart = self.inner.restart.get().cloned();
+        // A mount in the foreground has no next daemon.
+        let has_successor = self.inner.table.is_some();
         let (asked, is_ready) = (client.clone(), self.inner.is_ready.load(Ordering::Acquire));
         let watch = move || {
-            let watching = asked.watch(restart)?;
+            let watching = if has_successor { asked.watch(restart)? } else { asked.watch_to_the_end()? };
             if is_ready {
                 asked.ready()?;
             }
@@ -117,7 +119,7 @@ impl Daemon {
         let watching = match blocking("asking the keeper to watch", watch).await {
             Ok(Ok(watching)) => watching,
             Ok(Err(error)) => {
-                tracing::warn!(%error, "if this daemon dies, the next command starts another one");
+                tracing::warn!(%error, "this process is not watched: if it dies, who reads its mounts waits for the next one");
                 return;
             }
             Err(_) => return,

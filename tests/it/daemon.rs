@@ -266,6 +266,33 @@ fn a_mount_in_the_foreground_ends_with_its_process() {
     assert_eq!(fs::read_dir(world.state().join("private")).expect("lists").count(), 0);
 }
 
+/// There is no next daemon that would take it over: who reads would wait for ever.
+#[test]
+fn a_mount_in_the_foreground_whose_process_is_killed_goes_away_and_who_has_it_open_gets_errors() {
+    let world = World::new();
+    let source = world.files("source", FILES);
+    world.push(&source, "photos");
+    let dir = world.make_dir("m");
+    let mut child =
+        world.command(["mount", "photos", dir.to_str().expect("plain"), "--foreground"]).spawn().expect("starts");
+    wait_for("the mount", || dir.join("a.txt").exists());
+    let file = fs::File::open(dir.join("a.txt")).expect("opens");
+    child.kill().expect("kills");
+    child.wait().expect("ends");
+    wait_for("the mount to go", || world.mounted().is_empty());
+    nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED).expect("advises");
+    let read = std::os::unix::fs::FileExt::read_at(&file, &mut [0; 16], 0);
+    assert!(read.is_err(), "{read:?}");
+    drop(file);
+    // The next daemon finds nothing to take away.
+    world.ok(["daemon"]);
+    assert_eq!(world.json(&["mounts"]), serde_json::json!([]));
+    wait_for("nothing to be left of it", || {
+        let private = fs::read_dir(world.state().join("private")).expect("lists").flatten();
+        private.filter(|entry| entry.path().join("keeper.sock").exists()).count() == 0
+    });
+}
+
 #[test]
 fn an_unmount_by_somebody_else_is_noticed() {
     let world = World::new();

@@ -30,6 +30,7 @@ mod push;
 mod safe;
 mod scheduler;
 mod service;
+mod stored;
 mod survive;
 mod tier;
 mod tiers;

@@ -120,7 +120,7 @@ fn a_line_of_fstab_mounts() {
     world.push(&source, "data");
     let dir = world.make_dir("m");
     let place = dir.to_str().expect("plain");
-    let options = "rw,noexec,nosuid,nodev,nofail,_netdev,x-systemd.requires=larder.service,umask=027,uid=7";
+    let options = "rw,noexec,nosuid,nodev,nofail,_netdev,x-systemd.after=larder.service,umask=027,uid=7";
     let (code, said) = mount_helper(&world, &["data@main", place, "-o", options]);
     assert_eq!(code, 0, "{said}");
     assert_eq!(fs::read(dir.join("a.txt")).expect("reads"), b"alpha");

@@ -419,3 +419,35 @@ fn readers_of_small_files_notice_nothing_of_a_daemon_that_is_killed_again_and_ag
     readers.finish();
     assert_eq!(metric(&world, "larder_mount_open_files"), Some(0));
 }
+
+/// What fails in passing costs nobody anything: it is tried again by itself, and until then who reads waits.
+#[test]
+fn a_mount_that_cannot_be_taken_over_at_once_is_tried_again_and_who_reads_waits() {
+    if !can_hand_over() {
+        return;
+    }
+    let mut world = World::new();
+    let tier = world.make_dir("export");
+    world.ok(["tier", "init", tier.to_str().expect("plain")]);
+    world.set("LARDER_TIER", tier.to_str().expect("plain"));
+    let source = world.files("source", &[("a.bin", &noise(1, SMALL))]);
+    world.push(&source, "data");
+    let mount = world.mount("data", "m", &[]);
+    let file = File::open(mount.join("a.bin")).expect("opens");
+    // The export is away, as far as the next daemon sees.
+    let (marker, away) = (tier.join("larder-tier.json"), world.path("marker"));
+    fs::rename(&marker, &away).expect("takes the marker away");
+    world.kill_daemon();
+    wait_for("a take-over that fails", || world.log().contains("could not be mounted again"));
+    assert!(world.mounted().contains(&mount), "it stays");
+    let reader = std::thread::spawn(move || {
+        forget_pages(&file);
+        let mut read = vec![0; SMALL];
+        file.read_exact_at(&mut read, 0).map(|()| read)
+    });
+    fs::rename(&away, &marker).expect("puts it back");
+    let read = reader.join().expect("ends").expect("who waited sees no error");
+    assert!(read == noise(1, SMALL));
+    let is_counted = || world.run(["daemon", "metrics"]).stdout.contains("larder_mounts_taken_over_total 1");
+    wait_for("it to be taken over, not made anew", is_counted);
+}

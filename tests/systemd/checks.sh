@@ -16,7 +16,7 @@ fail() {
     {
         larder mounts
         systemctl --no-pager status larder larder-keeper
-        grep larder /proc/mounts
+        grep fuse.larder /proc/mounts
         cat /out/reader-*.log
     } 2>&1 | tail -n 80
     exit 1
@@ -97,7 +97,7 @@ reader() { # NUMBER
     local number=0
     while [ ! -e /tmp/stop ]; do
         number=$((number % 20 + 1))
-        dd if="$dir/f$number" iflag=direct bs=64k 2>>"/out/reader-$1.log" | cmp - "/srv/source/f$number" >>"/out/reader-$1.log" 2>&1 ||
+        dd if="$dir/f$number" iflag=direct bs=64k status=none 2>>"/out/reader-$1.log" | cmp - "/srv/source/f$number" >>"/out/reader-$1.log" 2>&1 ||
             echo "ERROR f$number" >>"/out/reader-$1.log"
         [ "$(ls "$dir" | wc -l)" = 21 ] || echo "ERROR listing" >>"/out/reader-$1.log"
         echo . >>"/out/rounds-$1"
@@ -170,14 +170,14 @@ exec 5<&-
 # --- stopped, started, and taken away ----------------------------------------------------------------------
 systemctl stop larder-keeper || fail "systemctl stop larder-keeper"
 [ "$(systemctl is-active larder)" = inactive ] || fail "without its keeper the daemon runs"
-! grep larder /proc/mounts || fail "a stopped keeper leaves a mount"
+! grep "fuse.larder" /proc/mounts || fail "a stopped keeper leaves a mount"
 systemctl start larder || fail "the daemon does not start its keeper"
 until_true "the mount comes back" serves
 diff -r /srv/source "$dir" || fail "other bytes after the stop"
 say "stopped and started: the mount is there again"
 objects=$(find /mnt/tier/objects -type f | wc -l)
 dpkg -r larder >/out/dpkg.log 2>&1 || fail "dpkg -r: $(cat /out/dpkg.log)"
-! grep larder /proc/mounts || fail "dpkg -r leaves a mount"
+! grep "fuse.larder" /proc/mounts || fail "dpkg -r leaves a mount"
 ! ls -l /proc/[0-9]*/exe 2>/dev/null | grep /usr/bin/larder || fail "dpkg -r leaves a process"
 [ -d /var/lib/larder ] && [ -e /etc/larder/larder.toml ] || fail "dpkg -r takes state or configuration"
 dpkg -P larder >/out/dpkg.log 2>&1 || fail "dpkg -P: $(cat /out/dpkg.log)"

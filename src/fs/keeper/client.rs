@@ -134,8 +134,17 @@ impl Client {
 
     /// Lets the keeper watch this process: when it dies, the keeper starts `restart`.
     pub fn watch(&self, restart: Option<Restart>) -> Result<Watching, KeeperError> {
+        self.be_watched(&Request::Watch { restart, ends_mounts: false })
+    }
+
+    /// Lets the keeper watch this process: when it dies, the keeper takes its mounts away and ends.
+    pub fn watch_to_the_end(&self) -> Result<Watching, KeeperError> {
+        self.be_watched(&Request::Watch { restart: None, ends_mounts: true })
+    }
+
+    fn be_watched(&self, request: &Request) -> Result<Watching, KeeperError> {
         let (bytes, _, connection) = self
-            .exchange(&Request::Watch { restart }, &[])
+            .exchange(request, &[])
             .map_err(|source| KeeperError::Unreachable { socket: self.socket.clone(), source })?;
         match serde_json::from_slice(&bytes) {
             Ok(Answer::Done) => Ok(Watching { connection }),

@@ -15,6 +15,7 @@
 //! * [`wire`]: the messages. * [`mounts`]: mount(2) and fusermount3. * [`table`]: which mounts there
 //!   are. * [`watch`]: the daemon's life. * [`client`]: what the daemon calls. * this file: the process.
 //! * [`kernel`]: EROFS mounts, which the keeper puts at their directories and does not hold.
+//! * [`stored`]: what a service manager holds as well, for when keeper and daemon both end.
 //!
 //! Single-threaded and without a runtime on purpose: one request after the other, none of them long.
 
@@ -23,6 +24,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::process::Command;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -37,6 +39,7 @@ use crate::fs::sys;
 mod client;
 pub mod kernel;
 mod mounts;
+mod stored;
 mod table;
 mod watch;
 mod wire;
@@ -45,6 +48,7 @@ pub use client::{Client, KeeperError, MountFds, Watching};
 pub use mounts::{ImageLine, image_at, image_by_id, images_shown, is_dead, is_ours, shows_image};
 pub use wire::{KeptMount, MountId, MountRequest, NOTE_BYTES_MAX, Restart};
 
+use stored::Store;
 use table::Table;
 use watch::Watch;
 pub(crate) use wire::PACKET_BYTES_MAX;
@@ -59,14 +63,17 @@ const LOOK_INTERVAL_MS: u16 = 30_000;
 const CLIENT_TIMEOUT_S: i64 = 2;
 
 /// Runs the keeper of a state directory in this process, for a service manager: `larder keeper --state DIR
-/// --foreground`. On SIGTERM and SIGINT it unmounts everything and ends.
+/// --foreground`. On SIGTERM and SIGINT it unmounts everything and ends; on SIGHUP the program that lies at its
+/// path now takes its place, with all mounts.
 pub fn run_here(state: &Path) -> io::Result<()> {
-    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
     signals.thread_block()?;
     let Some(mut keeper) = Keeper::open(state)? else {
         return Err(io::Error::new(io::ErrorKind::AddrInUse, "another keeper has this state directory"));
     };
     keeper.signals = Some(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?);
+    keeper.table.restore(Store::at(std::env::var_os("NOTIFY_SOCKET")), sys::take_passed());
+    keeper.table.tell_ready();
     keeper.serve()
 }
 
@@ -90,6 +97,8 @@ pub struct Keeper {
     socket: std::path::PathBuf,
     table: Table,
     watch: Watch,
+    /// Whether the mounts end with the process that is watched.
+    ends_mounts: bool,
     /// None: signals end the process as they do.
     signals: Option<SignalFd>,
     /// Held, never read.
@@ -113,7 +122,8 @@ impl Keeper {
         }
         let listener = sys::listen_at(&socket)?;
         fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
-        Ok(Some(Self { listener, socket, table: Table::new(), watch: Watch::new(), signals: None, _lock: lock }))
+        let (table, watch) = (Table::new(), Watch::new());
+        Ok(Some(Self { listener, socket, table, watch, ends_mounts: false, signals: None, _lock: lock }))
     }
 
     /// Answers requests until it is told to stop, or its socket was removed and nothing is mounted.
@@ -122,13 +132,20 @@ impl Keeper {
         loop {
             let seen = self.wait(mount_table.as_fd())?;
             self.table.forget_gone();
-            if seen.told_to_end {
+            if seen.signal == Some(Signal::SIGHUP) {
+                self.make_way();
+            } else if seen.signal.is_some() {
                 self.table.unmount_all();
                 let _ = fs::remove_file(&self.socket);
                 return Ok(());
             }
             if seen.daemon_lost {
                 self.watch.lost();
+                if self.ends_mounts {
+                    self.table.end_all();
+                    let _ = fs::remove_file(&self.socket);
+                    return Ok(());
+                }
             }
             if seen.client && self.answer_one() {
                 let _ = fs::remove_file(&self.socket);
@@ -140,6 +157,16 @@ impl Keeper {
             let state = self.socket.parent().unwrap_or(Path::new("/"));
             self.watch.tick(state, !self.table.is_empty());
         }
+    }
+
+    /// Starts the program anew in this process: the one that lies at its path now. Where that is none, all stays.
+    fn make_way(&self) {
+        let mut args = std::env::args_os();
+        let (Some(program), Ok(passed)) = (args.next(), self.table.pass_on()) else {
+            return;
+        };
+        let error = sys::replace_by(Command::new(program).args(args), &passed);
+        tracing::error!(%error, "the keeper goes on as it is");
     }
 
     /// Serves one connection; true: it was told to stop, and may.
@@ -163,7 +190,10 @@ impl Keeper {
         let packet = serde_json::to_vec(&answer).unwrap_or_default();
         let _ = sys::send_message(client.as_fd(), &packet, &borrowed);
         match request {
-            Request::Watch { restart } => self.watch.begin(client, restart),
+            Request::Watch { restart, ends_mounts } => {
+                self.ends_mounts = ends_mounts;
+                self.watch.begin(client, restart);
+            }
             Request::Ready => self.watch.ready(),
             Request::Unwatch => self.watch.end(),
             Request::Replace(restart) => self.watch.replace(restart),
@@ -189,7 +219,11 @@ impl Keeper {
         }
         let has_event = |at: usize| fds.get(at).and_then(PollFd::any).unwrap_or(false);
         let daemon_lost = signals_at == 3 && has_event(2);
-        Ok(Seen { client: has_event(0), daemon_lost, told_to_end: has_event(signals_at) })
+        let (client, is_told) = (has_event(0), has_event(signals_at));
+        let said =
+            if is_told { self.signals.as_ref().and_then(|signals| signals.read_signal().ok().flatten()) } else { None };
+        let signal = said.and_then(|said| Signal::try_from(said.ssi_signo.cast_signed()).ok());
+        Ok(Seen { client, daemon_lost, signal })
     }
 }
 
@@ -203,7 +237,7 @@ fn unknown() -> Vec<u8> {
 struct Seen {
     client: bool,
     daemon_lost: bool,
-    told_to_end: bool,
+    signal: Option<Signal>,
 }
 
 /// Lets in root and the keeper's own user; gives the peer's pid.

@@ -11,6 +11,7 @@ use nix::sys::stat::fstat;
 
 use super::kernel;
 use super::mounts;
+use super::stored::{self, Names, Row, Store};
 use super::wire::{Answer, KeptMount, MountId, MountRequest, NOTE_BYTES_MAX, PACKET_BYTES_MAX, Request};
 
 /// How many mounts one keeper makes: each takes two descriptors.
@@ -24,12 +25,13 @@ const INSTANCE_MASK: u64 = (1 << 36) - 1;
 
 #[derive(Debug)]
 struct Held {
-    request: MountRequest,
+    row: Row,
     fuse: OwnedFd,
     /// Records of what is open, written by the daemon.
     slots: OwnedFd,
-    detached: bool,
     server_pid: i32,
+    /// Of its descriptors in the store.
+    names: Names,
 }
 
 /// The mounts by id.
@@ -38,6 +40,7 @@ pub(super) struct Table {
     mounts: BTreeMap<MountId, Held>,
     last: u64,
     instance: u64,
+    store: Store,
 }
 
 /// An answer, the descriptors that go with it, and whether the keeper is to end.
@@ -60,7 +63,34 @@ impl Table {
     /// Makes an empty one, whose instance and ids no keeper before it has used.
     pub fn new() -> Self {
         let instance = (uuid::Uuid::new_v4().as_u64_pair().1 & INSTANCE_MASK) | 1;
-        Self { mounts: BTreeMap::new(), last: instance << ID_BITS, instance }
+        Self { mounts: BTreeMap::new(), last: instance << ID_BITS, instance, store: Store::default() }
+    }
+
+    /// Has a service manager hold the mounts as well, and takes in those that were passed to this process.
+    pub fn restore(&mut self, store: Store, passed: Vec<(String, OwnedFd)>) {
+        self.store = store;
+        let (whole, useless) = stored::assemble(passed);
+        useless.iter().for_each(|name| self.store.drop_one(name));
+        for stored in whole {
+            let id = self.next_id();
+            let stored::Stored { names, row, fuse, slots } = stored;
+            self.mounts.insert(id, Held { row, fuse, slots, server_pid: 0, names });
+        }
+        self.forget_gone();
+    }
+
+    /// Tells a service manager that who asks is answered.
+    pub fn tell_ready(&self) {
+        self.store.tell_ready();
+    }
+
+    /// Gives what a keeper needs that takes this one's place.
+    pub fn pass_on(&self) -> io::Result<Vec<(String, OwnedFd)>> {
+        let mut passed = Vec::new();
+        for held in self.mounts.values() {
+            passed.extend(stored::pass_on(&held.names, &held.row, held.fuse.as_fd(), held.slots.as_fd())?);
+        }
+        Ok(passed)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -69,19 +99,28 @@ impl Table {
 
     /// Drops the mounts whose connection the kernel has ended.
     pub fn forget_gone(&mut self) {
-        self.mounts.retain(|_, held| !mounts::is_gone(&held.fuse));
+        for (_, held) in self.mounts.extract_if(.., |_, held| mounts::is_gone(&held.fuse)) {
+            self.store.remove(&held.names);
+        }
     }
 
     /// Unmounts everything; what is in use, lazily.
     pub fn unmount_all(&mut self) {
-        let held = self.mounts.values().rev().filter(|held| !held.detached);
-        let dirs: Vec<PathBuf> = held.map(|held| held.request.dir.clone()).collect();
+        let held = self.mounts.values().rev().filter(|held| !held.row.detached);
+        let dirs: Vec<PathBuf> = held.map(|held| held.row.request.dir.clone()).collect();
         // Images stay: they need nobody.
         for dir in dirs.into_iter().filter(|dir| !mounts::shows_image(dir)) {
             if let (Answer::Failed { .. }, ..) = self.unmount(&dir, false) {
                 self.unmount(&dir, true);
             }
         }
+    }
+
+    /// Takes everything away of which nobody answers any more: who waits gets an error.
+    pub fn end_all(&mut self) {
+        self.unmount_all();
+        let ids: Vec<MountId> = self.mounts.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.remove(id));
     }
 
     /// Does what a client asks.
@@ -100,7 +139,7 @@ impl Table {
             Request::List { after } => (self.list(after), Vec::new(), false),
             Request::Unmount { dir, lazy } => self.unmount(&dir, lazy),
             Request::Forget { id } => {
-                self.mounts.remove(&id);
+                self.remove(id);
                 done()
             }
             Request::Note { id, note } => self.note(id, note),
@@ -123,11 +162,26 @@ impl Table {
             Ok(fd) => fd,
             Err(error) => return failed(&error, request.dir.display()),
         };
-        let held = Held { request, fuse, slots, detached: false, server_pid: pid };
+        let id = self.insert(request, fuse, slots, pid);
+        match self.mounts.get(&id) {
+            Some(held) => give(id, held),
+            None => refused(Errno::ENOENT, format_args!("there is no mount {id}")),
+        }
+    }
+
+    fn insert(&mut self, request: MountRequest, fuse: OwnedFd, slots: OwnedFd, pid: i32) -> MountId {
         let id = self.next_id();
-        let answer = give(id, &held);
+        let row = Row { request, detached: false };
+        let held = Held { row, fuse, slots, server_pid: pid, names: Names::draw() };
+        self.store.put(&held.names, &held.row, held.fuse.as_fd(), held.slots.as_fd());
         self.mounts.insert(id, held);
-        answer
+        id
+    }
+
+    fn remove(&mut self, id: MountId) {
+        if let Some(held) = self.mounts.remove(&id) {
+            self.store.remove(&held.names);
+        }
     }
 
     /// Takes in a mount that another keeper has left to the daemon. One that is there already keeps its id.
@@ -144,9 +198,7 @@ impl Table {
             held.server_pid = pid;
             return (Answer::Mount(id), Vec::new(), false);
         }
-        let id = self.next_id();
-        self.mounts.insert(id, Held { request, fuse, slots, detached: false, server_pid: pid });
-        (Answer::Mount(id), Vec::new(), false)
+        (Answer::Mount(self.insert(request, fuse, slots, pid)), Vec::new(), false)
     }
 
     fn check(&self, request: &MountRequest) -> Result<(), Handled> {
@@ -199,15 +251,16 @@ impl Table {
         }
         // The topmost at a directory is the newest that is not detached.
         let mut left = self.mounts.iter_mut().rev();
-        let left = left.find(|(_, held)| held.request.dir == dir && !held.detached);
+        let left = left.find(|(_, held)| held.row.request.dir == dir && !held.row.detached);
         match left.map(|(&id, held)| (id, held)) {
             // Nobody can come back to it. The daemon that serves it holds it as long as something is
             // open; without one the kernel ends it now, and whoever waits gets an error.
-            Some((id, _)) if lazy => {
-                self.mounts.remove(&id);
-            }
+            Some((id, _)) if lazy => self.remove(id),
             // Still mounted elsewhere (a bind mount, another mount namespace).
-            Some((_, held)) => held.detached = true,
+            Some((_, held)) => {
+                held.row.detached = true;
+                self.store.replace_row(&mut held.names, &held.row);
+            }
             None => {}
         }
         done()
@@ -234,7 +287,8 @@ impl Table {
     fn note(&mut self, id: MountId, note: String) -> Handled {
         match self.mounts.get_mut(&id) {
             Some(held) if note.len() <= NOTE_BYTES_MAX => {
-                held.request.note = note;
+                held.row.request.note = note;
+                self.store.replace_row(&mut held.names, &held.row);
                 done()
             }
             Some(_) => refused(Errno::EINVAL, "the note is too long"),
@@ -246,7 +300,7 @@ impl Table {
         let Some(held) = self.mounts.get(&id) else {
             return refused(Errno::ENOENT, format_args!("there is no mount {id}"));
         };
-        let line = match mounts::find(&held.request.dir) {
+        let line = match mounts::find(&held.row.request.dir) {
             Ok(Some(line)) => line,
             Ok(None) => return refused(Errno::ENOENT, "it is not in the mount table"),
             Err(error) => return failed(&error, "/proc/self/mountinfo"),
@@ -274,13 +328,13 @@ fn give(id: MountId, held: &Held) -> Handled {
 
 impl Held {
     fn describe(&self, id: MountId) -> KeptMount {
-        let MountRequest { dir, source, note, .. } = &self.request;
+        let MountRequest { dir, source, note, .. } = &self.row.request;
         KeptMount {
             id,
             dir: PathBuf::from(dir),
             source: source.clone(),
             note: note.clone(),
-            detached: self.detached,
+            detached: self.row.detached,
             server_pid: self.server_pid,
         }
     }

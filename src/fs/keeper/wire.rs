@@ -77,7 +77,12 @@ pub(crate) enum Request {
     Adopt(MountRequest),
     /// A daemon has come; it lives as long as this connection, which stays open. When it dies, `restart` is
     /// started, if there are mounts.
-    Watch { restart: Option<Restart> },
+    Watch {
+        restart: Option<Restart>,
+        /// Nobody will come: the mounts end with it, and who reads them gets errors.
+        #[serde(default)]
+        ends_mounts: bool,
+    },
     /// The daemon has taken its mounts over.
     Ready,
     /// The daemon ends by itself.
