@@ -39,6 +39,14 @@ mount /data/xray
 useradd --create-home --groups larder ann
 install -d -o ann /srv/ann
 su ann -c 'larder mount xray@v2 /srv/ann && cat /srv/ann/a.txt' || fail "a member of the group cannot mount"
+# Not every kernel can, and the state has to be on a disk that can.
+mkdir -p /data/kernel
+if uname -r | awk -F. '{ exit !($1 > 6 || $1 == 6 && $2 >= 12) }' && grep -q erofs /proc/filesystems; then
+    larder cache -q xray@v2
+    larder mount xray@v2 /data/kernel --engine kernel || fail "the kernel engine, as a service"
+    [ "$(cat /data/kernel/a.txt)" = alpha ] || fail "other bytes by the kernel engine"
+    larder umount /data/kernel
+fi
 useradd --create-home bob
 ! su bob -c 'larder mounts' >bob.log 2>&1 && grep -q 'may not use' bob.log || fail "somebody else reaches the daemon: $(cat bob.log)"
 larder daemon metrics | grep -q '^larder_mounts{state="mounted"} 2' || fail "metrics"

@@ -49,6 +49,7 @@ struct Moved {
 
 /// Runs the command.
 pub(super) fn run(ctx: &Context, args: &Args) -> anyhow::Result<()> {
+    ctx.only_here("`tier move`")?;
     let revision = Revision::parse(&args.revision)?;
     let dataset = revision.dataset.as_str().to_owned();
     let (from, source) = ctx.tier(ctx.tier_of_dataset(args.from.as_deref(), &dataset))?;
