@@ -28,7 +28,7 @@ test: deps       ## Runs the tests that guard every change.
 lint:            ## Format, clippy, docs, licences.
 	scripts/lint
 
-campaign: deps   ## Long tests: PART=kill|survive|damage|fault|nodes|pressure|shape|import|trees|sched|jobs|life|soak|kernels|systemd|nfs|random|sim|fuzz MINUTES=20 SEED=1.
+campaign: deps   ## Long tests: PART=kill|survive|damage|fault|nodes|pressure|shape|import|trees|sched|jobs|life|soak|kernels|systemd|memory|nfs|random|sim|fuzz MINUTES=20 SEED=1.
 	PART=$(PART) MINUTES=$(MINUTES) SEED=$(SEED) scripts/campaign
 
 bench: deps build ## Us, the plain file system and the rivals on the same work (over an hour; WORKS= ROUNDS= RIVAL_ROUNDS= SCALE= PEERS= DIR= JSON= KEEP=1).
