@@ -28,6 +28,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("redb", &["store/kv.rs", "store/catalog/push/"]),
     ("fuser", &["fs/fuse", "fs/session", "fs/passthrough"]),
     ("axum", &["node/", "scheduler/server.rs", "scheduler/kubernetes/serve.rs"]),
+    ("tonic", &["node/csi/"]),
     ("kube", &["node/csi/", "scheduler/kubernetes/"]),
     ("k8s_openapi", &["node/csi/", "scheduler/kubernetes/"]),
     ("tokio_rustls", &["node/dial.rs", "node/remote.rs"]),

@@ -27,7 +27,8 @@ pub struct Args {
     /// The dataset
     #[arg(value_name = "DATASET")]
     dataset: String,
-    /// Whom to give the rights: everyone, user:NAME or group:NAME. They take the place of those that they had
+    /// Whom to give the rights: everyone, user:NAME, group:NAME; among pods namespace:NAME, serviceaccount:NAMESPACE/NAME.
+    /// They take the place of those that they had
     #[arg(long, value_name = "WHO", conflicts_with = "clear")]
     to: Option<String>,
     /// The rights: mount, cache, uncache, push

@@ -16,6 +16,9 @@ pub struct Args {
     /// anew and keeps the mounts
     #[arg(long)]
     pub foreground: bool,
+    /// Unmounts nothing on SIGTERM: the daemon gives the mounts to the next keeper
+    #[arg(long, requires = "foreground")]
+    pub keep_mounts: bool,
 }
 
 /// Runs the keeper where the command line asks for it: before anything has made a thread.
@@ -37,7 +40,7 @@ pub(super) fn run_if_asked() -> Option<ExitCode> {
 /// Runs the command (not reached where `run_if_asked` saw it).
 pub fn run(_ctx: &Context, args: Args) -> anyhow::Result<()> {
     if args.foreground {
-        return Ok(crate::fs::keeper::run_here(&args.state)?);
+        return Ok(crate::fs::keeper::run_here(&args.state, args.keep_mounts)?);
     }
     Ok(crate::fs::keeper::run(&args.state)?)
 }

@@ -21,6 +21,7 @@ pub mod cat;
 pub mod completions;
 pub mod config_cmd;
 pub mod context;
+pub mod csi;
 pub mod daemon;
 pub mod datasets;
 pub mod diff;
@@ -155,6 +156,8 @@ pub enum Command {
     Node(node::Args),
     /// Shares GPUs among projects: runs the scheduler, or simulates it
     Scheduler(scheduler::Args),
+    /// Gives commits to the pods of Kubernetes as volumes
+    Csi(csi::Args),
     /// Prints a shell's completions
     Completions(completions::Args),
     /// Writes the manual pages into a directory
@@ -181,7 +184,7 @@ impl Command {
     fn is_service(&self) -> bool {
         match self {
             Self::Scheduler(args) => args.is_service(),
-            Self::Daemon(_) | Self::Keeper(_) => true,
+            Self::Daemon(_) | Self::Keeper(_) | Self::Csi(_) => true,
             _ => false,
         }
     }
@@ -219,6 +222,7 @@ impl Command {
             Self::Project(args) => project::run(ctx, args),
             Self::Node(args) => node::run(ctx, args),
             Self::Scheduler(args) => scheduler::run(ctx, args),
+            Self::Csi(args) => csi::run(ctx, args),
             Self::Completions(args) => completions::run(ctx, args),
             Self::Man(args) => man::run(ctx, args),
             Self::Keeper(args) => keeper::run(ctx, args),

@@ -28,7 +28,7 @@ pub use daemon_url::DaemonUrl;
 pub use keys::{KEYS, Key, Kind, find};
 pub use load::{Env, Loaded, load};
 pub use reference::flags_help;
-pub use types::{Percent, Size, Span};
+pub use types::{Percent, Size, Span, ValueError};
 
 /// Values given on the command line, by dotted name: of the table (`tier.*.ttl`, from a key's own flag) or
 /// as it stands in a file (`tier.fast.ttl`, from `--set`).

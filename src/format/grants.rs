@@ -66,12 +66,15 @@ impl FromStr for Right {
     }
 }
 
-/// Whom a grant is for: `everyone`, `user:ann`, `group:vision`; a name, or a number.
+/// Whom a grant is for: `everyone`, `user:ann`, `group:vision` (a name, or a number); among pods `namespace:vision`,
+/// `serviceaccount:vision/nightly`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Who {
     Everyone,
     User(String),
     Group(String),
+    Namespace(String),
+    ServiceAccount { namespace: String, name: String },
 }
 
 impl fmt::Display for Who {
@@ -80,6 +83,8 @@ impl fmt::Display for Who {
             Self::Everyone => f.write_str("everyone"),
             Self::User(name) => write!(f, "user:{name}"),
             Self::Group(name) => write!(f, "group:{name}"),
+            Self::Namespace(name) => write!(f, "namespace:{name}"),
+            Self::ServiceAccount { namespace, name } => write!(f, "serviceaccount:{namespace}/{name}"),
         }
     }
 }
@@ -88,7 +93,7 @@ impl FromStr for Who {
     type Err = GrantError;
 
     fn from_str(text: &str) -> Result<Self, GrantError> {
-        let expected = "everyone, user:NAME or group:NAME";
+        let expected = "everyone, user:NAME, group:NAME, namespace:NAME or serviceaccount:NAMESPACE/NAME";
         let is_name = |name: &str| {
             !name.is_empty() && name.len() <= 255 && !name.chars().any(|c| c.is_control() || c.is_whitespace())
         };
@@ -96,6 +101,13 @@ impl FromStr for Who {
             None if text == "everyone" => Ok(Self::Everyone),
             Some(("user", name)) if is_name(name) => Ok(Self::User(name.to_owned())),
             Some(("group", name)) if is_name(name) => Ok(Self::Group(name.to_owned())),
+            Some(("namespace", name)) if is_name(name) && !name.contains('/') => Ok(Self::Namespace(name.to_owned())),
+            Some(("serviceaccount", name)) => match name.split_once('/') {
+                Some((namespace, name)) if is_name(namespace) && is_name(name) && !name.contains('/') => {
+                    Ok(Self::ServiceAccount { namespace: namespace.to_owned(), name: name.to_owned() })
+                }
+                _ => Err(GrantError { text: text.to_owned(), expected }),
+            },
             _ => Err(GrantError { text: text.to_owned(), expected }),
         }
     }
@@ -113,13 +125,35 @@ impl<'de> Deserialize<'de> for Who {
     }
 }
 
-/// Who asks, as the node's user database knows them.
+/// A pod that asks; what is not known of it is empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodPrincipal {
+    #[serde(default)]
+    pub namespace: String,
+    #[serde(default)]
+    pub service_account: String,
+}
+
+impl fmt::Display for PodPrincipal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.namespace.as_str(), self.service_account.as_str()) {
+            ("", _) => f.write_str("a pod that nobody names"),
+            (namespace, "") => write!(f, "a pod of namespace {namespace}"),
+            (namespace, name) => write!(f, "serviceaccount:{namespace}/{name}"),
+        }
+    }
+}
+
+/// Who asks, as the node's user database knows them; or a pod, which is no user of the node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Principal {
     pub uid: u32,
     pub user: Option<String>,
     /// Numbers and, where there are some, names.
     pub groups: Vec<(u32, Option<String>)>,
+    /// Where it is a pod, the fields above say nothing.
+    pub pod: Option<PodPrincipal>,
 }
 
 impl Who {
@@ -127,8 +161,14 @@ impl Who {
     pub fn means(&self, principal: &Principal) -> bool {
         match self {
             Self::Everyone => true,
+            Self::User(_) | Self::Group(_) if principal.pod.is_some() => false,
             Self::User(name) => is_named(name, principal.uid, principal.user.as_deref()),
             Self::Group(name) => principal.groups.iter().any(|(gid, known)| is_named(name, *gid, known.as_deref())),
+            Self::Namespace(name) => principal.pod.as_ref().is_some_and(|pod| pod.namespace == *name),
+            Self::ServiceAccount { namespace, name } => {
+                let pod = principal.pod.as_ref();
+                pod.is_some_and(|pod| pod.namespace == *namespace && pod.service_account == *name)
+            }
         }
     }
 }
@@ -215,6 +255,7 @@ mod tests {
             uid: 1005,
             user: Some("ann".to_owned()),
             groups: vec![(1005, Some("ann".to_owned())), (60, Some("vision".to_owned())), (61, None)],
+            pod: None,
         }
     }
 
@@ -248,6 +289,32 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_is_meant_by_its_namespace_or_service_account_and_is_no_user_of_the_node() {
+        let pod = |namespace: &str, service_account: &str| {
+            let (namespace, service_account) = (namespace.to_owned(), service_account.to_owned());
+            Principal { pod: Some(PodPrincipal { namespace, service_account }), ..ann() }
+        };
+        let nightly = pod("vision", "nightly");
+        for (who, means) in [
+            ("everyone", true),
+            ("namespace:vision", true),
+            ("serviceaccount:vision/nightly", true),
+            ("namespace:nightly", false),
+            ("serviceaccount:vision/default", false),
+            ("serviceaccount:audio/nightly", false),
+            ("user:ann", false),
+            ("user:1005", false),
+            ("group:60", false),
+        ] {
+            let who: Who = who.parse().expect(who);
+            assert_eq!(who.means(&nightly), means, "{who}");
+            assert_eq!(who.means(&pod("", "")), who == Who::Everyone, "{who}: a pod that nobody names");
+            assert_eq!(who.to_string().parse(), Ok(who));
+        }
+        assert!(!"namespace:ann".parse::<Who>().expect("is one").means(&ann()), "a user is in no namespace");
+    }
+
+    #[test]
     fn of_two_heads_only_what_both_allow_counts() {
         let all = grant("user:ann", &Right::ALL);
         let less = grant("group:vision", &[Right::Mount]);
@@ -257,7 +324,20 @@ mod tests {
 
     #[test]
     fn what_is_no_grant_is_refused() {
-        for bad in ["", "ann", "user:", "group:a b", "user:a\nb", "Everyone", "role:x"] {
+        for bad in [
+            "",
+            "ann",
+            "user:",
+            "group:a b",
+            "user:a\nb",
+            "Everyone",
+            "role:x",
+            "namespace:",
+            "namespace:a/b",
+            "serviceaccount:a",
+            "serviceaccount:a/",
+            "serviceaccount:a/b/c",
+        ] {
             assert!(bad.parse::<Who>().is_err(), "{bad}");
         }
         let entry = GrantsEntry { format: 1, grants: vec![], supersedes: vec![], time_ms: 1, by: "a@b".into() };

@@ -4,6 +4,9 @@
 //! GET    /v1/info               who the daemon is and what it serves
 //! POST   /v1/mounts             MountRequest -> MountInfo
 //! GET    /v1/mounts             [MountInfo]
+//! POST   /v1/resolve            ResolveRequest -> ResolveInfo; this and the next two for the daemon's own user
+//! POST   /v1/bind               BindRequest; shows a mount at another directory too
+//! POST   /v1/unbind             UnbindRequest
 //! POST   /v1/umount             UmountRequest -> MountInfo
 //! POST   /v1/permit             PermitRequest; 200 where that is allowed, 403 where not
 //! POST   /v1/fills              FillRequest -> FillInfo
@@ -32,7 +35,7 @@ use uuid::Uuid;
 use super::mounting::Caller;
 use super::table::{MountOptions, Owner};
 use crate::config::{EngineChoice, PrefetchLevel, Span, VerifyLevel};
-use crate::format::grants::Right;
+use crate::format::grants::{PodPrincipal, Right};
 use crate::format::ids::{CommitId, NodeId};
 use crate::fs::session::MountStats;
 
@@ -128,6 +131,44 @@ pub struct PermitRequest {
     /// None: who asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub for_user: Option<Caller>,
+}
+
+/// What a revision is now, and whether a pod may have it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResolveRequest {
+    pub revision: String,
+    /// On whose behalf; None: the caller's own.
+    #[serde(default)]
+    pub pod: Option<PodPrincipal>,
+    /// What is to be done with it.
+    #[serde(default)]
+    pub rights: Vec<Right>,
+}
+
+/// What a revision is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolveInfo {
+    pub dataset: String,
+    pub commit: CommitId,
+}
+
+/// Show a mount at another directory too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BindRequest {
+    pub dir: PathBuf,
+    pub target: PathBuf,
+}
+
+/// Take it away there again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnbindRequest {
+    pub target: PathBuf,
+    /// Also where it is in use: what is open goes on.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// How a mount does.

@@ -14,8 +14,8 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use super::api::{
-    ApiError, FillInfo, FillRequest, MountInfo, MountRequest, NodeInfo, PermitRequest, UmountRequest, UncacheInfo,
-    UncacheRequest, UpgradeRequest,
+    ApiError, BindRequest, FillInfo, FillRequest, MountInfo, MountRequest, NodeInfo, PermitRequest, ResolveInfo,
+    ResolveRequest, UmountRequest, UnbindRequest, UncacheInfo, UncacheRequest, UpgradeRequest,
 };
 use super::dial::{Dial, DialError, Stream};
 use crate::config::DaemonSection;
@@ -161,6 +161,20 @@ impl NodeClient {
     /// Asks whether somebody may do something with a dataset.
     pub async fn permit(&self, request: &PermitRequest) -> Result<(), ClientError> {
         let _: serde_json::Value = self.post("/v1/permit", request).await?;
+        Ok(())
+    }
+
+    pub async fn resolve(&self, request: &ResolveRequest) -> Result<ResolveInfo, ClientError> {
+        self.post("/v1/resolve", request).await
+    }
+
+    pub async fn bind(&self, request: &BindRequest) -> Result<(), ClientError> {
+        let _: serde_json::Value = self.post("/v1/bind", request).await?;
+        Ok(())
+    }
+
+    pub async fn unbind(&self, request: &UnbindRequest) -> Result<(), ClientError> {
+        let _: serde_json::Value = self.post("/v1/unbind", request).await?;
         Ok(())
     }
 

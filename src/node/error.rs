@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::format::grants::Right;
+use crate::format::grants::{PodPrincipal, Right};
 use crate::format::refs::NameError;
 use crate::fs::keeper::KeeperError;
 use crate::fs::mount::MountError;
@@ -51,6 +51,8 @@ pub enum NodeError {
     NotFromHere { what: String },
     #[error("user {uid} may not {right} {dataset}: {by} does not allow it")]
     NotGranted { uid: u32, right: Right, dataset: String, by: &'static str },
+    #[error("{pod} may not {right} {dataset}: {by} does not allow it")]
+    NotGrantedToPod { pod: PodPrincipal, right: Right, dataset: String, by: &'static str },
     #[error(transparent)]
     Policy(#[from] PolicyError),
     #[error(transparent)]
@@ -113,7 +115,10 @@ impl NodeError {
             Self::Wrong { .. } | Self::Dir { .. } | Self::DirIo { .. } | Self::Name(_) | Self::UnknownTier { .. } => {
                 400
             }
-            Self::Denied { .. } | Self::NotGranted { .. } | Self::NotFromHere { .. } => 403,
+            Self::Denied { .. }
+            | Self::NotGranted { .. }
+            | Self::NotGrantedToPod { .. }
+            | Self::NotFromHere { .. } => 403,
             Self::NotMounted { .. } | Self::NoFill { .. } => 404,
             Self::Catalog(CatalogError::NoDataset { .. }) => 404,
             Self::Catalog(CatalogError::Refs(
@@ -138,7 +143,7 @@ impl NodeError {
             Self::Dir { hint, .. } => Some(hint.clone()),
             Self::NotMounted { .. } => Some("`larder mounts` lists what is mounted".to_owned()),
             Self::Engine { revision, source } => source.hint(revision),
-            Self::NotGranted { dataset, .. } => {
+            Self::NotGranted { dataset, .. } | Self::NotGrantedToPod { dataset, .. } => {
                 Some(format!("`larder grant {dataset}` lists who may; the node's policy is the file of daemon.policy"))
             }
             Self::Descriptors { .. } => {

@@ -5,8 +5,8 @@
 //! * [`open`]: from the configuration to a lake, a catalog, tiers, fetchers.
 //! * [`table`]: the mount table: mounts, their attachments and owners; kept in one file.
 //! * [`daemon`]: the daemon's state and its life. [`mounting`], `leftover`, [`fills`], [`upkeep`], `scrub`: what
-//!   it does. `choosing`: which of several tiers. `ending`: its end. `directory`:
-//!   where a mount is to be. `keeping`: the daemon and its keeper.
+//!   it does. `binding`: what it does for pods. [`csi`]: what the kubelet asks. `choosing`: which of several tiers.
+//!   `ending`: its end. `directory`: where a mount is to be. `keeping`: the daemon and its keeper.
 //! * [`api`]: the requests and answers, as JSON. [`server`]: the same over a unix socket. [`client`]: what
 //!   the command line speaks with. [`spawn`]: the daemon on demand.
 //! * `peers`: nodes of one tier ask one another for bytes that are on their way.
@@ -28,8 +28,10 @@
 //! one mount that cannot be made takes no other with it.
 
 pub mod api;
+mod binding;
 mod choosing;
 pub mod client;
+pub mod csi;
 pub mod daemon;
 mod dial;
 mod directory;

@@ -12,7 +12,7 @@ use globset::{GlobBuilder, GlobMatcher};
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use serde::Deserialize;
 
-use crate::format::grants::{Principal, Right, Who};
+use crate::format::grants::{PodPrincipal, Principal, Right, Who};
 use crate::format::refs::DatasetName;
 use crate::store::catalog::grants::GrantsError;
 
@@ -129,7 +129,7 @@ pub fn principal(uid: u32, gid: u32) -> Principal {
     gids.sort_unstable_by_key(|gid| gid.as_raw());
     gids.dedup();
     let named = |gid: Gid| (gid.as_raw(), Group::from_gid(gid).ok().flatten().map(|group| group.name));
-    Principal { uid, user: user.map(|user| user.name), groups: gids.into_iter().map(named).collect() }
+    Principal { uid, user: user.map(|user| user.name), groups: gids.into_iter().map(named).collect(), pod: None }
 }
 
 /// Whom a mount may show its files to.
@@ -147,22 +147,55 @@ impl Daemon {
         if caller.is_master() {
             return Ok(Reach::Anybody);
         }
+        let found = move || principal(caller.uid, caller.gid);
+        self.decide(found, dataset, right).await.map_err(|refusal| match refusal {
+            Refusal::By(by) => {
+                tracing::info!(uid = caller.uid, %dataset, %right, by, "refused");
+                NodeError::NotGranted { uid: caller.uid, right, dataset: dataset.to_string(), by }
+            }
+            Refusal::Failed(error) => *error,
+        })
+    }
+
+    /// Refuses what policy or grants do not allow a pod.
+    pub(super) async fn permit_pod(
+        &self,
+        pod: &PodPrincipal,
+        dataset: &DatasetName,
+        right: Right,
+    ) -> Result<(), NodeError> {
+        let asks = Principal { pod: Some(pod.clone()), ..Principal::default() };
+        let decided = self.decide(move || asks, dataset, right).await;
+        decided.map(drop).map_err(|refusal| match refusal {
+            Refusal::By(by) => {
+                tracing::info!(%pod, %dataset, %right, by, "refused");
+                NodeError::NotGrantedToPod { pod: pod.clone(), right, dataset: dataset.to_string(), by }
+            }
+            Refusal::Failed(error) => *error,
+        })
+    }
+
+    async fn decide(
+        &self,
+        found: impl FnOnce() -> Principal + Send + 'static,
+        dataset: &DatasetName,
+        right: Right,
+    ) -> Result<Reach, Refusal> {
         let path = self.config().daemon.policy.clone();
         let asked = dataset.clone();
         let (principal, by_policy) = blocking("looking up who asks", move || {
-            let principal = principal(caller.uid, caller.gid);
+            let principal = found();
             let policy = path.map(|path| Policy::read(&path)).transpose()?;
             let said =
                 policy.map(|policy| (policy.allows(&principal, &asked, right), policy.restricts(&asked, Right::Mount)));
             Ok::<_, PolicyError>((principal, said))
         })
-        .await??;
-        let grants = self.catalog().await?.grants(dataset).await?;
+        .await?
+        .map_err(NodeError::from)?;
+        let grants = self.catalog().await?.grants(dataset).await.map_err(NodeError::from)?;
         let (allowed, restricted) = by_policy.unwrap_or((true, false));
         if !allowed || !grants.allow(&principal, right) {
-            let by = if allowed { "the grants of the dataset" } else { "the policy of this node" };
-            tracing::info!(uid = caller.uid, %dataset, %right, by, "refused");
-            return Err(NodeError::NotGranted { uid: caller.uid, right, dataset: dataset.to_string(), by });
+            return Err(Refusal::By(if allowed { "the grants of the dataset" } else { "the policy of this node" }));
         }
         let is_for_all = !restricted && !grants.restrict(Right::Mount);
         Ok(if is_for_all { Reach::Anybody } else { Reach::Caller })
@@ -174,6 +207,19 @@ impl Daemon {
     pub async fn permits(&self, request: PermitRequest, caller: Caller) -> Result<(), NodeError> {
         let whose = caller.asks_for(request.for_user)?;
         self.permit(whose, &DatasetName::parse(&request.dataset)?, request.right).await.map(drop)
+    }
+}
+
+/// Why somebody may not.
+enum Refusal {
+    By(&'static str),
+    /// It could not be found out.
+    Failed(Box<NodeError>),
+}
+
+impl From<NodeError> for Refusal {
+    fn from(error: NodeError) -> Self {
+        Self::Failed(Box::new(error))
     }
 }
 
@@ -212,7 +258,7 @@ mod tests {
     fn what_no_rule_allows_is_refused() {
         let policy = Policy::parse(TEXT).expect("is right");
         let ann = Principal { uid: 1005, ..Principal::default() };
-        let vision = Principal { uid: 7, user: None, groups: vec![(60, Some("vision".to_owned()))] };
+        let vision = Principal { uid: 7, user: None, groups: vec![(60, Some("vision".to_owned()))], pod: None };
         let bob = Principal { uid: 1006, ..Principal::default() };
         for (who, name, right, may) in [
             (&ann, "xray", Right::Mount, true),

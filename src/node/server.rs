@@ -21,8 +21,8 @@ use tokio::net::UnixListener;
 use uuid::Uuid;
 
 use super::api::{
-    FillInfo, FillRequest, MountInfo, MountRequest, MountState, NodeInfo, PermitRequest, UmountRequest, UncacheInfo,
-    UncacheRequest, UpgradeRequest,
+    BindRequest, FillInfo, FillRequest, MountInfo, MountRequest, MountState, NodeInfo, PermitRequest, ResolveInfo,
+    ResolveRequest, UmountRequest, UnbindRequest, UncacheInfo, UncacheRequest, UpgradeRequest,
 };
 use super::daemon::{Daemon, blocking, now_ms};
 use super::engine::Served;
@@ -120,6 +120,9 @@ pub(super) fn router(daemon: Daemon) -> Router {
         .route("/v1/mounts", get(mounts).post(mount))
         .route("/v1/umount", post(umount))
         .route("/v1/permit", post(permit))
+        .route("/v1/resolve", post(resolve))
+        .route("/v1/bind", post(bind))
+        .route("/v1/unbind", post(unbind))
         .route("/v1/fills", post(fill))
         .route("/v1/fills/{id}", get(fill_info).delete(cancel_fill))
         .route("/v1/uncache", post(uncache))
@@ -198,6 +201,39 @@ async fn permit(
 ) -> Answer<serde_json::Value> {
     let caller = daemon.admit(peer)?;
     daemon.permits(body(request)?, caller).await?;
+    Ok(Json(serde_json::json!({})))
+}
+
+async fn resolve(
+    State(daemon): State<Daemon>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Result<Json<ResolveRequest>, JsonRejection>,
+) -> Answer<ResolveInfo> {
+    daemon.admit_master(peer, "ask on behalf of a pod")?;
+    Ok(Json(daemon.resolve(body(request)?).await?))
+}
+
+async fn bind(
+    State(daemon): State<Daemon>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Result<Json<BindRequest>, JsonRejection>,
+) -> Answer<serde_json::Value> {
+    daemon.admit_master(peer, "show a mount elsewhere")?;
+    let request = body(request)?;
+    let done = tokio::spawn(async move { daemon.bind(request).await });
+    done.await.map_err(|_| NodeError::Panicked { what: "showing a mount elsewhere" })??;
+    Ok(Json(serde_json::json!({})))
+}
+
+async fn unbind(
+    State(daemon): State<Daemon>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Result<Json<UnbindRequest>, JsonRejection>,
+) -> Answer<serde_json::Value> {
+    daemon.admit_master(peer, "unmount what pods see")?;
+    let request = body(request)?;
+    let done = tokio::spawn(async move { daemon.unbind(request).await });
+    done.await.map_err(|_| NodeError::Panicked { what: "unmounting" })??;
     Ok(Json(serde_json::json!({})))
 }
 

@@ -9,6 +9,8 @@ mod campaign;
 mod cli;
 mod config;
 mod containers;
+mod csi;
+mod csi_pods;
 mod daemon;
 mod format;
 mod gc;

@@ -226,6 +226,11 @@ impl Client {
         }
     }
 
+    /// Shows the mount of ours at `from` at another directory too.
+    pub fn bind(&self, from: &Path, dir: &Path) -> Result<(), KeeperError> {
+        self.done(&Request::Bind { from: from.to_owned(), dir: dir.to_owned() })
+    }
+
     /// Replaces the note of a mount.
     pub fn set_note(&self, id: MountId, note: &str) -> Result<(), KeeperError> {
         self.done(&Request::Note { id, note: note.to_owned() })

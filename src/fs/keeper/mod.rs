@@ -45,7 +45,7 @@ mod watch;
 mod wire;
 
 pub use client::{Client, KeeperError, MountFds, Watching};
-pub use mounts::{ImageLine, image_at, image_by_id, images_shown, is_dead, is_ours, shows_image};
+pub use mounts::{ImageLine, Shown, image_at, image_by_id, images_shown, is_dead, is_ours, shown_at, shows_image};
 pub use wire::{KeptMount, MountId, MountRequest, NOTE_BYTES_MAX, Restart};
 
 use stored::Store;
@@ -63,14 +63,15 @@ const LOOK_INTERVAL_MS: u16 = 30_000;
 const CLIENT_TIMEOUT_S: i64 = 2;
 
 /// Runs the keeper of a state directory in this process, for a service manager: `larder keeper --state DIR
-/// --foreground`. On SIGTERM and SIGINT it unmounts everything and ends; on SIGHUP the program that lies at its
-/// path now takes its place, with all mounts.
-pub fn run_here(state: &Path) -> io::Result<()> {
+/// --foreground`. On SIGTERM and SIGINT it unmounts everything and ends, or leaves the mounts to the daemon, which
+/// gives them to the next keeper; on SIGHUP the program that lies at its path now takes its place, with all mounts.
+pub fn run_here(state: &Path, keep_mounts: bool) -> io::Result<()> {
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
     signals.thread_block()?;
     let Some(mut keeper) = Keeper::open(state)? else {
         return Err(io::Error::new(io::ErrorKind::AddrInUse, "another keeper has this state directory"));
     };
+    keeper.keeps_mounts = keep_mounts;
     keeper.signals = Some(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?);
     keeper.table.restore(Store::at(std::env::var_os("NOTIFY_SOCKET")), sys::take_passed());
     keeper.table.tell_ready();
@@ -101,6 +102,8 @@ pub struct Keeper {
     ends_mounts: bool,
     /// None: signals end the process as they do.
     signals: Option<SignalFd>,
+    /// The mounts stay when a signal ends it.
+    keeps_mounts: bool,
     /// Held, never read.
     _lock: File,
 }
@@ -123,7 +126,8 @@ impl Keeper {
         let listener = sys::listen_at(&socket)?;
         fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
         let (table, watch) = (Table::new(), Watch::new());
-        Ok(Some(Self { listener, socket, table, watch, ends_mounts: false, signals: None, _lock: lock }))
+        let (signals, keeps_mounts) = (None, false);
+        Ok(Some(Self { listener, socket, table, watch, ends_mounts: false, signals, keeps_mounts, _lock: lock }))
     }
 
     /// Answers requests until it is told to stop, or its socket was removed and nothing is mounted.
@@ -135,7 +139,9 @@ impl Keeper {
             if seen.signal == Some(Signal::SIGHUP) {
                 self.make_way();
             } else if seen.signal.is_some() {
-                self.table.unmount_all();
+                if !self.keeps_mounts {
+                    self.table.unmount_all();
+                }
                 let _ = fs::remove_file(&self.socket);
                 return Ok(());
             }

@@ -150,6 +150,14 @@ fn mount_at(path: &Path) -> io::Result<u64> {
     id.ok_or_else(|| io::Error::other("the kernel does not tell what is mounted there"))
 }
 
+/// Shows what is mounted at `from` at `dir` too, as read-only as it is there.
+pub(super) fn bind(from: &Path, dir: &Path) -> io::Result<()> {
+    if !geteuid().is_root() {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "only root shows a mount at another directory"));
+    }
+    Ok(mount(Some(from), dir, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
+}
+
 /// Says whether the kernel has given up a mount's connection (unmounted and no longer open, or aborted).
 pub(super) fn is_gone(fuse: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(fuse.as_fd(), PollFlags::empty())];
@@ -217,6 +225,23 @@ pub(super) fn find_ours(dir: &Path) -> io::Result<Option<MountLine>> {
 /// Says whether the topmost mount at `dir` is one of Larder's.
 pub fn is_ours(dir: &Path) -> io::Result<bool> {
     Ok(find_ours(dir)?.is_some())
+}
+
+/// What is mounted at a directory, as the mount table has it: no file system is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// Names the file system: two directories that show the same mount have the same.
+    pub dev: String,
+    pub is_ours: bool,
+}
+
+/// Gives what is mounted at `dir` itself, the topmost of several.
+pub fn shown_at(dir: &Path) -> io::Result<Option<Shown>> {
+    let line = find(dir)?;
+    Ok(line.map(|line| Shown {
+        is_ours: line.fs_type == FS_TYPE || kernel::is_image(&line.fs_type, &line.source),
+        dev: line.dev,
+    }))
 }
 
 /// A mount of the kernel engine's, as the mount table has it.

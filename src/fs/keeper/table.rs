@@ -145,6 +145,7 @@ impl Table {
             Request::Note { id, note } => self.note(id, note),
             Request::ReadAhead { id, kib } => self.read_ahead(id, kib),
             Request::Place { dir, instead, owner } => self.place(&fds, &dir, instead, owner),
+            Request::Bind { from, dir } => bind(&from, &dir),
             Request::Stop if self.mounts.is_empty() => (Answer::Done, Vec::new(), true),
             Request::Stop => refused(Errno::EBUSY, format_args!("{} mounts are left", self.mounts.len())),
         }
@@ -309,6 +310,23 @@ impl Table {
             Ok(()) => done(),
             Err(error) => failed(&error, format_args!("/sys/class/bdi/{}/read_ahead_kb", line.dev)),
         }
+    }
+}
+
+/// Shows a mount of ours at another directory. Nothing that a file system would have to answer is asked: the daemon
+/// that serves the mount may wait for this keeper.
+fn bind(from: &Path, dir: &Path) -> Handled {
+    match (mounts::is_ours(from), mounts::is_ours(dir)) {
+        (Ok(true), Ok(false)) => {}
+        (Ok(false), _) => return refused(Errno::EINVAL, format_args!("{} is not a Larder mount", from.display())),
+        (_, Ok(true)) => {
+            return refused(Errno::EEXIST, format_args!("a Larder mount is at {} already", dir.display()));
+        }
+        (Err(error), _) | (_, Err(error)) => return failed(&error, "/proc/self/mountinfo"),
+    }
+    match mounts::bind(from, dir) {
+        Ok(()) => done(),
+        Err(error) => failed(&error, dir.display()),
     }
 }
 

@@ -113,6 +113,8 @@ pub(crate) enum Request {
         #[serde(default)]
         owner: Option<u32>,
     },
+    /// Shows the mount of ours that is at `from` at another directory too.
+    Bind { from: PathBuf, dir: PathBuf },
     /// Ends the keeper if it has no mounts.
     Stop,
 }

@@ -1,6 +1,7 @@
 //! What integration tests share.
 //!
 //! * [`s3`]: an embedded lake as a server on loopback, with the environment for the binary.
+//! * [`csi`]: the CSI driver, and what the kubelet says to it.
 //! * [`cluster`]: several nodes with one tier, before a lake that counts.
 //! * [`world`]: a home of its own for one test, with the real binary in it.
 //! * [`control_plane`]: a real API server of Kubernetes with simulated nodes.
@@ -11,6 +12,7 @@ use std::sync::OnceLock;
 
 pub mod cluster;
 pub mod control_plane;
+pub mod csi;
 pub mod gpus;
 pub mod proxy;
 pub mod s3;

@@ -123,8 +123,20 @@ impl World {
     /// Gives the command, ready to be spawned.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(&self.binary);
+        command.args(args);
+        self.surround(command)
+    }
+
+    /// Gives the command behind another one that runs it (`unshare --mount`).
+    pub fn command_behind(&self, wrapper: &[&str], args: &[&str]) -> Command {
+        let (program, flags) = wrapper.split_first().expect("names a program");
+        let mut command = Command::new(program);
+        command.args(flags).arg(&self.binary).args(args);
+        self.surround(command)
+    }
+
+    fn surround(&self, mut command: Command) -> Command {
         command
-            .args(args)
             .env_clear()
             .env("HOME", self.path("home"))
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
