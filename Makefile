@@ -7,10 +7,10 @@ CARGO      ?= cargo
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),$(CURDIR)/target)
 LARDER     := $(TARGET_DIR)/release/larder
 
-.PHONY: help build deb demo test lint campaign bench fuzz deps clean
+.PHONY: help build deb image demo test test-k8s lint campaign bench fuzz deps clean
 
 help:            ## Lists the targets.
-	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 build:           ## Builds the release binary.
 	$(CARGO) build --release --locked
@@ -19,11 +19,17 @@ build:           ## Builds the release binary.
 deb: build       ## Makes a Debian package of it in dist/.
 	scripts/deb $(LARDER) dist
 
+image: build     ## Makes an OCI image of it in dist/, without an image registry.
+	scripts/image $(LARDER) dist
+
 demo: deps build ## Shows the whole job on real data (KEEP=1 leaves it running).
 	LARDER_BIN=$(LARDER) KEEP=$(KEEP) demo/run
 
 test: deps       ## Runs the tests that guard every change.
 	scripts/test
+
+test-k8s: deps build ## Helm chart and driver on a real Kubernetes of one node, from nothing (KILLS=50 KEEP=1; root, Go).
+	LARDER_BIN=$(LARDER) KILLS=$(or $(KILLS),50) KEEP=$(KEEP) tests/k8s/run.sh
 
 lint:            ## Format, clippy, docs, licences.
 	scripts/lint

@@ -30,7 +30,9 @@ step() { # step SENTENCE FUNCTION ARGUMENT...
     shift
     STEPS=$((STEPS + 1))
     log=$WORK/step-$STEPS.log
-    if (set -euo pipefail; "$@") >"$log" 2>&1; then
+    # In the background, since a failure inside a condition would end nothing.
+    (set -euo pipefail; "$@") >"$log" 2>&1 &
+    if wait $!; then
         printf 'ok    %4d s  %s\n' $((SECONDS - began)) "$what"
     else
         printf 'FAIL  %4d s  %s\n' $((SECONDS - began)) "$what"
@@ -201,14 +203,15 @@ three_ways() {
             { kubectl describe pod "read-$way"; kubectl logs "read-$way"; return 1; }
         kubectl logs "read-$way"
         [ "$(kubectl logs "read-$way" | tail -n1)" = "$(find "$WORK/pictures" -type f -exec cat {} + | wc -c)" ]
-        reader "digest-$way" "$(example "$way" | sed -n '/^  volumes:/,$p' | sed '1,2d' | sed 's/^ *//' | paste -sd' ')" >/dev/null
     done
     for way in inline volume claim; do example "$way" | kubectl delete -f - --wait --timeout=5m; done
 }
 
 digests() {
-    example volume | sed '/^kind: Pod/,$d' | sed '$d' | kubectl apply -f -
-    example claim | sed '/^kind: Pod/,$d' | sed '$d' | sed '$d' | kubectl apply -f -
+    local way
+    for way in volume claim; do
+        example "$way" | awk 'BEGIN { RS = "---\n"; ORS = "---\n" } !/kind: Pod\n/' | kubectl apply -f -
+    done
     reader reader-inline "$INLINE" | kubectl apply -f -
     reader reader-volume 'persistentVolumeClaim: {claimName: pictures-v1, readOnly: true}' | kubectl apply -f -
     reader reader-claim 'persistentVolumeClaim: {claimName: pictures, readOnly: true}' | kubectl apply -f -
