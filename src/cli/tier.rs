@@ -72,7 +72,8 @@ enum Command {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   larder tier init /mnt/tier
-  larder tier init /mnt/tier --capacity 4TiB --ttl 12h --mode 0770")]
+  larder tier init /mnt/tier --capacity 4TiB --ttl 12h --mode 0770
+  larder tier init /mnt/tier --if-missing     # in scripts that run on every node")]
 pub struct InitArgs {
     /// The directory: empty, or made now
     #[arg(value_name = "DIR")]
@@ -92,6 +93,9 @@ pub struct InitArgs {
     /// Group of its files
     #[arg(long, value_name = "GID")]
     gid: Option<u32>,
+    /// Takes a directory that is a tier already as it is
+    #[arg(long)]
+    if_missing: bool,
 }
 
 /// Flags of commands about one tier.
@@ -206,9 +210,14 @@ fn init(ctx: &Context, args: &InitArgs) -> anyhow::Result<()> {
         gid: args.gid,
     };
     let dir = std::path::absolute(&args.dir)?;
-    let marker = Tier::init(&dir, &options)?;
+    let (marker, is_new) =
+        if args.if_missing { Tier::init_if_missing(&dir, &options)? } else { (Tier::init(&dir, &options)?, true) };
     if ctx.json() {
         return ctx.print_json(&InitOutput { path: dir.display().to_string(), marker: &marker });
+    }
+    if !is_new {
+        ctx.say(format_args!("{}: is a tier already ({})", dir.display(), marker.tier));
+        return Ok(());
     }
     ctx.say(format_args!("{}: is a tier now ({})", dir.display(), marker.tier));
     ctx.say(format_args!("use it with `LARDER_TIER={}`, or a [tier.NAME] in the configuration", dir.display()));

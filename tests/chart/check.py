@@ -359,6 +359,11 @@ class Promises(unittest.TestCase):
         config = config_of(render(merged(SMALLEST, {"lake": {"region": 'a"b\\c'}})))
         self.assertEqual(config["lake"]["region"], 'a"b\\c')
 
+    def test_the_driver_is_what_its_contract_says(self):
+        self.assertEqual(one(render(SMALLEST), "CSIDriver")["spec"], {
+            "attachRequired": False, "podInfoOnMount": True, "fsGroupPolicy": "None", "storageCapacity": False,
+            "requiresRepublish": False, "volumeLifecycleModes": ["Persistent", "Ephemeral"]})
+
     def test_each_kind_of_tier_becomes_a_volume_of_the_daemon(self):
         tiers = [
             ({"hostPath": {"path": "/nvme"}}, {"hostPath": {"path": "/nvme", "type": "DirectoryOrCreate"}}),

@@ -161,3 +161,20 @@ fn what_a_tier_holds_is_told_by_dataset_with_shared_packs_once() {
     assert_eq!(usage["used_bytes"].as_u64(), sum, "they share nothing, and each of a dataset's packs counts once");
     assert!(world.ok(["tier", "df"]).contains("\nnotes"));
 }
+
+#[test]
+fn a_directory_that_is_a_tier_already_is_left_as_it_is_where_that_is_asked() {
+    let world = World::new();
+    let dir = world.path("shared");
+    let dir = dir.to_str().expect("plain");
+    let made = world.json(&["tier", "init", dir, "--if-missing", "--ttl", "3d"]);
+    let again = world.json(&["tier", "init", dir, "--if-missing", "--ttl", "1h"]);
+    assert_eq!(made, again, "the marker that is there counts");
+    assert!(world.fails(1, ["tier", "init", dir]).contains("is a tier already"));
+    world.files("foreign", &[("theirs.txt", b"x")]);
+    assert!(
+        world
+            .fails(1, ["tier", "init", world.path("foreign").to_str().expect("plain"), "--if-missing"])
+            .contains("theirs.txt")
+    );
+}

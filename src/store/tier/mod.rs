@@ -193,6 +193,15 @@ impl Tier<RealIo> {
         marker::init(&io, dir, options, &RealClock::default())
     }
 
+    /// The same, but takes a directory that is a tier already as it is; says whether it was made now. Nodes that
+    /// do this at the same time make one tier.
+    pub fn init_if_missing(dir: &Path, options: &InitOptions) -> Result<(Marker, bool), TierError> {
+        match Self::init(dir, options) {
+            Err(TierError::AlreadyTier { .. }) => Ok((marker::read(&RealIo::new(dir), dir)?, false)),
+            made => Ok((made?, true)),
+        }
+    }
+
     /// Opens a tier. Without the marker it is refused and nothing is written.
     pub fn open(dir: &Path, node: NodeId, cfg: TierConfig) -> Result<Self, TierError> {
         Self::open_as(dir, node, Uuid::new_v4(), Arc::new(siblings::Strangers), cfg)
