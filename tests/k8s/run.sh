@@ -139,6 +139,7 @@ controller:
   provisioner: {image: "localhost/csi-provisioner:kit", pullPolicy: Never}
 test: {dataset: pictures@v1, image: "localhost/busybox:kit", pullPolicy: Never}
 uninstall: {whenInUse: ${1:-refuse}, timeout: 10m}
+tiers: [{name: local, hostPath: {path: "$WORK/tier"}}]
 config: |
   # round ${2:-0}
 YAML
@@ -234,7 +235,8 @@ tells() {
     kubectl delete pod writer --wait --timeout=5m
 }
 
-devices() { awk '/ - fuse.larder / {print $3}' /proc/self/mountinfo | sort -u | wc -l; }
+# The mounts that pods see: place, and the device that says which are the same.
+mounts() { awk -v below="$KUBELET_DIR/" '/ - (fuse.larder|erofs) / && index($5, below) == 1 {print $5, $3}' /proc/self/mountinfo; }
 
 twenty() {
     local number
@@ -243,8 +245,9 @@ twenty() {
         echo ---
     done | sed '$d' | kubectl apply -f -
     for number in $(seq 20); do until_true 900 has_read "many-$number" 1; done
-    grep -c ' - fuse.larder ' /proc/self/mountinfo
-    [ "$(devices)" = 1 ] # 23 pods by now: one mount, bound 23 times
+    mounts
+    [ "$(mounts | wc -l)" -ge 23 ] # with those of the step before
+    [ "$(mounts | cut -d' ' -f2 | sort -u | wc -l)" = 1 ]
     kubectl delete pods $(seq -f 'many-%g' 20) --wait --timeout=10m
 }
 
@@ -269,21 +272,27 @@ go_on() {
 
 node_pod() { kubectl -n larder get pods -l app.kubernetes.io/component=node -o jsonpath='{.items[0].metadata.name}'; }
 
+# The processes of pods whose command line has this in it. No other process of the machine is looked at.
+in_pods() {
+    local pid
+    for pid in $(pod_processes); do
+        if tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q "$1"; then echo "$pid"; fi
+    done
+}
+kill_in_pods() { # as the kernel does it when there is no memory
+    local pid
+    for pid in $(in_pods "$1"); do kill -KILL "$pid" || true; done
+}
+
 # The driver's pod is deleted, or its daemon or driver killed, again and again.
 kills() {
-    local number pids
+    local number
     for number in $(seq "$KILLS"); do
         case $((number % 5)) in
         0) kubectl -n larder delete pod "$(node_pod)" --wait=false ;;
-        1 | 3) # as the kernel does it when there is no memory
-            pids=$(pgrep -f 'larder daemon --foreground --keep-mounts' || true)
-            # shellcheck disable=SC2086
-            [ -z "$pids" ] || kill -KILL $pids || true ;;
+        1 | 3) kill_in_pods 'larder daemon --foreground --keep-mounts' ;;
         2) kubectl -n larder delete pod "$(node_pod)" --grace-period=0 --force ;;
-        4)
-            pids=$(pgrep -f 'larder csi --mode node' || true)
-            # shellcheck disable=SC2086
-            [ -z "$pids" ] || kill -KILL $pids || true ;;
+        4) kill_in_pods 'larder csi --mode node' ;;
         esac
         echo 3 >/proc/sys/vm/drop_caches
         sleep 1 # spreads the kills over what the readers do; nothing waits for it
@@ -338,9 +347,10 @@ uninstall_drains() {
     [ -z "$(readers)" ]
 }
 
+is_empty() { [ -z "$("$@")" ]; }
 nothing_is_left() {
-    until_true 120 sh -c '! grep -q " - fuse.larder \| - erofs " /proc/self/mountinfo'
-    until_true 120 sh -c '! pgrep -f "larder (daemon|keeper|csi|scheduler)"'
+    until_true 120 is_empty mounts
+    until_true 120 is_empty in_pods '^/usr/bin/larder '
     find "$KUBELET_DIR/plugins" "$KUBELET_DIR/plugins_registry" /var/lib/larder -type s
     [ -z "$(find "$KUBELET_DIR/plugins" "$KUBELET_DIR/plugins_registry" /var/lib/larder -type s)" ]
     [ -z "$(kubectl get csidriver,storageclass,clusterrole,clusterrolebinding -o name | grep larder)" ]
