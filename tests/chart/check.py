@@ -7,11 +7,16 @@ Kubernetes versions, the README's table, and what the rendered objects promise.
 
 import copy
 import functools
+import gzip
+import hashlib
+import io
 import json
+import os
 import pathlib
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import tomllib
 import unittest
@@ -425,6 +430,63 @@ class Files(unittest.TestCase):
         chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
         version = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["version"]
         self.assertEqual((chart["version"], chart["appVersion"]), (version, version))
+
+
+class Image(unittest.TestCase):
+    """scripts/oci, which makes the images."""
+
+    def pack(self, folder, out, *more):
+        return subprocess.run(
+            [sys.executable, str(ROOT / "scripts" / "oci"), "--name", "localhost/a:1", "--entrypoint", "/bin/a",
+             "--out", str(out), *more, str(folder)], capture_output=True, text=True, check=False)
+
+    def setUp(self):
+        kept = tempfile.TemporaryDirectory()
+        self.addCleanup(kept.cleanup)
+        self.dir = pathlib.Path(kept.name)
+        self.root = self.dir / "root"
+        (self.root / "bin").mkdir(parents=True)
+        (self.root / "bin" / "a").write_bytes(b"program")
+        (self.root / "bin" / "a").chmod(0o755)
+        (self.root / "b").symlink_to("bin/a")
+
+    def test_the_same_directory_gives_the_same_bytes_at_any_time(self):
+        first, second = self.dir / "1.tar", self.dir / "2.tar"
+        self.assertEqual(self.pack(self.root, first).returncode, 0)
+        os.utime(self.root / "bin" / "a", (1, 1))
+        self.assertEqual(self.pack(self.root, second).returncode, 0)
+        self.assertEqual(first.read_bytes(), second.read_bytes())
+        (self.root / "bin" / "a").write_bytes(b"another")
+        self.pack(self.root, second)
+        self.assertNotEqual(first.read_bytes(), second.read_bytes())
+
+    def test_the_archive_is_a_layout_whose_digests_hold(self):
+        out = self.dir / "1.tar"
+        self.pack(self.root, out, "--user", "65532:65532", "--arch", "arm64")
+        with tarfile.open(out) as archive:
+            files = {member.name: archive.extractfile(member).read() for member in archive.getmembers()}
+        blobs = {name.rsplit("/", 1)[1]: data for name, data in files.items() if name.startswith("blobs/sha256/")}
+        for digest, data in blobs.items():
+            self.assertEqual(hashlib.sha256(data).hexdigest(), digest)
+
+        def blob(of):
+            return blobs[of["digest"].removeprefix("sha256:")]
+        entry = json.loads(files["index.json"])["manifests"][0]
+        self.assertEqual(entry["annotations"]["io.containerd.image.name"], "localhost/a:1")
+        manifest = json.loads(blob(entry))
+        config = json.loads(blob(manifest["config"]))
+        self.assertEqual((config["architecture"], config["config"]["User"], config["config"]["Entrypoint"]), ("arm64", "65532:65532", ["/bin/a"]))
+        layer = gzip.decompress(blob(manifest["layers"][0]))
+        self.assertEqual(config["rootfs"]["diff_ids"], ["sha256:" + hashlib.sha256(layer).hexdigest()])
+        with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
+            self.assertEqual([(m.name, m.mode, m.uid, m.linkname) for m in tar.getmembers()],
+                             [("b", 0o777, 0, "bin/a"), ("bin", (self.root / "bin").stat().st_mode & 0o7777, 0, ""), ("bin/a", 0o755, 0, "")])
+
+    def test_what_is_no_file_is_refused(self):
+        os.mkfifo(self.root / "pipe")
+        done = self.pack(self.root, self.dir / "1.tar")
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("pipe", done.stderr)
 
 
 # What says itself, wherever it stands.
