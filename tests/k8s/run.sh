@@ -139,7 +139,7 @@ controller:
   provisioner: {image: "localhost/csi-provisioner:kit", pullPolicy: Never}
 test: {dataset: pictures@v1, image: "localhost/busybox:kit", pullPolicy: Never}
 uninstall: {whenInUse: ${1:-refuse}, timeout: 10m}
-tiers: [{name: local, hostPath: {path: "$WORK/tier"}}]
+tiers: [{name: local, hostPath: {path: /var/lib/larder/tier}}] # below a folder that is shared
 config: |
   # round ${2:-0}
 YAML
