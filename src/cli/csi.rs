@@ -107,6 +107,20 @@ enum What {
         #[arg(long)]
         ready: bool,
     },
+    /// Says which pods of the cluster use volumes of the driver: exit status 1 where some do
+    #[command(after_help = "Examples:
+  larder csi in-use
+  larder csi in-use --evict --wait 10m
+
+It asks the API server of the cluster that it runs in, or that KUBECONFIG names.")]
+    InUse {
+        /// Evicts them; budgets of theirs are respected
+        #[arg(long)]
+        evict: bool,
+        /// How long to wait until nobody uses any
+        #[arg(long, value_name = "SPAN", default_value = "0s")]
+        wait: Span,
+    },
 }
 
 impl RunArgs {
@@ -147,11 +161,31 @@ impl RunArgs {
 pub fn run(ctx: &Context, args: Args) -> anyhow::Result<()> {
     match args.command {
         Some(What::Probe { ready }) => Ok(ctx.block_on(csi::probe(&args.run.endpoint(), ready))?),
+        Some(What::InUse { evict, wait }) => in_use(ctx, &args.run.driver, evict, wait),
         None => {
             let settings = args.run.settings(ctx.config().daemon.socket.clone())?;
             ctx.block_on(serve(settings))
         }
     }
+}
+
+fn in_use(ctx: &Context, driver: &str, evict: bool, wait: Span) -> anyhow::Result<()> {
+    let left = ctx.block_on(async {
+        let client = csi::in_use::client().await?;
+        csi::in_use::wait(&client, driver, evict, wait.0).await
+    })?;
+    if ctx.json() {
+        ctx.print_json(&left)?;
+    }
+    let names: Vec<String> =
+        left.iter().map(|user| format!("{}/{} on {}", user.namespace, user.pod, user.node)).collect();
+    anyhow::ensure!(
+        left.is_empty(),
+        "pods use volumes of {driver}: {}; end them, or have them evicted with --evict",
+        names.join(", ")
+    );
+    ctx.say(format_args!("no pod uses a volume of {driver}"));
+    Ok(())
 }
 
 async fn serve(settings: Settings) -> anyhow::Result<()> {

@@ -7,6 +7,7 @@
 //! * [`proto`]: the protocols. [`volume`]: what a volume says, checked; pure. [`error`]: words and codes.
 //! * [`books`]: records on disk. `driver`: locks, daemon, API. `publish`: publish, unpublish, sweep.
 //! * `node`, `identity`, `controller`: the services, thin. `kube`: annotations and events.
+//! * [`in_use`]: which pods use volumes, asked before the driver is uninstalled.
 //! * this file: sockets and life; the probe.
 //!
 //! It is a client of the node's daemon as any other: it may be killed at any time, and no reader notices.
@@ -40,6 +41,7 @@ mod crash;
 mod driver;
 pub mod error;
 mod identity;
+pub mod in_use;
 mod kube;
 mod node;
 pub mod proto;
@@ -158,12 +160,18 @@ async fn serve(router: Router, listener: UnixListener, stop: CancellationToken) 
     }
 }
 
+/// Name of the socket that the kubelet finds. It connects with the socket's path, percent-encoded, as the authority of
+/// its requests, and that is none to us unless an `@` makes the encoded part look like a user's name.
+fn registration_name(driver: &str) -> String {
+    format!("{driver}@reg.sock")
+}
+
 /// Makes the driver known to the kubelet: it watches a folder for sockets, and asks who is there. Gives the socket.
 fn register(settings: &Settings, stop: &CancellationToken) -> Result<Option<PathBuf>, RunError> {
     let Some(folder) = &settings.registry else {
         return Ok(None);
     };
-    let socket = folder.join(format!("{}-reg.sock", settings.driver));
+    let socket = folder.join(registration_name(&settings.driver));
     let endpoint = settings.endpoint.to_string_lossy().into_owned();
     let plugin = Plugin { name: settings.driver.clone(), endpoint };
     let router = Server::builder().add_service(RegistrationServer::new(plugin));
@@ -221,4 +229,22 @@ pub async fn probe(socket: &Path, ready: bool) -> Result<(), RunError> {
         return Err(RunError::NotReady { socket: socket.to_owned() });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::codegen::http::uri::Authority;
+
+    use super::*;
+
+    // What a kubelet of 1.36 sends, as seen: with another name every request ended with PROTOCOL_ERROR.
+    #[test]
+    fn the_kubelets_name_for_the_registration_socket_is_an_authority() {
+        let path = format!("/var/lib/kubelet/plugins_registry/{}", registration_name("csi.larder.io"));
+        assert!(path.replace('/', "%2F").parse::<Authority>().is_ok());
+        assert!(
+            path.replace('/', "%2F").replace('@', "-").parse::<Authority>().is_err(),
+            "then the name need not be odd"
+        );
+    }
 }

@@ -98,7 +98,7 @@ impl Csi {
     }
 
     pub fn registration_socket(&self) -> PathBuf {
-        self.kubelet.join("plugins_registry/csi.larder.io-reg.sock")
+        self.kubelet.join("plugins_registry/csi.larder.io@reg.sock")
     }
 
     /// Makes the folder of a pod as the kubelet does; gives the target in it.
