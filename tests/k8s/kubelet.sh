@@ -19,6 +19,8 @@ stop) stop kubelet ;;
 restart)
     stop kubelet
     start_kubelet
+    # It ends where containerd does not answer when it starts, and nobody here starts it again.
+    wait_for 180 "the kubelet" kubectl get --raw "/api/v1/nodes/$NODE_NAME/proxy/healthz"
     ;;
 restart-containerd)
     stop containerd

@@ -180,8 +180,9 @@ YAML
 }
 INLINE='csi: {driver: csi.larder.io, readOnly: true, volumeAttributes: {dataset: pictures@v1}}'
 
-rounds() { kubectl logs "$1" --tail 1 | sed -n 's/^round //p'; }
-has_read() { [ "$(rounds "$1" || echo 0)" -ge "$2" ] 2>/dev/null; }
+# Nothing where the kubelet does not answer for a moment.
+rounds() { kubectl logs "$1" --tail 1 2>/dev/null | sed -n 's/^round //p' || true; }
+has_read() { [ "$(rounds "$1")" -ge "$2" ] 2>/dev/null; }
 readers() { kubectl get pods -l app=reader -o name; }
 no_reader_failed() { [ -z "$(kubectl get pods -l app=reader --field-selector status.phase!=Running -o name)" ]; }
 
@@ -263,9 +264,10 @@ train() {
 go_on() {
     local pod before
     for pod in $(readers); do
+        until_true 900 has_read "$pod" 1
         before=$(rounds "$pod")
         echo 3 >/proc/sys/vm/drop_caches
-        until_true 900 has_read "$pod" $((${before:-0} + 2))
+        until_true 900 has_read "$pod" $((before + 2))
     done
     no_reader_failed
 }
@@ -322,8 +324,7 @@ node_restarts() {
 
 keeper_is_replaced() {
     kubectl -n larder delete pod -l app.kubernetes.io/component=keeper --wait --timeout=5m
-    kubectl -n larder rollout status daemonset/larder-keeper --timeout=10m
-    kubectl -n larder wait --for=condition=Ready pod -l app.kubernetes.io/component=keeper --timeout=10m
+    until_true 600 kubectl -n larder wait --for=condition=Ready pod -l app.kubernetes.io/component=keeper --timeout=10s
     go_on
     reader reader-last "$INLINE" | kubectl apply -f -
     until_true 600 has_read reader-last 1
