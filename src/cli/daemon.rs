@@ -325,6 +325,8 @@ async fn serve_until_stopped(ctx: &Context, detached: bool, keep_mounts: bool) -
 async fn end(daemon: &Daemon, upkeep: tokio::task::JoinHandle<()>) {
     if daemon.leaves_mounts() {
         tracing::info!("the daemon ends; its mounts are left to the next one");
+        // Where none comes, no socket is left that nobody answers. One that comes waits for the lock, which is still ours.
+        let _ = std::fs::remove_file(&daemon.config().daemon.socket);
         // At once: leases and mounts are not given back, as if it had been killed.
         crate::fs::exit_now();
     }

@@ -337,11 +337,12 @@ uninstall_is_refused() {
     fi
     kubectl -n larder logs job/larder-uninstall
     kubectl -n larder logs job/larder-uninstall | grep -F reader-inline
-    helm status larder -n larder
     go_on
 }
 
+# Helm takes the release for one that is being uninstalled, and upgrades none such.
 uninstall_drains() {
+    helm rollback larder 2 -n larder --wait --timeout 15m
     values drain 1 >"$WORK/values.yaml"
     helm upgrade larder "$root/helm/larder" -n larder -f "$WORK/values.yaml" --wait --timeout 15m
     helm uninstall larder -n larder --wait --timeout 20m
