@@ -115,10 +115,9 @@ impl NodeError {
             Self::Wrong { .. } | Self::Dir { .. } | Self::DirIo { .. } | Self::Name(_) | Self::UnknownTier { .. } => {
                 400
             }
-            Self::Denied { .. }
-            | Self::NotGranted { .. }
-            | Self::NotGrantedToPod { .. }
-            | Self::NotFromHere { .. } => 403,
+            Self::Denied { .. } | Self::NotGranted { .. } | Self::NotGrantedToPod { .. } | Self::NotFromHere { .. } => {
+                403
+            }
             Self::NotMounted { .. } | Self::NoFill { .. } => 404,
             Self::Catalog(CatalogError::NoDataset { .. }) => 404,
             Self::Catalog(CatalogError::Refs(
