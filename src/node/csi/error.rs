@@ -22,14 +22,14 @@ pub enum CsiError {
     #[error("another call for this volume has been under way for {} s; it is tried again", waited.as_secs())]
     Busy { waited: Duration },
     #[error("the daemon of this node does not answer; its container (or `systemctl status larder`) says why")]
-    NoDaemon(#[source] ClientError),
+    NoDaemon(#[source] Box<ClientError>),
     #[error("the daemon of this node is beginning, and has not taken up its mounts yet; it is tried again")]
     NotReady,
     #[error("{what}")]
     Daemon {
         what: &'static str,
         #[source]
-        source: ClientError,
+        source: Box<ClientError>,
     },
     #[error("the lake does not answer{since}: {problem}")]
     Lake { problem: String, since: String },
@@ -43,7 +43,7 @@ pub enum CsiError {
     Kernel {
         revision: String,
         #[source]
-        source: ClientError,
+        source: Box<ClientError>,
     },
     #[error("{}: something that is not larder's is mounted there", target.display())]
     Foreign { target: PathBuf },
@@ -70,15 +70,18 @@ impl CsiError {
     /// Wraps what the daemon's client says: absent or not.
     pub fn of_daemon(what: &'static str) -> impl Fn(ClientError) -> Self {
         move |source| match source {
-            source @ (ClientError::Absent { .. } | ClientError::Lost { .. }) => Self::NoDaemon(source),
-            source => Self::Daemon { what, source },
+            source @ (ClientError::Absent { .. } | ClientError::Lost { .. }) => Self::NoDaemon(Box::new(source)),
+            source => Self::Daemon { what, source: Box::new(source) },
         }
     }
 
     /// Gives the HTTP status with which the daemon refused, where it did.
     pub fn refused_with(&self) -> Option<u16> {
         match self {
-            Self::Daemon { source: ClientError::Refused { status, .. }, .. } => Some(*status),
+            Self::Daemon { source, .. } => match source.as_ref() {
+                ClientError::Refused { status, .. } => Some(*status),
+                _ => None,
+            },
             _ => None,
         }
     }
