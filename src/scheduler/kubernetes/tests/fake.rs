@@ -45,6 +45,8 @@ struct Inner {
     faults: HashMap<&'static str, VecDeque<Fault>>,
     death: Option<Death>,
     counts: BTreeMap<&'static str, u64>,
+    /// Pods by the node that they were on once.
+    on_node: HashMap<String, HashSet<String>>,
     /// Uids that got a node.
     bound: HashSet<String>,
     violations: Vec<String>,
@@ -305,6 +307,9 @@ impl Inner {
         self.version += 1;
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         let key = (kind.to_owned(), Self::key(&object));
+        if let Some(node) = object["spec"]["nodeName"].as_str() {
+            self.on_node.entry(node.to_owned()).or_default().insert(key.1.clone());
+        }
         let change = if self.objects.insert(key, object.clone()).is_some() { "MODIFIED" } else { "ADDED" };
         self.log.push((self.version, kind.to_owned(), change, object));
     }
@@ -337,26 +342,28 @@ impl Inner {
             self.violations.push(format!("{key} was placed twice"));
         }
         self.put("pods", pod);
-        self.check();
+        self.check(binding["target"]["name"].as_str().expect("a node"));
         created()
     }
 
-    /// Looks whether a GPU has more than it can.
-    fn check(&mut self) {
-        let mut used: BTreeMap<(String, u64), u64> = BTreeMap::new();
-        let pods = self.objects.iter().filter(|((kind, _), pod)| kind == "pods" && pod["spec"]["nodeName"].is_string());
-        for (_, pod) in pods {
+    /// Looks whether a GPU of a node has more than it can.
+    fn check(&mut self, node: &str) {
+        let mut used: BTreeMap<u64, u64> = BTreeMap::new();
+        for key in self.on_node.get(node).into_iter().flatten() {
+            let pod = self.objects.get(&("pods".to_owned(), key.clone()));
+            let Some(pod) = pod.filter(|pod| pod["spec"]["nodeName"] == *node) else {
+                continue;
+            };
             let given = pod["metadata"]["annotations"]["larder.io/gpus"].as_str().unwrap_or("");
-            let node = pod["spec"]["nodeName"].as_str().unwrap_or("");
             for gpu in given.split(',').filter_map(|gpu| gpu.parse().ok()) {
-                *used.entry((node.to_owned(), gpu)).or_default() += size(pod).min(1000);
+                *used.entry(gpu).or_default() += size(pod).min(1000);
             }
         }
-        for ((node, gpu), used) in used {
-            let there = self.objects[&("nodes".to_owned(), node.clone())]["status"]["allocatable"]["nvidia.com/gpu"]
-                .as_str()
-                .unwrap_or("0");
-            if used > 1000 || gpu >= there.parse().expect("a number") {
+        let node_object = &self.objects[&("nodes".to_owned(), node.to_owned())];
+        let there =
+            node_object["status"]["allocatable"]["nvidia.com/gpu"].as_str().unwrap_or("0").parse().expect("a number");
+        for (gpu, used) in used {
+            if used > 1000 || gpu >= there {
                 self.violations.push(format!("GPU {gpu} of {node} has {used}"));
             }
         }
