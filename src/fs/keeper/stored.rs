@@ -91,7 +91,7 @@ pub(super) struct Stored {
     pub slots: OwnedFd,
 }
 
-/// The store; without a service manager one that takes nothing.
+/// The descriptor store; without a service manager one that takes nothing.
 #[derive(Debug, Default)]
 pub(super) struct Store {
     /// The manager's socket.
