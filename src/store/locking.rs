@@ -58,16 +58,3 @@ pub(crate) fn explore(case: impl Fn() + Send + Sync + 'static) {
     model.max_branches = 10_000;
     model.check(case);
 }
-
-/// Asks again and again for what a future gives, and lets others go on in between.
-#[cfg(test)]
-pub(crate) fn answer<F: Future>(future: F) -> F::Output {
-    use std::task::{Context, Poll, Waker};
-    let mut future = std::pin::pin!(future);
-    loop {
-        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            return value;
-        }
-        loom::thread::yield_now();
-    }
-}

@@ -102,11 +102,8 @@ impl Ticket {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
     use super::*;
     use crate::format::ids::{ContentDigest, ContentId};
-    use crate::store::locking::{Explored, answer, explore};
 
     fn key() -> UnitKey {
         UnitKey { content: ContentId::Digest(ContentDigest([1; 32])), block: 0 }
@@ -131,54 +128,5 @@ mod tests {
         drop(flight);
         assert!(matches!(ticket.wait().await, Err(FetchError::Stopped)));
         assert_eq!(flights.len(), 0);
-    }
-
-    /// What one who asks does: fetches where nobody does, else takes what the other one gave. `memory` is what a reader
-    /// looks at before it boards, and what is filled before a flight lands.
-    fn ask(flights: &Arc<Flights<Explored>>, memory: &AtomicBool, fetches: &AtomicUsize, gives_up: bool) {
-        if memory.load(Ordering::SeqCst) {
-            return;
-        }
-        match flights.board(key(), Verify::Node) {
-            Boarded::Begun(flight, own) => {
-                if gives_up {
-                    drop(flight);
-                    assert!(matches!(answer(own.wait()), Err(FetchError::Stopped)));
-                    return;
-                }
-                // Boarded after another flight landed: its bytes are in memory.
-                if !memory.load(Ordering::SeqCst) {
-                    fetches.fetch_add(1, Ordering::SeqCst);
-                    loom::thread::yield_now();
-                    memory.store(true, Ordering::SeqCst);
-                }
-                flight.land(Ok(Bytes::from_static(b"x")));
-                assert_eq!(answer(own.wait()).expect("landed"), "x");
-            }
-            Boarded::Joined(ticket) => match answer(ticket.wait()) {
-                Ok(bytes) => assert_eq!(bytes, "x"),
-                Err(error) => assert!(matches!(error, FetchError::Stopped), "{error}"),
-            },
-        }
-    }
-
-    #[test]
-    fn in_every_order_three_who_ask_fetch_once_and_nobody_waits_for_ever() {
-        for gives_up in [false, true] {
-            explore(move || {
-                let flights = Arc::new(Flights::<Explored>::default());
-                let (memory, fetches) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-                let others = [gives_up, false].map(|gives_up| {
-                    let (flights, memory, fetches) = (flights.clone(), memory.clone(), fetches.clone());
-                    loom::thread::spawn(move || ask(&flights, &memory, &fetches, gives_up))
-                });
-                ask(&flights, &memory, &fetches, false);
-                for other in others {
-                    other.join().expect("ends");
-                }
-                assert!(fetches.load(Ordering::SeqCst) <= 1, "fetched twice");
-                assert_eq!(flights.len(), 0, "a flight is left");
-            });
-        }
     }
 }
