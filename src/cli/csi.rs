@@ -51,6 +51,7 @@ struct RunArgs {
     driver: String,
     /// The kubelet's folder
     #[arg(
+        global = true,
         long,
         value_name = "DIR",
         env = "LARDER_CSI_KUBELET_DIR",

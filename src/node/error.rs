@@ -80,6 +80,8 @@ pub enum NodeError {
     Open(#[from] OpenError),
     #[error(transparent)]
     Catalog(#[from] CatalogError),
+    #[error("{revision} has no directory `{subdir}`")]
+    NoSubdir { revision: String, subdir: String },
     #[error("cannot show {revision}")]
     View {
         revision: String,
@@ -118,7 +120,7 @@ impl NodeError {
             Self::Denied { .. } | Self::NotGranted { .. } | Self::NotGrantedToPod { .. } | Self::NotFromHere { .. } => {
                 403
             }
-            Self::NotMounted { .. } | Self::NoFill { .. } => 404,
+            Self::NotMounted { .. } | Self::NoFill { .. } | Self::NoSubdir { .. } => 404,
             Self::Catalog(CatalogError::NoDataset { .. }) => 404,
             Self::Catalog(CatalogError::Refs(
                 RefError::NoDataset { .. }

@@ -17,7 +17,7 @@ use crate::format::refs::{At, DatasetName, Revision};
 use crate::fs::keeper::{KeeperError, MountId};
 use crate::fs::mount::{self, MountError, MountSpec, MountedView, READ_AHEAD_KIB};
 use crate::fs::session::ServeOptions;
-use crate::fs::view::{Look, View, ViewOptions};
+use crate::fs::view::{Look, View, ViewError, ViewOptions};
 use crate::store::catalog::Snapshot;
 use crate::store::lake::PutIf;
 use crate::store::tier::{CommitKey, Lease, Record, Tier};
@@ -330,7 +330,7 @@ impl Daemon {
             opened = View::open(snapshot.clone(), meta.clone(), tier.fetcher.clone(), options) => opened,
             () = stop.cancelled() => return Err(NodeError::Stopping),
         };
-        let view = view.map_err(|source| NodeError::View { revision: row.revision.clone(), source })?;
+        let view = view.map_err(|source| cannot_show(row, source))?;
         let spec = MountSpec {
             dir: row.dir().to_owned(),
             owner: required_owner(row),
@@ -737,6 +737,16 @@ fn make_dir(dir: &Path, caller: Caller) -> Result<(), NodeError> {
     }
     let at = |source| NodeError::DirIo { dir: dir.to_owned(), doing: "cannot be made", source };
     std::fs::create_dir_all(dir).map_err(at)
+}
+
+fn cannot_show(row: &MountRow, source: ViewError) -> NodeError {
+    let revision = row.revision.clone();
+    match (&row.options.subdir, source) {
+        (Some(subdir), ViewError::NoEntry | ViewError::NotDir) => {
+            NodeError::NoSubdir { revision, subdir: subdir.clone() }
+        }
+        (_, source) => NodeError::View { revision, source },
+    }
 }
 
 /// Says what a revision asks for, for messages: the part behind the `@`.

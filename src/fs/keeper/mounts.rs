@@ -32,6 +32,8 @@ const FS_TYPE: &str = "fuse.larder";
 pub(super) struct MountLine {
     /// Names this mount of the file system, for as long as it lives.
     pub id: u64,
+    /// The mount that it is mounted on: at the same directory, the one below.
+    parent: u64,
     /// `major:minor` of the file system, which also names its entry in /sys/class/bdi.
     pub dev: String,
     pub dir: PathBuf,
@@ -189,13 +191,15 @@ fn unescape(field: &[u8]) -> PathBuf {
 fn parse_line(line: &[u8]) -> Option<MountLine> {
     let mut fields = line.split(|&byte| byte == b' ');
     let id = fields.by_ref().next()?;
-    let dev = fields.by_ref().nth(1)?;
+    let parent = fields.by_ref().next()?;
+    let dev = fields.by_ref().next()?;
     let dir = fields.by_ref().nth(1)?;
     let mut behind = fields.skip_while(|field| *field != b"-").skip(1);
     let fs_type = behind.next()?;
     let source = behind.next()?;
     Some(MountLine {
         id: std::str::from_utf8(id).ok()?.parse().ok()?,
+        parent: std::str::from_utf8(parent).ok()?.parse().ok()?,
         dev: String::from_utf8(dev.to_vec()).ok()?,
         dir: unescape(dir),
         fs_type: String::from_utf8(fs_type.to_vec()).ok()?,
@@ -214,7 +218,23 @@ pub(super) fn find(dir: &Path) -> io::Result<Option<MountLine>> {
 }
 
 fn topmost(lines: Vec<MountLine>, dir: &Path) -> Option<MountLine> {
-    lines.into_iter().rev().find(|line| line.dir.as_os_str().as_bytes() == dir.as_os_str().as_bytes())
+    stack(lines, dir).into_iter().next()
+}
+
+/// Gives what is mounted at `dir`, the topmost first. The order of the table says nothing of that: what was mounted
+/// beneath another one comes later in it.
+fn stack(mut lines: Vec<MountLine>, dir: &Path) -> Vec<MountLine> {
+    lines.retain(|line| line.dir.as_os_str().as_bytes() == dir.as_os_str().as_bytes());
+    let is_below = |line: &MountLine| lines.iter().any(|other| other.parent == line.id && other.id != line.id);
+    // Of several towers the newest: the others are below something that is mounted on a directory above.
+    let mut next = lines.iter().rposition(|line| !is_below(line));
+    let mut stack = Vec::new();
+    while let Some(at) = next {
+        let line = lines.remove(at);
+        next = lines.iter().position(|below| below.id == line.parent);
+        stack.push(line);
+    }
+    stack
 }
 
 /// Gives the topmost mount at `dir` where it is one of Larder's.
@@ -271,8 +291,7 @@ pub fn image_at(dir: &Path) -> io::Result<Option<ImageLine>> {
 }
 
 fn image_among(lines: Vec<MountLine>, dir: &Path) -> Option<ImageLine> {
-    let here = lines.into_iter().rev().filter(|line| line.dir.as_os_str().as_bytes() == dir.as_os_str().as_bytes());
-    for (depth, line) in here.enumerate() {
+    for (depth, line) in stack(lines, dir).into_iter().enumerate() {
         if line.fs_type == FS_TYPE {
             return None;
         }
@@ -345,7 +364,8 @@ mod tests {
     #[test]
     fn an_image_is_found_beneath_what_others_mounted_over_it_but_not_beneath_a_fuse_mount_of_ours() {
         let line = |id: u64, dir: &str, fs_type: &str, source: &str| {
-            parse_line(format!("{id} 1 0:52 / {dir} ro - {fs_type} {source} ro").as_bytes()).expect("is a line")
+            let parent = id - 1;
+            parse_line(format!("{id} {parent} 0:52 / {dir} ro - {fs_type} {source} ro").as_bytes()).expect("is a line")
         };
         let image = line(40, "/m", "erofs", "/state/images/aa.larder");
         let found = |more: &[MountLine]| {
@@ -356,6 +376,19 @@ mod tests {
         assert_eq!(found(&[line(41, "/m", "tmpfs", "none")]), Some((40, false)));
         assert_eq!(found(&[line(41, "/m", FS_TYPE, "larder:a@b")]), None);
         assert_eq!(found(&[line(41, "/m", "erofs", "/other.img")]), Some((40, false)), "no image of ours");
+    }
+
+    #[test]
+    fn the_topmost_is_whatever_nothing_is_mounted_on_also_where_another_was_put_beneath_it_later() {
+        let line = |id: u64, parent: u64| parse_line(format!("{id} {parent} 0:52 / /m ro - tmpfs x ro").as_bytes());
+        let ids = |lines: &[(u64, u64)]| {
+            let lines = lines.iter().filter_map(|&(id, parent)| line(id, parent)).collect();
+            stack(lines, Path::new("/m")).iter().map(|line| line.id).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(&[(40, 1), (41, 40), (42, 41)]), [42, 41, 40]);
+        assert_eq!(ids(&[(40, 41), (41, 1)]), [40, 41], "41 was put beneath 40");
+        assert_eq!(ids(&[(40, 1), (50, 2)]), [50], "40 lies below what covers a directory above");
+        assert_eq!(ids(&[]), [0; 0]);
     }
 
     #[test]

@@ -287,7 +287,8 @@ mod tests {
 
     #[test]
     fn a_request_that_lacks_something_or_brings_secrets_is_refused() {
-        let cases: [(&str, fn(&mut NodePublishVolumeRequest)); 6] = [
+        type Change = fn(&mut NodePublishVolumeRequest);
+        let cases: [(&str, Change); 6] = [
             ("volume id", |request| request.volume_id.clear()),
             ("target path", |request| request.target_path.clear()),
             ("not absolute", |request| request.target_path = "pods/1".into()),
