@@ -19,6 +19,7 @@
 
 pub mod cli;
 pub mod config;
+mod crash;
 pub mod format;
 pub mod fs;
 pub mod node;

@@ -13,9 +13,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config", &["config", "format"]),
     ("store", &["store", "format", "testkit"]),
     ("fs", &["fs", "store", "format", "testkit"]),
-    ("node", &["node", "fs", "store", "format", "config", "testkit"]),
+    ("node", &["node", "fs", "store", "format", "config", "crash", "testkit"]),
     ("quota", &["quota"]),
-    ("scheduler", &["scheduler", "quota"]),
+    ("scheduler", &["scheduler", "quota", "crash"]),
+    // Where tests have a process die; uses nothing.
+    ("crash", &[]),
     ("cli", &["cli", "node", "fs", "store", "format", "config", "scheduler", "quota"]),
     ("testkit", &["testkit", "fs", "store", "format"]),
 ];

@@ -17,7 +17,6 @@ use uuid::Uuid;
 
 use super::api::ExecRequest;
 use super::cluster::Cluster;
-use super::crash;
 use super::disk::DiskError;
 use super::error::SchedulerError;
 use super::executor::{Containers, ExecPlan, Executor, Launch, Processes};
@@ -29,6 +28,7 @@ use super::store::{Store, StoreError};
 use super::task::TaskDir;
 use super::view::{JobView, Look};
 use super::watch::Watch;
+use crate::crash;
 use crate::quota::{JobId, ProjectShare, Why};
 
 /// How often the tasks are looked at as long as something happens of which nobody tells.

@@ -10,7 +10,7 @@
 //!   `watch`: the kernel tells that one ended.
 //! * [`snapshot`]: what a job has made so far, as a commit, and back. `copy`: trees that others write to.
 //! * [`job`], [`cluster`]: the records. [`store`]: the directory that has them. `disk`: files that
-//!   survive a crash. `crash`: moments at which a test has it die.
+//!   survive a crash.
 //! * [`api`], [`server`], [`view`], `metrics`: how others see it. [`lake_side`]: what it needs of data.
 //! * [`kubernetes`]: the same decision for a cluster, where pods are the jobs and the API server has all records.
 //! * [`simulate`]: plays a scenario against the decision, with a clock of its own.
@@ -24,7 +24,6 @@ mod check;
 pub mod cluster;
 mod copy;
 pub mod core;
-mod crash;
 mod decide;
 mod disk;
 pub mod error;

@@ -210,9 +210,9 @@ impl Core {
         let pause = STILLBORN_PAUSE_MS.saturating_mul(1 << count.min(16));
         self.stillborn.insert(task.clone(), (count.saturating_add(1), now_ms.saturating_add(pause)));
         task.prepare(spec)?;
-        super::crash::point("before supervisor");
+        crate::crash::point("before supervisor");
         let child = task.spawn(&self.options.exe)?;
-        super::crash::point("after supervisor");
+        crate::crash::point("after supervisor");
         self.supervisors.insert(task.clone(), child);
         Ok(())
     }

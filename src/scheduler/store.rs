@@ -5,7 +5,7 @@
 //! <dir>/cluster.json             projects and nodes
 //! <dir>/jobs/<id>/record.json    a job
 //! <dir>/jobs/<id>/logs/<rank>    what it printed, all attempts
-//! <dir>/jobs/<id>/work/          where it runs; stays while it is paused
+//! <dir>/jobs/<id>/work           where it runs: a directory that stays while it is paused
 //! <dir>/jobs/<id>/root/          what it was given, by path (processes)
 //! <dir>/jobs/<id>/out/<dataset>/ its outputs; stay while it is paused
 //! <dir>/jobs/<id>/attempts/<n>/<rank>/  a task (see `task`)

@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Pid, Uid};
 
-use super::crash;
 use super::disk::{self, DiskError};
 use super::family::{Birth, Family};
 use super::image;
 use super::logfile::LogBound;
 use super::task::{MARKER, TaskDir, TaskExit, TaskSpec, end_what_is_left};
+use crate::crash;
 
 /// How often it is looked whether a task that was asked to stop has ended.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);

@@ -37,7 +37,6 @@ use self::proto::registration::registration_server::RegistrationServer;
 
 pub mod books;
 mod controller;
-mod crash;
 mod driver;
 pub mod error;
 mod identity;

@@ -10,11 +10,11 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::books::{Pod, Record};
-use super::crash;
 use super::driver::{Driver, LOOK_INTERVAL, parent_is_gone, real, shown};
 use super::error::CsiError;
 use super::volume::{Attributes, Wanted, short_digest};
 use crate::config::EngineChoice;
+use crate::crash;
 use crate::format::grants::Right;
 use crate::fs::keeper::Shown;
 use crate::node::api::{

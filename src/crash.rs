@@ -1,7 +1,8 @@
-//! Named moments at which a test has the driver die, as by SIGKILL or a power cut: behind each step of a publish and
-//! an unpublish that leaves something (`docs/formats/csi.md`).
+//! Named moments at which a test has a process die, as by SIGKILL or a power cut.
 //!
-//! Only builds with debug assertions look at the variables. `tests/it/csi.rs` goes through all of them.
+//! Random kills find the wide windows; these are the narrow ones: between a record and what follows from it.
+//! Only builds with debug assertions look at the variables. `tests/it/campaign/jobs.rs` (the scheduler and its
+//! supervisors) and `tests/it/csi.rs` (the CSI driver) go through all of them.
 
 use nix::sys::signal::{Signal, kill};
 
@@ -10,7 +11,7 @@ const VARIABLE: &str = "LARDER_CRASH_POINT";
 const ONCE: &str = "LARDER_CRASH_ONCE";
 
 /// Dies here if that is what the variables say.
-pub(super) fn point(name: &str) {
+pub(crate) fn point(name: &str) {
     if !cfg!(debug_assertions) || std::env::var_os(VARIABLE).is_none_or(|wanted| wanted != name) {
         return;
     }
